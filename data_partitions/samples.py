@@ -1,0 +1,95 @@
+"""One user's samples, and the interface through which every source of data gives them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data_partitions.errors import BrokenDataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UserSamples:
+    """All samples of one user.
+
+    Raises:
+        BrokenDataError: shapes, types or lengths do not fit together.
+    """
+
+    client_id: str
+    """The user's natural id (a writer, a person); stable over files, seeds and runs."""
+
+    images: Tensor
+    """uint8, shape [N, C, H, W]; for handwriting white paper is 255."""
+
+    labels: Tensor
+    """int64, shape [N], in [0, num_classes)."""
+
+    domain: str | None = None
+    """Where the user comes from (FEMNIST: `hsf_id=4` are high-school students), None where nothing says so."""
+
+    fixed_test: Tensor | None = None
+    """bool, shape [N]: the test part that the data set itself prescribes (LEAF), None where it prescribes none."""
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) != count:
+            raise BrokenDataError(
+                f"User {self.client_id}: expected uint8 images [{count}, C, H, W], "
+                f"got {self.images.dtype} {list(self.images.shape)}."
+            )
+        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            raise BrokenDataError(f"User {self.client_id}: expected int64 labels [N], got {self.labels.dtype}.")
+        fixed = self.fixed_test
+        if fixed is not None and (fixed.dtype != torch.bool or fixed.shape != self.labels.shape):
+            raise BrokenDataError(f"User {self.client_id}: expected a bool mask [{count}] for the fixed test part.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Partitions(Protocol):
+    """Who has which samples; partition i belongs to `client_ids[i]`, in the sorted order of the natural ids."""
+
+    @property
+    def name(self) -> str:
+        """The name of the source, as in `--dataset`."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K; labels are in [0, K)."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """K names, or None where the data has none."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image, H and W in pixels."""
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """Natural ids, sorted."""
+
+    @property
+    def num_partitions(self) -> int:
+        """Number of users."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples per partition, known without loading any."""
+
+    def load_partition(self, index: int) -> UserSamples:
+        """Return all samples of user `client_ids[index]`, index in [0, num_partitions)."""
+
+
+def check_index(index: int, num_partitions: int) -> None:
+    """Refuse an index outside [0, num_partitions); negative ones too, which Python would take from the end."""
+    if not 0 <= index < num_partitions:
+        raise IndexError(f"Partition {index} is not in [0, {num_partitions}).")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1], same shape."""
+    return images.to(torch.float32) / 255.0

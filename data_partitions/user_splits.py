@@ -1,0 +1,240 @@
+"""Who trains the global model and who personalises it, and a user's train, calibration and test parts.
+
+The paper (Sec. 4.1) trains on 3,250 FEMNIST writers, personalises 250 others, and holds out 100 images of each.
+"""
+
+import hashlib
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
+from data_partitions.samples import UserSamples
+
+PAPER_PERSONAL_FRACTION = 250 / 3500
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSplit:
+    """Disjoint users, each tuple sorted."""
+
+    global_ids: tuple[str, ...]
+    """Users whose data may train the global model."""
+
+    personal_ids: tuple[str, ...]
+    """Users who personalise it; the global model never sees their data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSettings:
+    """How a user's samples are divided.
+
+    Raises:
+        DataSettingsError: a fraction outside [0, 1], or a negative count.
+    """
+
+    test_samples: int = 100
+    """Samples held out for testing where the user has at least `test_samples_from`."""
+
+    test_samples_from: int = 160
+    """The smallest user, in samples, of whom `test_samples` are held out; of smaller ones `test_fraction` is."""
+
+    test_fraction: float = 0.3
+    """Share held out of a smaller user, in [0, 1]."""
+
+    calibration_fraction: float = 0.25
+    """Share of the samples outside the test part that calibrates the threshold, in [0, 1]."""
+
+    min_samples: int = 20
+    """The smallest user, in samples, that takes part."""
+
+    labels: float = 1.0
+    """Share of the samples outside the test part that is labelled, in [0, 1]; 0 is the unsupervised scheme."""
+
+    def __post_init__(self) -> None:
+        for name in ("test_fraction", "calibration_fraction", "labels"):
+            check_fraction(name, getattr(self, name))
+        for name in ("test_samples", "min_samples"):
+            if getattr(self, name) < 0:
+                raise DataSettingsError(f"{name}={getattr(self, name)} is negative; give a number of samples.")
+        if self.test_samples_from <= self.test_samples:
+            raise DataSettingsError(
+                f"test_samples_from={self.test_samples_from} leaves nothing to train on beside "
+                f"test_samples={self.test_samples}; give a larger test_samples_from."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleSplit:
+    """Which of a user's N samples serve what; train, calibration and test are disjoint and together all N."""
+
+    train: Tensor
+    """int64 indices, sorted."""
+
+    calibration: Tensor
+    """int64 indices, sorted."""
+
+    test: Tensor
+    """int64 indices, sorted."""
+
+    labelled: Tensor
+    """bool, shape [N]: whose label the device may use; False in the test part, whose labels serve evaluation only."""
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a fraction outside [0, 1], NaN included."""
+    if not 0.0 <= value <= 1.0:
+        raise DataSettingsError(f"{name}={value} is not a fraction; give a number in [0, 1].")
+
+
+def split_users(
+    client_ids: Iterable[str],
+    seed: int,
+    personal_fraction: float = PAPER_PERSONAL_FRACTION,
+    exclude: Collection[str] = (),
+) -> UserSplit:
+    """Divide users into global and personal ones, whatever order they come in.
+
+    Args:
+        client_ids: natural ids of all users.
+        seed: another seed gives another division.
+        personal_fraction: share of all users who personalise, in [0, 1]; 250/3500 in the paper.
+        exclude: users who may be neither, such as those that a model was trained on. Their number does not
+            change how many are personal, so leaving out the global users gives the same personal ones again.
+
+    Returns:
+        Disjoint users; where the fraction is neither 0 nor 1, one at least on either side if two are there.
+
+    Raises:
+        DataSettingsError: personal_fraction outside [0, 1].
+    """
+    check_fraction("personal_fraction", personal_fraction)
+    everyone = set(client_ids)
+    ranked = _ranked(everyone - set(exclude), seed, "split_users")
+    wanted = math.floor(personal_fraction * len(everyone) + 0.5)
+    if 0 < personal_fraction < 1 and len(everyone) > 1:
+        wanted = min(max(wanted, 1), len(everyone) - 1)
+    return UserSplit(global_ids=tuple(sorted(ranked[wanted:])), personal_ids=tuple(sorted(ranked[:wanted])))
+
+
+def choose_users(
+    client_ids: Iterable[str], count: int | None, seed: int, exclude: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Choose users to personalise among those who are not excluded.
+
+    Args:
+        client_ids: natural ids of all users.
+        count: how many to choose; None chooses everyone who is left.
+        seed: another seed gives another choice; a larger count with the same seed adds to a smaller one's.
+        exclude: users who may not be chosen, such as those that a model was trained on.
+
+    Returns:
+        Natural ids, sorted.
+
+    Raises:
+        DataSettingsError: count is below 1.
+        NotEnoughUsersError: nobody, or fewer than count, are left.
+    """
+    everyone = set(client_ids)
+    ranked = _ranked(everyone - set(exclude), seed, "choose_users")
+    left_out = len(everyone) - len(ranked)
+    if not ranked:
+        raise NotEnoughUsersError(
+            f"No user is left: all {len(everyone)} are among those that the model was trained on; "
+            "take other data or a model that was trained on fewer users."
+        )
+    if count is None:
+        return tuple(sorted(ranked))
+    if count < 1:
+        raise DataSettingsError(f"{count} users were asked for; ask for 1 or more.")
+    if count > len(ranked):
+        without = f" beside the {left_out} that the model was trained on" if left_out else ""
+        raise NotEnoughUsersError(
+            f"{count} users were asked for and there are {len(ranked)}{without}; ask for {len(ranked)} or fewer."
+        )
+    return tuple(sorted(ranked[:count]))
+
+
+def split_samples(samples: UserSamples, settings: SplitSettings, seed: int) -> SampleSplit:
+    """Divide one user's samples, stratified by class where the counts allow.
+
+    Every sample is as likely as any other to be held out, and each class's share of a part is its share of the
+    whole to within one sample. The test part that a data set prescribes (LEAF) is taken as it is.
+
+    Args:
+        samples: the user's N samples.
+        settings: sizes of the parts and the labelled share.
+        seed: with the client id it determines the result; a larger labelled share contains a smaller one.
+
+    Raises:
+        UserTooSmallError: fewer than settings.min_samples, or a part that would be empty.
+    """
+    total = len(samples)
+    if total < settings.min_samples:
+        raise UserTooSmallError(samples.client_id, total, f"at least {settings.min_samples} are needed")
+    labels = samples.labels.numpy()
+    everything = np.arange(total)
+    if samples.fixed_test is None:
+        test = _stratified(everything, labels, _test_count(total, settings), _generator(seed, samples, "test"))
+    else:
+        test = np.flatnonzero(samples.fixed_test.numpy())
+    rest = np.setdiff1d(everything, test)
+    num_calibration = _share(settings.calibration_fraction, len(rest))
+    calibration = _stratified(rest, labels, num_calibration, _generator(seed, samples, "calibration"))
+    train = np.setdiff1d(rest, calibration)
+    if not len(train) or (not len(test) and settings.test_fraction > 0):
+        parts = f"{len(train)} would train, {len(calibration)} calibrate and {len(test)} test"
+        raise UserTooSmallError(samples.client_id, total, f"{parts}, and no part may be empty")
+    shuffled = _generator(seed, samples, "labelled").permutation(rest)
+    labelled = np.zeros(total, dtype=bool)
+    labelled[shuffled[: math.floor(settings.labels * len(rest) + 0.5)]] = True
+    as_tensor = torch.from_numpy
+    return SampleSplit(
+        train=as_tensor(train), calibration=as_tensor(calibration), test=as_tensor(test), labelled=as_tensor(labelled)
+    )
+
+
+def _ranked(ids: Iterable[str], seed: int, purpose: str) -> list[str]:
+    """Sort ids by a keyed hash: a random order in which the order of arrival and other users play no part."""
+    return sorted(ids, key=lambda client_id: (_digest(seed, purpose, client_id), client_id))
+
+
+def _digest(seed: int, purpose: str, client_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{purpose}\0{client_id}".encode()).digest()
+
+
+def _generator(seed: int, samples: UserSamples, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(_digest(seed, purpose, samples.client_id)[:16], "little"))
+
+
+def _test_count(total: int, settings: SplitSettings) -> int:
+    if total >= settings.test_samples_from:
+        return settings.test_samples
+    return _share(settings.test_fraction, total)
+
+
+def _share(fraction: float, total: int) -> int:
+    """Round fraction * total, but to nothing only where the fraction is 0."""
+    return min(total, max(math.floor(fraction * total + 0.5), 1 if fraction > 0 else 0))
+
+
+def _stratified(
+    indices: NDArray[np.int64], labels: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw `count` of `indices` by systematic sampling: shuffle, sort by class, take every (n / count)-th.
+
+    A per-class quota by rounding would keep most classes of one sample out of the test part, which flatters the
+    result on users with one or two samples of a letter; systematic sampling draws everyone equally often.
+    """
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    shuffled = generator.permutation(indices)
+    class_order = generator.permutation(int(labels.max()) + 1)
+    ordered = shuffled[np.argsort(class_order[labels[shuffled]], kind="stable")]
+    steps = (np.arange(count) + generator.random()) * (len(ordered) / count)
+    return np.sort(ordered[np.minimum(steps.astype(np.int64), len(ordered) - 1)])

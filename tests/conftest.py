@@ -1,0 +1,18 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = Path(os.environ.get("PERSEPHONEE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+def real_data(name: str) -> Path:
+    """Return the path of real data that lies beside the project; skip the test, by name, where it is missing."""
+    path = REAL_DATA / name
+    if not path.exists():
+        pytest.skip(f"real data is missing: {path}")
+    return path
