@@ -1,0 +1,80 @@
+"""Exit heads: small classifiers attached to a feature map [B, C, H, W] of the backbone.
+
+`msdnet` is MSDNet's intermediate classifier (Huang et al. 2018, arXiv 1703.09844), which PersEPhonEE uses;
+`pooled` is the much cheaper mixed-pooling classifier of SDN (Kaya et al. 2019, arXiv 1810.07052).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from multi_exit.errors import SettingsError
+
+MSDNET_CHANNELS = 128
+
+
+def _convolution(in_channels: int, out_channels: int, side: int) -> tuple[list[nn.Module], int]:
+    """Return Conv, BatchNorm, ReLU that halve a map of `side` px where there is something to halve."""
+    # MSDNet assumes maps of 8 px. On 1 px a 3x3 kernel would multiply zeros; below 4 px a stride would leave
+    # nothing to pool.
+    kernel = 3 if side > 1 else 1
+    stride = 2 if side >= 4 else 1
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    side_after = (side + 2 * (kernel // 2) - kernel) // stride + 1
+    return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()], side_after
+
+
+class MSDNetHead(nn.Sequential):
+    """Two Conv3x3-BatchNorm-ReLU of 128 channels, global average pooling, Linear.
+
+    Args:
+        shape: (C, H, W) of the feature map; H and W may be as small as 1.
+        num_classes: K, number of logits.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+        channels, height, width = shape
+        first, side = _convolution(channels, MSDNET_CHANNELS, min(height, width))
+        second, _ = _convolution(MSDNET_CHANNELS, MSDNET_CHANNELS, side)
+        pooling = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*first, *second, *pooling, nn.Linear(MSDNET_CHANNELS, num_classes))
+
+
+class PooledHead(nn.Module):
+    """SDN's head: a learned blend of max and average pooling to at most 4x4, then Linear.
+
+    Args:
+        shape: (C, H, W) of the feature map; H and W may be as small as 1.
+        num_classes: K, number of logits.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        size = (min(4, height), min(4, width))
+        self.average = nn.AdaptiveAvgPool2d(size)
+        self.maximum = nn.AdaptiveMaxPool2d(size)
+        # sigmoid(0) = 1/2: both poolings weigh the same at the start
+        self.blend = nn.Parameter(torch.zeros(()))
+        self.classifier = nn.Linear(channels * size[0] * size[1], num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits [B, K] of a feature map [B, C, H, W]."""
+        blend = torch.sigmoid(self.blend)
+        pooled = blend * self.maximum(features) + (1 - blend) * self.average(features)
+        return self.classifier(pooled.flatten(1))  # type: ignore[no-any-return]
+
+
+HEADS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"msdnet": MSDNetHead, "pooled": PooledHead}
+
+
+def build_head(kind: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Return a head for maps of `shape` (C, H, W).
+
+    Raises:
+        SettingsError: `kind` is neither "msdnet" nor "pooled".
+    """
+    if kind not in HEADS:
+        raise SettingsError(f"head={kind!r} is unknown: use one of {', '.join(sorted(HEADS))}.")
+    return HEADS[kind](shape, num_classes)

@@ -1,0 +1,122 @@
+"""The losses: Eq. (1) of PersEPhonEE for one exit (Sec. 3.1.3), and Kaya's joint loss for pretraining."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from multi_exit.errors import SettingsError
+
+UNLABELLED = -1
+"""The label of a sample that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """The weights of Eq. (1): alpha CE(y_i, y) + beta KL_T(y_i, y_last) + gamma CE(y_i, argmax y_last).
+
+    The printed formula shows excl() in the place of alpha and gamma; the text says that they weigh the terms.
+
+    Attributes:
+        alpha: weight of the labels, >= 0; supervised.
+        beta: weight of the last exit's distribution, >= 0; self-distillation.
+        gamma: weight of the last exit's decision, >= 0; self-supervision. Excludes alpha.
+        temperature: T of the distillation, > 0; typically 1 to 4.
+        squared_temperature: multiply the KL term by T^2, so that its gradient keeps its size when T changes
+            (Hinton et al. 2015, arXiv 1503.02531). On by default; it changes nothing at T = 1.
+    """
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    gamma: float = 0.0
+    temperature: float = 1.0
+    squared_temperature: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SettingsError(f"{name}={value} is no weight: expected a finite number >= 0.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise SettingsError(f"temperature={self.temperature} is out of range: expected a finite number > 0.")
+        if self.alpha > 0 and self.gamma > 0:
+            raise SettingsError(
+                f"alpha={self.alpha} and gamma={self.gamma} exclude each other: learn from the labels (alpha) "
+                "or from the last exit's decisions (gamma), and set the other to 0."
+            )
+        if self.alpha == self.beta == self.gamma == 0:
+            raise SettingsError("alpha, beta and gamma are all 0, so there is nothing to learn: set one of them.")
+
+
+def personalisation_loss(
+    exit_logits: Tensor, last_logits: Tensor, labels: Tensor | None, weights: LossWeights
+) -> Tensor:
+    """Return the loss of one exit, Eq. (1).
+
+    Args:
+        exit_logits: logits of exit i, shape [B, K].
+        last_logits: logits of the last exit, shape [B, K]; a constant, no gradient flows to it.
+        labels: class indices, shape [B], int64, -1 where a sample has no label; None when no sample has one.
+        weights: alpha, beta, gamma and the temperature T.
+
+    Returns:
+        Mean over the batch, scalar, in nats. The labels' term is the mean over the labelled samples times their
+        share of the batch, so that every sample weighs the same.
+
+    Raises:
+        SettingsError: weights.alpha is the only weight and no sample has a label.
+    """
+    teacher = last_logits.detach()
+    loss = exit_logits.new_zeros(())
+    if weights.alpha > 0:
+        if labels is None and weights.beta == 0:
+            raise SettingsError("alpha > 0 learns from labels, but there are none: give labels, or use beta or gamma.")
+        if labels is not None:
+            summed = functional.cross_entropy(exit_logits, labels, ignore_index=UNLABELLED, reduction="sum")
+            loss = loss + weights.alpha * summed / len(exit_logits)
+    if weights.beta > 0:
+        loss = loss + weights.beta * _distillation(exit_logits, teacher, weights)
+    if weights.gamma > 0:
+        loss = loss + weights.gamma * functional.cross_entropy(exit_logits, teacher.argmax(dim=1))
+    return loss
+
+
+def _distillation(exit_logits: Tensor, teacher: Tensor, weights: LossWeights) -> Tensor:
+    """Return KL(teacher || exit) at temperature T, the mean over the batch."""
+    student = functional.log_softmax(exit_logits / weights.temperature, dim=1)
+    target = functional.log_softmax(teacher / weights.temperature, dim=1)
+    # "batchmean" divides by the batch; torch's default would divide by the classes too
+    divergence = functional.kl_div(student, target, reduction="batchmean", log_target=True)
+    return divergence * weights.temperature**2 if weights.squared_temperature else divergence
+
+
+def joint_weights(shares: Sequence[float], epoch: int, epochs: int) -> tuple[float, ...]:
+    """Return tau_i(e) = min(C_i, 0.01 + C_i e/E), the weight of each early exit in epoch e of E (Kaya et al. 2019).
+
+    Args:
+        shares: C_i, each early exit's share of the backbone's MACs, in (0, 1); M numbers.
+        epoch: e, from 0.
+        epochs: E, at least 1.
+    """
+    return tuple(min(share, 0.01 + share * epoch / epochs) for share in shares)
+
+
+def joint_loss(all_logits: Sequence[Tensor], labels: Tensor, shares: Sequence[float], epoch: int, epochs: int) -> Tensor:
+    """Return the sum over the early exits of tau_i(e) CE_i, plus CE of the last exit (Kaya et al. 2019, Sec. 4.2).
+
+    Args:
+        all_logits: M+1 tensors [B, K], the last exit's at the end.
+        labels: class indices, shape [B], int64.
+        shares: C_i of the M early exits.
+        epoch: e, from 0.
+        epochs: E, at least 1.
+
+    Returns:
+        Mean over the batch, scalar, in nats.
+    """
+    weights = torch.tensor((*joint_weights(shares, epoch, epochs), 1.0), dtype=all_logits[-1].dtype)
+    terms = torch.stack([functional.cross_entropy(logits, labels) for logits in all_logits])
+    return (weights.to(terms.device) * terms).sum()

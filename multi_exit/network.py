@@ -1,0 +1,176 @@
+"""The multi-exit network: stages of a frozen or trainable backbone, and an exit head behind each but the last."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from multi_exit.costs import CostTable
+from multi_exit.errors import ModelFileError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """All that is needed to build the network again, apart from its weights.
+
+    Attributes:
+        backbone: a torchvision name, `timm/NAME`, or `package.module:function`.
+        num_classes: K.
+        in_channels: 1 or 3.
+        input_size: side of the square images, in px.
+        stem: "original", or "stride-1" where the stem keeps the resolution.
+        head: "msdnet" or "pooled".
+        cuts: the nodes of the traced graph behind which the M exits sit.
+        mean: per channel, subtracted from images in [0, 1] inside the network; empty for none.
+        std: per channel, divides the difference; empty for none.
+    """
+
+    backbone: str
+    num_classes: int
+    in_channels: int
+    input_size: int
+    stem: str
+    head: str
+    cuts: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the specification as canonical JSON: sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the specification that `to_json` wrote.
+
+        Raises:
+            ModelFileError: a key is missing, unknown, or of another type.
+        """
+        try:
+            values = json.loads(text)
+            lists = {key: tuple(values[key]) for key in ("cuts", "mean", "std")}
+            return cls(**{**values, **lists})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelFileError(f"the network's specification cannot be read ({error}): save the model again.") from None
+
+
+class MultiExitNetwork(nn.Module):
+    """A CNN cut into M+1 stages, with an exit head behind each of the first M (Sec. 3.1.2).
+
+    Exits are numbered from 0; the last exit, number M, is the original classifier, the end of the last stage.
+    Build one with `multi_exit.build_network` or `multi_exit.load_network`.
+
+    Attributes:
+        stages: M+1 modules; chained they are the backbone. `stages[i]` takes the output of `stages[i-1]`.
+        heads: M modules; `heads[i]` takes the output of `stages[i]`.
+        spec: how to build the network again.
+        costs: the cost table, M+1 rows.
+        feature_shapes: (C, H, W) of the maps that the heads take.
+    """
+
+    def __init__(
+        self,
+        stages: list[nn.Module],
+        heads: list[nn.Module],
+        spec: NetworkSpec,
+        costs: CostTable,
+        feature_shapes: tuple[tuple[int, int, int], ...],
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.heads = nn.ModuleList(heads)
+        self.spec = spec
+        self.costs = costs
+        self.feature_shapes = feature_shapes
+        self._backbone_is_frozen = False
+
+    @property
+    def num_exits(self) -> int:
+        """M, the number of early exits."""
+        return len(self.heads)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits of each exit."""
+        return self.spec.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
+
+    def features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what the M heads take, and the last exit's logits.
+
+        Args:
+            images: shape [B, C, H, W], float, in [0, 1].
+
+        Returns:
+            M feature maps [B, C_i, H_i, W_i], and logits [B, K].
+        """
+        maps, current = [], images
+        for stage in self.stages[:-1]:
+            current = stage(current)
+            maps.append(current)
+        return maps, self.stages[-1](current)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of all M+1 exits, each [B, K], of images [B, C, H, W] in [0, 1]."""
+        maps, last_logits = self.features(images)
+        return [*(head(m) for head, m in zip(self.heads, maps, strict=True)), last_logits]
+
+    def freeze_backbone(self) -> Self:
+        """Take the gradients from the backbone and keep it in eval(), whatever train() is called with later.
+
+        Without the second BatchNorm's running statistics would move and the last exit with them.
+        """
+        self.stages.requires_grad_(False)
+        self._backbone_is_frozen = True
+        self.stages.eval()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; a frozen backbone stays in eval()."""
+        super().train(mode)
+        if self._backbone_is_frozen:
+            self.stages.eval()
+        return self
+
+    def exit_state(self) -> dict[str, Tensor]:
+        """Return copies of all tensors of the exit heads, named `heads.<exit>.<name>`."""
+        return {f"heads.{k}": v.detach().clone() for k, v in self.heads.state_dict().items()}
+
+    def load_exit_state(self, state: dict[str, Tensor]) -> None:
+        """Load tensors that `exit_state` returned.
+
+        Raises:
+            ModelFileError: a tensor is missing, unknown, or of another shape.
+        """
+        own = {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        if wrong:
+            raise ModelFileError(
+                f"the exits' weights do not fit this network, first at {wrong[0]!r}: use exits of the same model."
+            )
+        self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in state.items()})
+
+    @property
+    def backbone_fingerprint(self) -> str:
+        """SHA-256 over the specification and the backbone's tensors; personal exits belong to it."""
+        return self._fingerprint(self.stages.state_dict())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the specification and all tensors."""
+        return self._fingerprint(self.state_dict())
+
+    def _fingerprint(self, state: dict[str, Tensor]) -> str:
+        digest = hashlib.sha256(self.spec.to_json().encode())
+        for name in sorted(state):
+            tensor = state[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()

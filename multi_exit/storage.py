@@ -1,0 +1,144 @@
+"""Save and load a multi-exit network: a folder with `network.json` and `weights-<fingerprint>.safetensors`.
+
+`network.json` is replaced last and names the weights, so a folder always holds the old model or the new one.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from multi_exit.backbones import DEFAULT_SOURCES
+from multi_exit.building import rebuild_network
+from multi_exit.errors import ModelFileError
+from multi_exit.network import MultiExitNetwork, NetworkSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetadata:
+    """What is known of a saved model besides its weights.
+
+    Attributes:
+        dataset: the data source that it was trained on.
+        trained_on: client ids of the users whose samples training or validation saw.
+        class_names: K names, or empty.
+        history: one dictionary per epoch.
+        settings: of the training.
+    """
+
+    dataset: str = ""
+    trained_on: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadata) -> str:
+    """Write the network to `folder`, atomically, and return its fingerprint.
+
+    Raises:
+        OSError: the folder cannot be written; what it held before is untouched.
+    """
+    fingerprint = network.fingerprint
+    weights = f"weights-{fingerprint[:12]}.safetensors"
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    write_bytes_atomically(folder / weights, safetensors.torch.save(tensors))
+    description = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "backbone_fingerprint": network.backbone_fingerprint,
+        "weights": weights,
+        "spec": asdict(network.spec),
+        "metadata": asdict(metadata),
+    }
+    write_json_atomically(folder / "network.json", description)
+    for stale in folder.glob("weights-*.safetensors"):
+        if stale.name != weights:
+            stale.unlink(missing_ok=True)
+    return fingerprint
+
+
+def load_network(
+    folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES
+) -> tuple[MultiExitNetwork, ModelMetadata]:
+    """Return the network in `folder`, in eval() mode, and what is known of it.
+
+    Args:
+        folder: that `save_network` wrote.
+        allowed: the sources from which this machine builds backbones; nothing is ever unpickled.
+
+    Raises:
+        ModelFileError: the folder is missing, cut off, or its weights do not match its description.
+        BackboneError: the backbone is not allowed or not known here.
+    """
+    description = read_description(folder)
+    network = rebuild_network(NetworkSpec.from_json(json.dumps(description["spec"])), allowed)
+    load_tensors(network, _read_tensors(folder / description["weights"]), folder)
+    if network.fingerprint != description["fingerprint"]:
+        raise ModelFileError(
+            f"the weights in {folder} are not those that network.json describes: copy the whole folder again."
+        )
+    return network, _metadata(description["metadata"], folder)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return `network.json` of a model folder without building anything.
+
+    Raises:
+        ModelFileError: the folder is no model folder, or the file is cut off.
+    """
+    path = folder / "network.json"
+    if not path.is_file():
+        raise ModelFileError(f"{folder} is no model folder, it has no network.json: give what `pretrain --out` wrote.")
+    try:
+        description = json.loads(path.read_text())
+        missing = {"format", "fingerprint", "backbone_fingerprint", "weights", "spec", "metadata"} - description.keys()
+        if missing or Path(description["weights"]).name != description["weights"]:
+            raise ValueError(f"without {sorted(missing)}" if missing else "a path in place of the weights' name")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelFileError(f"{path} is damaged ({error}): copy or save the model again.") from None
+    if description["format"] != FORMAT:
+        raise ModelFileError(f"{path} has format {description['format']}, expected {FORMAT}: save the model again.")
+    return description  # type: ignore[no-any-return]
+
+
+def load_tensors(network: MultiExitNetwork, tensors: dict[str, Tensor], source: Path | str) -> None:
+    """Load all tensors of the network.
+
+    Raises:
+        ModelFileError: one is missing, unknown, or of another shape or type.
+    """
+    own = network.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own:
+            where = "misses" if name not in tensors else "has the unknown"
+            raise ModelFileError(f"{source} {where} tensor {name!r}: it is of another architecture, use the right one.")
+        got, expected = tensors[name], own[name]
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise ModelFileError(
+                f"tensor {name!r} in {source} is {got.dtype} {tuple(got.shape)}, expected {expected.dtype} "
+                f"{tuple(expected.shape)}: it is of another architecture, use the right one."
+            )
+    network.load_state_dict(tensors)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelFileError(f"{path} is missing or cut off ({error}): copy or save the model again.") from None
+
+
+def _metadata(values: dict[str, Any], folder: Path) -> ModelMetadata:
+    try:
+        sequences = {key: tuple(values[key]) for key in ("trained_on", "class_names", "history")}
+        return ModelMetadata(**{**values, **sequences})
+    except (KeyError, TypeError) as error:
+        raise ModelFileError(f"the metadata in {folder} is damaged ({error}): save the model again.") from None
