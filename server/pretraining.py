@@ -1,0 +1,264 @@
+"""Pretraining of the global multi-exit network on the samples of many users (PersEPhonEE, Sec. 3.1.2).
+
+An untrained backbone learns together with its exits, weighed as in Kaya et al. 2019 (arXiv 1810.07052). A trained
+one stays as it is, and only the exits learn. Users whom training never sees decide when to stop.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_partitions.samples import Partitions, to_float
+from multi_exit.losses import joint_loss
+from multi_exit.network import MultiExitNetwork
+from server.errors import PretrainingError, TrainingDivergedError
+from server.pretraining_checkpoint import (
+    Checkpoint,
+    EpochRecord,
+    load_checkpoint,
+    momentum_of,
+    restore_momentum,
+    save_checkpoint,
+)
+from server.pretraining_progress import PretrainProgress
+from server.pretraining_settings import PretrainSettings
+from server.training_samples import SampleTable, gather_samples, num_batches, training_batches
+
+EVALUATION_BATCH = 256
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainResult:
+    """How a pretraining went."""
+
+    history: tuple[EpochRecord, ...]
+    """One record per epoch."""
+
+    best_epoch: int
+    """The epoch, from 1, whose weights the network has."""
+
+    num_train: int
+    """Samples trained on."""
+
+    num_validation: int
+    """Samples of users whom training never saw."""
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Validation accuracy per exit in the best epoch, the last exit last."""
+        return self.history[self.best_epoch - 1].validation_accuracy
+
+
+def pretrain(
+    network: MultiExitNetwork,
+    partitions: Partitions,
+    train_ids: Sequence[str],
+    validation_ids: Sequence[str],
+    settings: PretrainSettings,
+    checkpoint: Path,
+    resume: bool = False,
+    progress: PretrainProgress | None = None,
+) -> PretrainResult:
+    """Train `network` in place; it ends in eval() mode with the weights of its best epoch.
+
+    With the same arguments, versions and number of threads the result is the same bit for bit, also when the run
+    was interrupted and resumed: all randomness of an epoch follows from (settings.seed, epoch).
+
+    Args:
+        network: as `build_network` returned it.
+        partitions: the data.
+        train_ids: natural ids of the users to learn from.
+        validation_ids: other users, who decide which epoch was best.
+        settings: how to train.
+        checkpoint: file that is replaced after each epoch.
+        resume: go on from `checkpoint`; where there is none yet, start.
+        progress: told how far it is.
+
+    Raises:
+        PretrainingError: the data does not fit the network, or the checkpoint belongs to another run.
+        TrainingDivergedError: the loss is not finite; the last checkpoint still stands.
+        OSError: the checkpoint cannot be written.
+    """
+    progress = progress or PretrainProgress()
+    _check_fit(network, partitions, train_ids, validation_ids, settings)
+    train = gather_samples(partitions, train_ids, settings.max_samples, settings.seed, progress.users_loaded)
+    validation = gather_samples(partitions, validation_ids)
+    identity = _identity(network, train, validation, settings)
+    trainer = _Trainer(network, settings)
+    if resume and checkpoint.exists():
+        trainer.restore(load_checkpoint(checkpoint, identity))
+    while not trainer.is_done:
+        try:
+            trainer.run_epoch(train, validation, progress)
+        except TrainingDivergedError as error:
+            kept = (
+                f"the checkpoint of the epoch before stands in {checkpoint}" if trainer.history else "nothing is saved"
+            )
+            raise TrainingDivergedError(f"{error}; {kept}.") from None
+        save_checkpoint(checkpoint, trainer.checkpoint(identity))
+    network.load_state_dict(trainer.best)
+    network.eval()
+    return PretrainResult(
+        history=tuple(trainer.history),
+        best_epoch=trainer.best_epoch,
+        num_train=len(train),
+        num_validation=len(validation),
+    )
+
+
+def evaluate_exits(network: MultiExitNetwork, table: SampleTable) -> tuple[float, ...]:
+    """Return the accuracy of each exit over all samples, the last exit last, in [0, 1]; leaves eval() mode on."""
+    network.eval()
+    correct = torch.zeros(network.num_exits + 1, dtype=torch.int64)
+    with torch.inference_mode():
+        for start in range(0, len(table), EVALUATION_BATCH):
+            chosen = slice(start, start + EVALUATION_BATCH)
+            for exit, logits in enumerate(network(to_float(table.images[chosen]))):
+                correct[exit] += (logits.argmax(dim=1) == table.labels[chosen]).sum()
+    return tuple((correct.double() / max(1, len(table))).tolist())
+
+
+class _Trainer:
+    """The state between two epochs: weights, momentum, the best weights so far and the history."""
+
+    def __init__(self, network: MultiExitNetwork, settings: PretrainSettings) -> None:
+        self.network = network.freeze_backbone() if settings.mode == "exits" else network
+        self.settings = settings
+        self.history: list[EpochRecord] = []
+        self.best = _copy(network.state_dict())
+        # convolutions on the CPU are faster in this layout; names, shapes and values stay what they are
+        network.to(memory_format=torch.channels_last)
+        self.optimiser = torch.optim.SGD(
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def best_epoch(self) -> int:
+        """From 1; the earliest of equals; 0 before the first epoch."""
+        ranks = [self._rank(record) for record in self.history]
+        return ranks.index(max(ranks)) + 1 if ranks else 0
+
+    @property
+    def is_done(self) -> bool:
+        waited = len(self.history) - self.best_epoch
+        return len(self.history) >= self.settings.epochs or (waited >= self.settings.patience and waited > 0)
+
+    def run_epoch(self, train: SampleTable, validation: SampleTable, progress: PretrainProgress) -> None:
+        epoch, total = len(self.history), num_batches(train, self.settings.batch_size)
+        progress.epoch_started(epoch + 1, self.settings.epochs, total)
+        losses: list[float] = []
+        generator = torch.Generator().manual_seed(_epoch_seed(self.settings.seed, epoch))
+        with torch.random.fork_rng(devices=[]):
+            # dropout knows only torch's global generator
+            torch.manual_seed(_epoch_seed(self.settings.seed, epoch))
+            self.network.train()
+            for images, labels in training_batches(
+                train, self.settings.batch_size, self.settings.augmentation, generator
+            ):
+                rate = self.settings.learning_rate_at(epoch + len(losses) / total)
+                losses.append(self._step(images, labels, epoch, rate, len(losses)))
+                progress.batch_done(losses[-1])
+        record = EpochRecord(
+            epoch=epoch + 1,
+            learning_rate=rate,
+            train_loss=math.fsum(losses) / len(losses),
+            validation_accuracy=evaluate_exits(self.network, validation),
+        )
+        self.history.append(record)
+        if self.best_epoch == record.epoch:
+            self.best = _copy(self.network.state_dict())
+        progress.epoch_done(record)
+
+    def _step(self, images: Tensor, labels: Tensor, epoch: int, rate: float, batch: int) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss = self._loss(images.contiguous(memory_format=torch.channels_last), labels, epoch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingDivergedError(
+                f"The training loss became {value} in epoch {epoch + 1}, batch {batch + 1}: train with a smaller "
+                f"--learning-rate than {self.settings.learning_rate:g}"
+            )
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        return value
+
+    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
+        logits = self.network(images)
+        if self.settings.mode == "exits":
+            return torch.stack([functional.cross_entropy(exit, labels) for exit in logits[:-1]]).sum()
+        shares = [cost.share for cost in self.network.costs.exits[:-1]]
+        return joint_loss(logits, labels, shares, epoch, self.settings.epochs)
+
+    def _rank(self, record: EpochRecord) -> tuple[float, ...]:
+        *early, last = record.validation_accuracy
+        # with a frozen backbone the last exit never changes, and the early ones decide alone
+        return (last, sum(early))
+
+    def checkpoint(self, identity: Mapping[str, Any]) -> Checkpoint:
+        return Checkpoint(
+            identity=identity,
+            history=tuple(self.history),
+            network=self.network.state_dict(),
+            best=self.best,
+            momentum=momentum_of(self.network, self.optimiser),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.network.load_state_dict(checkpoint.network)
+        restore_momentum(self.network, self.optimiser, checkpoint.momentum)
+        self.best = checkpoint.best
+        self.history = list(checkpoint.history)
+
+
+def _check_fit(
+    network: MultiExitNetwork,
+    partitions: Partitions,
+    train_ids: Sequence[str],
+    validation_ids: Sequence[str],
+    settings: PretrainSettings,
+) -> None:
+    if partitions.num_classes != network.num_classes:
+        raise PretrainingError(
+            f"The network tells {network.num_classes} classes apart and {partitions.name} has "
+            f"{partitions.num_classes}; build it for the data."
+        )
+    if partitions.image_shape != network.input_shape:
+        raise PretrainingError(
+            f"The network takes images of shape {network.input_shape} and {partitions.name} has "
+            f"{partitions.image_shape}; build it for the data."
+        )
+    both = sorted(set(train_ids) & set(validation_ids))
+    if both:
+        raise PretrainingError(f"User {both[0]} would both train and validate; take disjoint users.")
+    if settings.mode == "exits" and network.num_exits == 0:
+        raise PretrainingError("The network has no early exit to train; give it one, or train jointly.")
+
+
+def _identity(
+    network: MultiExitNetwork, train: SampleTable, validation: SampleTable, settings: PretrainSettings
+) -> dict[str, Any]:
+    """Return what a checkpoint must share with the run that resumes from it."""
+    own = {"initial network": network.fingerprint, "training data": train.digest, "validation data": validation.digest}
+    return {**asdict(settings), **own}
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    # consecutive seeds must not share epochs, as seed + epoch would
+    return int(torch.randint(LARGEST_SEED, (epoch + 1,), generator=torch.Generator().manual_seed(seed))[-1])
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
