@@ -1,7 +1,7 @@
 """The arithmetic from the tables of a run to its headline numbers (summary.json).
 
-Pure functions: rows in, the dataclasses of results_summary.py out. Every user counts the same, however many samples they have; the paper
-reports users, not samples (Fig. 3b). Accuracies, shares and rates lie in [0, 1]; costs are MACs per sample.
+Pure functions: rows in, the dataclasses of results_summary.py out. Every user counts the same, however many samples
+they have: the paper reports users, not samples (Fig. 3b).
 """
 
 from collections import Counter

@@ -1,0 +1,175 @@
+"""The template of report.html (jinja2), self-contained: style and figures stand in the page.
+
+A Python string and not a file of its own, since a Flower app bundle carries only some types of files.
+"""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f4f5f7; --card: #ffffff; --ink: #222222; --dim: #5c6370; --line: #dfe2e7; --grid: #e4e6ea;
+  --before: #d55e00; --after: #0072b2; --front: #009e73;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14161a; --card: #1d2025; --ink: #e6e8eb; --dim: #9aa2ae; --line: #343941; --grid: #343941;
+    --before: #e69f00; --after: #56b4e9; --front: #1fbf92;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif; font-size: 16px;
+}
+main { max-width: 940px; margin: 0 auto; padding: 40px 20px 64px; }
+header p.kicker { margin: 0; color: var(--dim); font-size: 14px; }
+h1 { margin: 2px 0 14px; font-size: 30px; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 44px 0 6px; font-size: 21px; line-height: 1.3; }
+h3 { margin: 18px 0 8px; font-size: 16px; }
+p { margin: 0 0 12px; }
+p.headline { font-size: 19px; line-height: 1.5; }
+p.see { color: var(--dim); margin-bottom: 10px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
+.card svg { display: block; width: 100%; height: auto; }
+.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; margin-top: 20px; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
+.tile .name { color: var(--dim); font-size: 13px; }
+.tile .value { font-size: 24px; font-weight: 650; line-height: 1.35; white-space: nowrap; }
+.tile .note { color: var(--dim); font-size: 13px; line-height: 1.4; }
+.after { color: var(--after); } .before { color: var(--before); }
+table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 9px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { font-weight: 600; color: var(--dim); font-size: 13px; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+tr:last-child td { border-bottom: none; }
+.wide { overflow-x: auto; }
+td.good { color: var(--after); font-weight: 600; }
+table.words td, table.words th { text-align: left; }
+table.words td:first-child { white-space: nowrap; }
+table.words td { overflow-wrap: anywhere; }
+.config td:first-child { color: var(--dim); width: 34%; }
+.config td { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; padding: 4px 9px; }
+.examples { display: flex; flex-wrap: wrap; gap: 12px; }
+.example { margin: 0; width: 96px; text-align: center; font-size: 13px; line-height: 1.35; }
+.example img {
+  width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; background: #ffffff;
+  border: 1px solid var(--line); border-radius: 6px; display: block; margin-bottom: 4px;
+}
+footer { margin-top: 44px; color: var(--dim); font-size: 13px; }
+@media (max-width: 700px) { .tiles { grid-template-columns: repeat(2, 1fr); } }
+@media print {
+  :root {
+    --page: #ffffff; --card: #ffffff; --ink: #222222; --dim: #5c6370; --line: #d0d4da; --grid: #dddddd;
+    --before: #d55e00; --after: #0072b2; --front: #009e73;
+  }
+  body { font-size: 12px; }
+  main { max-width: none; padding: 0; }
+  .card, .tile, tr, .example { break-inside: avoid; }
+  h2, p.see { break-after: avoid; }
+  .tiles { grid-template-columns: repeat(4, 1fr); }
+}
+"""
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }} – personal early exits</title>
+<link rel="icon" href="data:,">
+<style>{{ style }}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="kicker">PersEPhonEE: early exits personalised on the user's device · round {{ summary.round }}</p>
+<h1>{{ name }}</h1>
+<p class="headline">{{ headline }}</p>
+</header>
+
+{% if tiles %}
+<section class="tiles" aria-label="Key numbers">
+{% for tile in tiles %}
+<div class="tile"><div class="name">{{ tile.name }}</div><div class="value{{ ' ' + tile.look if tile.look }}">
+{{- tile.value }}</div><div class="note">{{ tile.note }}</div></div>
+{% endfor %}
+</section>
+{% endif %}
+
+{% for figure in figures %}
+<section>
+<h2>{{ figure.title }}</h2>
+<p class="see">{{ figure.see }}</p>
+<div class="card">{{ figure.svg }}</div>
+</section>
+{% endfor %}
+
+{% if exits %}
+<section>
+<h2>Every exit in numbers</h2>
+<p class="see">Means over {{ summary.counts.ok }} users, each counting the same. Helped and hurt: the share of users for
+whom the exit became more or less accurate. “Reaches the original”: the share of users for whom it is at least as
+accurate as their last exit.</p>
+<div class="card wide">
+<table>
+<thead><tr>{% for column in exits.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in exits.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody>
+</table>
+</div>
+</section>
+{% endif %}
+
+<section>
+<h2>One user looked at closely</h2>
+{% if close_up %}
+<p class="see">{{ close_up.words }}</p>
+<div class="card">
+{% for group in close_up.groups %}
+<h3>{{ group.title }}</h3>
+<div class="examples">
+{% for example in group.examples %}
+<figure class="example">
+<img src="data:image/png;base64,{{ example.png }}" alt="an image of the class {{ example.label }}">
+<figcaption><span class="before">{{ example.before }}</span> → <span class="after">{{ example.after }}</span>
+{%- if example.label not in (example.before, example.after) %}<br>is {{ example.label }}{% endif -%}
+</figcaption></figure>
+{% endfor %}
+</div>
+{% else %}
+<p>No answer changed on this user's test images.</p>
+{% endfor %}
+</div>
+{% else %}
+<p class="see">This run has no close-up: a server never receives its users' samples. <code>persephonee simulate</code>,
+which runs on the machine that owns the data, adds one.</p>
+{% endif %}
+</section>
+
+<section>
+<h2>What was left out or failed</h2>
+<p class="see">{{ left_out.words }}</p>
+{% if left_out.rows %}
+<div class="card wide"><table class="words">
+<thead><tr><th>client</th><th>what happened</th></tr></thead>
+<tbody>{% for row in left_out.rows %}
+<tr><td>{{ row.client_id }}</td><td>{{ row.status }}</td></tr>{% endfor %}
+</tbody></table></div>
+{% endif %}
+</section>
+
+<section>
+<h2>The settings of this run</h2>
+<div class="card wide"><table class="words config"><tbody>
+{% for key, value in config %}<tr><td>{{ key }}</td><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+
+<footer>Accuracies are of each user's own held-out test samples. Costs are multiply-adds (MACs) per sample, heads of the
+exits on the way included. Drawn from exits.parquet, clients.parquet and rounds.parquet;
+<code>persephonee report</code> draws it again.</footer>
+</main>
+</body>
+</html>
+"""
