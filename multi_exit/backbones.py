@@ -28,7 +28,9 @@ def source_of(name: str) -> str:
     return name.split(":")[0] if _OWN.fullmatch(name) else TORCHVISION
 
 
-def build_backbone(name: str, num_classes: int, in_channels: int, allowed: tuple[str, ...] = DEFAULT_SOURCES) -> nn.Module:
+def build_backbone(
+    name: str, num_classes: int, in_channels: int, allowed: tuple[str, ...] = DEFAULT_SOURCES
+) -> nn.Module:
     """Return an untrained CNN for classification, in eval() mode, its stem as published.
 
     Args:
@@ -80,7 +82,7 @@ def _from_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
     except ImportError:
         raise BackboneError(f"backbone {name!r} needs timm: install it with `pip install timm`.") from None
     try:
-        return timm.create_model(  # type: ignore[no-any-return]
+        return timm.create_model(
             name.removeprefix("timm/"), pretrained=False, num_classes=num_classes, in_chans=in_channels
         )
     except RuntimeError as error:

@@ -84,7 +84,7 @@ def rebuild_network(spec: NetworkSpec, allowed: tuple[str, ...] = DEFAULT_SOURCE
     if spec.stem == "stride-1":
         keep_resolution(model)
     traced = trace(model, spec.backbone, _normalisation(spec.mean, spec.std))
-    measured = Measurement(traced, (spec.in_channels, spec.input_size, spec.input_size), spec.backbone)
+    measured = Measurement(traced, (spec.in_channels, spec.input_size, spec.input_size), model, spec.backbone)
     by_node = {place.node: place for place in find_places(traced, measured, spec.backbone)}
     unknown = [cut for cut in spec.cuts if cut not in by_node]
     if unknown:
@@ -115,7 +115,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _check(num_classes: int, in_channels: int, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def _check(
+    num_classes: int, in_channels: int, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
     if num_classes < 2:
         raise SettingsError(f"num_classes={num_classes} is out of range: expected at least 2.")
     if in_channels not in (1, 3):
@@ -135,13 +137,13 @@ def _trace_and_measure(
     if input_size > SMALL_INPUT_PX:
         traced = trace(model, name, normalisation)
         try:
-            return "original", traced, Measurement(traced, shape, name)
+            return "original", traced, Measurement(traced, shape, model, name)
         except BackboneError:
             # made for larger images than these, as Inception is: try again at full resolution
             pass
     keep_resolution(model)
     traced = trace(model, name, normalisation)
-    return "stride-1", traced, Measurement(traced, shape, name)
+    return "stride-1", traced, Measurement(traced, shape, model, name)
 
 
 def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> InputNormalisation | None:

@@ -83,7 +83,6 @@ def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
 
     Counted by torch.utils.flop_counter, which counts two operations per multiply-add, on the meta device.
     """
-
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         copy.deepcopy(module).to("meta").eval()(torch.empty(1, *shape, device="meta"))

@@ -1,10 +1,10 @@
 """Errors of the multi-exit network; each message says what was expected, what was got and what to do.
 
-    MultiExitError
-    ├── BackboneError         unknown, not allowed, or without places for exits
-    ├── PlacementError        more exits than places
-    ├── SettingsError         a setting out of its range
-    └── ModelFileError        a model folder that is missing, cut off, or of another network
+MultiExitError
+├── BackboneError         unknown, not allowed, or without places for exits
+├── PlacementError        more exits than places
+├── SettingsError         a setting out of its range
+└── ModelFileError        a model folder that is missing, cut off, or of another network
 """
 
 

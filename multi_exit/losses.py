@@ -104,7 +104,9 @@ def joint_weights(shares: Sequence[float], epoch: int, epochs: int) -> tuple[flo
     return tuple(min(share, 0.01 + share * epoch / epochs) for share in shares)
 
 
-def joint_loss(all_logits: Sequence[Tensor], labels: Tensor, shares: Sequence[float], epoch: int, epochs: int) -> Tensor:
+def joint_loss(
+    all_logits: Sequence[Tensor], labels: Tensor, shares: Sequence[float], epoch: int, epochs: int
+) -> Tensor:
     """Return the sum over the early exits of tau_i(e) CE_i, plus CE of the last exit (Kaya et al. 2019, Sec. 4.2).
 
     Args:

@@ -54,7 +54,9 @@ class NetworkSpec:
             lists = {key: tuple(values[key]) for key in ("cuts", "mean", "std")}
             return cls(**{**values, **lists})
         except (ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(f"the network's specification cannot be read ({error}): save the model again.") from None
+            raise ModelFileError(
+                f"the network's specification cannot be read ({error}): save the model again."
+            ) from None
 
 
 class MultiExitNetwork(nn.Module):
@@ -172,5 +174,5 @@ class MultiExitNetwork(nn.Module):
         for name in sorted(state):
             tensor = state[name].detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

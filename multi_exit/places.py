@@ -142,15 +142,15 @@ def _is_back_to_nchw(node: fx.Node, operation: str) -> bool:
 def _block_ends(traced: fx.GraphModule) -> dict[fx.Node, str]:
     """Return the nodes that end a block, with the name of the outermost module that ends there.
 
-    A block is a module with a forward() of its own that holds a convolution. Inside it only the ends of inner
-    blocks count.
+    A block is a module with a forward() of its own that holds a convolution wider than 1x1, so squeeze-and-excitation
+    is none. Inside a block only the ends of inner blocks count.
     """
     enclosing = {node: _enclosing_modules(node) for node in traced.graph.nodes}
     last_in = {path: node for node, modules in enclosing.items() for path in modules}
     blocks = {
         path
         for node, modules in enclosing.items()
-        if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Conv2d)
+        if node.op == "call_module" and _is_wide_convolution(traced.get_submodule(str(node.target)))
         for path, kind in modules.items()
         if not issubclass(kind, nn.Sequential | nn.Conv2d)
     }
@@ -161,6 +161,10 @@ def _block_ends(traced: fx.GraphModule) -> dict[fx.Node, str]:
         if not inside or any(path in blocks for path in ended):
             ends[node] = ended[0] if ended else node.name
     return ends
+
+
+def _is_wide_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
 
 
 def _enclosing_modules(node: fx.Node) -> dict[str, type[nn.Module]]:

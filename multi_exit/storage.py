@@ -65,9 +65,7 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
     return fingerprint
 
 
-def load_network(
-    folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES
-) -> tuple[MultiExitNetwork, ModelMetadata]:
+def load_network(folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES) -> tuple[MultiExitNetwork, ModelMetadata]:
     """Return the network in `folder`, in eval() mode, and what is known of it.
 
     Args:

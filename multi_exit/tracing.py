@@ -71,7 +71,7 @@ def trace(model: nn.Module, name: str, normalisation: InputNormalisation | None)
 def _remove_in_place_operations(traced: fx.GraphModule) -> None:
     for module in traced.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
     for node in traced.graph.nodes:
         if node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
@@ -89,7 +89,7 @@ class Measurement(fx.Interpreter):
         macs: multiply-adds from the input up to and including each node, for one image.
     """
 
-    def __init__(self, traced: fx.GraphModule, input_shape: tuple[int, int, int], name: str) -> None:
+    def __init__(self, traced: fx.GraphModule, input_shape: tuple[int, int, int], model: nn.Module, name: str) -> None:
         # on the meta device nothing is computed and no weights are copied
         super().__init__(copy.deepcopy(traced).to("meta"))
         self.outputs: dict[str, Any] = {}
@@ -100,10 +100,13 @@ class Measurement(fx.Interpreter):
             with self._counter, torch.no_grad():
                 # two images: a batch of one would hide a model that mixes its batch into its shapes
                 self.run(torch.empty(2, channels, height, width, device="meta"))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            # transformers check their input size first of all; no size would help them
+            attention = any("attention" in type(m).__name__.lower() for m in model.modules())
+            remedy = "use a CNN, transformers have no places for exits" if attention else "use a larger --input-size"
             raise BackboneError(
                 f"{name} does not run on images of {channels}x{height}x{width} px "
-                f"({str(error).splitlines()[0]}): use a larger --input-size."
+                f"({str(error).splitlines()[0]}): {remedy}."
             ) from None
 
     def run_node(self, n: fx.Node) -> Any:
