@@ -1,0 +1,92 @@
+"""Confidence calibration: the choice of thr_conf on the user's own calibration set (PersEPhonEE, Sec. 3.1.4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.policy import ExitPolicy
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
+"""0 to 1 in steps of 0.05, one threshold for all exits, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """What the policy with one threshold achieves on the calibration set.
+
+    Attributes:
+        threshold: thr_conf.
+        accuracy: share of answers equal to the reference, in [0, 1].
+        cost: average over the samples, in the unit of the exits' costs: MACs or ms.
+        exit_rates: share of the samples that leave at each of the M+1 exits.
+    """
+
+    threshold: float
+    accuracy: float
+    cost: float
+    exit_rates: tuple[float, ...]
+
+
+def exit_rates(leaves: NDArray[np.int64], num_exits: int) -> NDArray[np.float64]:
+    """Return the share of the samples that leave at each of the M+1 exits, from their exit numbers [N]."""
+    return np.bincount(leaves, minlength=num_exits + 1) / max(len(leaves), 1)
+
+
+def sweep(
+    confidences: NDArray[np.float64],
+    correct: NDArray[np.bool_],
+    exits: tuple[int, ...],
+    leaving_costs: Sequence[float],
+) -> tuple[OperatingPoint, ...]:
+    """Return the operating point of each threshold from 0 to 1.
+
+    Args:
+        confidences: top-1 softmax of all exits, shape [M+1, N].
+        correct: whether each exit's answer equals the reference, shape [M+1, N].
+        exits: early exits in use.
+        leaving_costs: what a sample costs that leaves at each exit in use and, at the end, at the last exit.
+    """
+    num_exits, num_samples = confidences.shape[0] - 1, confidences.shape[1]
+    costs = np.full(num_exits + 1, np.nan)
+    costs[[*exits, num_exits]] = leaving_costs
+    points = []
+    for threshold in THRESHOLDS:
+        leaves = ExitPolicy(threshold=threshold, exits=exits, num_exits=num_exits).exit_of(confidences)
+        points.append(
+            OperatingPoint(
+                threshold=threshold,
+                accuracy=float(correct[leaves, np.arange(num_samples)].mean()),
+                cost=float(costs[leaves].mean()),
+                exit_rates=tuple(exit_rates(leaves, num_exits).tolist()),
+            )
+        )
+    return tuple(points)
+
+
+def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:
+    """Return the points that no other beats: none is as cheap and more accurate, or cheaper and as accurate.
+
+    Of equal points the one with the smallest threshold stays. The front is ordered by cost.
+    """
+    front: list[OperatingPoint] = []
+    for point in sorted(points, key=lambda p: (p.cost, -p.accuracy, p.threshold)):
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return tuple(front)
+
+
+def choose_threshold(
+    points: Sequence[OperatingPoint], original_accuracy: float, drop_tolerance: float
+) -> OperatingPoint:
+    """Return the point of the Pareto front with the smallest threshold within the drop tolerance.
+
+    Args:
+        points: the sweep; its point at threshold 1 is the last exit's accuracy, so one always qualifies.
+        original_accuracy: of the last exit on the same samples, in [0, 1].
+        drop_tolerance: how much accuracy may be lost, in [0, 1].
+    """
+    # one part in a billion: a drop of exactly the tolerance is within it, whatever the rounding of the means
+    within = [p for p in pareto_front(points) if p.accuracy >= original_accuracy - drop_tolerance - 1e-9]
+    return min(within, key=lambda p: p.threshold)

@@ -1,0 +1,28 @@
+"""Errors of the on-device pipeline; each message says what was expected, what was got and what to do.
+
+ClientError
+├── ClientSettingsError    a setting is out of its range
+├── LabelsRequiredError    supervised training, but the user has no labels
+├── NonFiniteLossError     the training diverged; the round is refused
+└── StoreError             the device's store is damaged, or belongs to another model
+"""
+
+
+class ClientError(ValueError):
+    """Base of all errors that the user of a device can cause or meet."""
+
+
+class ClientSettingsError(ClientError):
+    """A setting is out of its range."""
+
+
+class LabelsRequiredError(ClientError):
+    """Learning from labels was asked for, and there are none."""
+
+
+class NonFiniteLossError(ClientError):
+    """The training loss became NaN or infinite; the exits in force stay as they are."""
+
+
+class StoreError(ClientError):
+    """A device's store cannot be read, or belongs to another model."""

@@ -1,0 +1,107 @@
+"""What the exits answer on a set of samples, and what a policy makes of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clients.calibration import exit_rates
+from clients.features import FeatureCache
+from clients.policy import ExitPolicy
+from clients.reports import ExitMetrics
+from multi_exit.costs import CostTable
+
+
+@dataclass(frozen=True, eq=False)
+class ExitOutputs:
+    """What all M+1 exits answer on N samples.
+
+    Attributes:
+        logits: shape [M+1, N, K], float32.
+        predictions: top-1 class, shape [M+1, N].
+        confidences: top-1 softmax, shape [M+1, N], in [0, 1].
+    """
+
+    logits: Tensor
+    predictions: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "ExitOutputs":
+        """Return the outputs that belong to logits [M+1, N, K]."""
+        # in float64, since in float32 a sure exit's softmax rounds to 1
+        confidences, predictions = functional.softmax(logits.double(), dim=2).max(dim=2)
+        return cls(logits, predictions.numpy(), confidences.numpy())
+
+    def losses(self, reference: Tensor) -> NDArray[np.float64]:
+        """Return each exit's mean cross-entropy against classes [N], shape [M+1], in nats."""
+        return np.array([functional.cross_entropy(exit, reference).item() for exit in self.logits])
+
+    def accuracies(self, reference: Tensor) -> NDArray[np.float64]:
+        """Return each exit's share of answers equal to classes [N], shape [M+1], in [0, 1]."""
+        accuracies: NDArray[np.float64] = (self.predictions == reference.numpy()).mean(axis=1)
+        return accuracies
+
+
+@torch.no_grad()
+def run_exits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> ExitOutputs:
+    """Return what the heads and the last exit answer on the cached samples with indices `samples`, [n]."""
+    heads.eval()
+    # in pieces, so that no second copy of all maps stands beside the cache
+    early = [
+        torch.cat([head(maps[piece]) for piece in samples.split(256)])
+        for head, maps in zip(heads, features.maps, strict=True)
+    ]
+    return ExitOutputs.of(torch.stack([*early, features.last_logits[samples]]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyResult:
+    """What a policy achieves on N samples.
+
+    Attributes:
+        accuracy: of the answers that it gives, in [0, 1].
+        mean_macs: average cost of a sample, in MACs.
+        exit_rates: share of the samples that leave at each of the M+1 exits.
+    """
+
+    accuracy: float
+    mean_macs: float
+    exit_rates: tuple[float, ...]
+
+
+def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Tensor, costs: CostTable) -> PolicyResult:
+    """Return what the policy achieves against classes [N]."""
+    leaves = policy.exit_of(outputs.confidences)
+    answers = outputs.predictions[leaves, np.arange(len(leaves))]
+    rates = exit_rates(leaves, policy.num_exits)
+    leaving = np.array(costs.leaving_macs(policy.exits), dtype=np.float64)
+    return PolicyResult(
+        accuracy=float((answers == reference.numpy()).mean()),
+        mean_macs=float(rates[[*policy.exits, policy.num_exits]] @ leaving),
+        exit_rates=tuple(rates.tolist()),
+    )
+
+
+def exit_metrics(
+    outputs: ExitOutputs, policy: ExitPolicy, labels: Tensor, costs: CostTable, stage: str
+) -> tuple[ExitMetrics, ...]:
+    """Return a row for each of the M+1 exits, measured against the labels [N] of the test samples."""
+    rates = apply_policy(outputs, policy, labels, costs).exit_rates
+    accuracies, losses = outputs.accuracies(labels), outputs.losses(labels)
+    return tuple(
+        ExitMetrics(
+            exit=exit,
+            stage=stage,
+            accuracy=float(accuracies[exit]),
+            loss=float(losses[exit]),
+            exit_rate=rates[exit],
+            kept=exit in policy.exits or exit == policy.num_exits,
+            macs=costs.alone_macs(exit),
+            num_test=len(labels),
+        )
+        for exit in range(policy.num_exits + 1)
+    )

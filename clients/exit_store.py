@@ -1,0 +1,111 @@
+"""A device's durable store: personal exits, the policy in force, and what the next round starts from.
+
+`state.json` is replaced last and names the file of the exits, so a kill at any moment leaves the exits and the policy
+of one round, never a mixture.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from clients.errors import StoreError
+from clients.policy import ExitPolicy
+from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredExits:
+    """What a store holds.
+
+    Attributes:
+        client_id: whose exits they are.
+        round: the round that made them.
+        backbone_fingerprint: of the backbone that they belong to.
+        policy: in force.
+        exits: tensors named as `MultiExitNetwork.exit_state` names them.
+    """
+
+    client_id: str
+    round: int
+    backbone_fingerprint: str
+    policy: ExitPolicy
+    exits: dict[str, Tensor]
+
+
+class ExitStore:
+    """The store of one user in one folder.
+
+    Args:
+        folder: made when the first round is saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, backbone_fingerprint: str, client_id: str) -> StoredExits | None:
+        """Return what the last round saved, or None before the first one.
+
+        Raises:
+            StoreError: the store is damaged, another user's, or belongs to another model.
+        """
+        path = self.folder / "state.json"
+        if not path.exists():
+            return None
+        stored = self._read(path)
+        if stored.backbone_fingerprint != backbone_fingerprint:
+            raise StoreError(
+                f"the exits in {self.folder} belong to another model ({stored.backbone_fingerprint[:12]}, expected "
+                f"{backbone_fingerprint[:12]}): use that model, or another folder."
+            )
+        if stored.client_id != client_id:
+            raise StoreError(
+                f"the exits in {self.folder} are of user {stored.client_id!r}, not {client_id!r}: use another folder."
+            )
+        return stored
+
+    def save(self, stored: StoredExits) -> None:
+        """Put a round's exits and policy in force, atomically.
+
+        Raises:
+            OSError: the disk is full or not writable; the previous round stays in force.
+        """
+        name = f"exits-{stored.round:06d}.safetensors"
+        write_bytes_atomically(self.folder / name, safetensors.torch.save(stored.exits))
+        state = {
+            "format": FORMAT,
+            "client_id": stored.client_id,
+            "round": stored.round,
+            "backbone_fingerprint": stored.backbone_fingerprint,
+            "policy": asdict(stored.policy),
+            "exits": name,
+        }
+        write_json_atomically(self.folder / "state.json", state)
+        for stale in self.folder.glob("exits-*.safetensors"):
+            if stale.name != name:
+                stale.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> StoredExits:
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+            if state["format"] != FORMAT:
+                raise ValueError(f"format {state['format']}, expected {FORMAT}")
+            policy = state["policy"]
+            return StoredExits(
+                client_id=state["client_id"],
+                round=state["round"],
+                backbone_fingerprint=state["backbone_fingerprint"],
+                policy=ExitPolicy(**{**policy, "exits": tuple(policy["exits"])}),
+                exits=safetensors.torch.load_file(self.folder / Path(state["exits"]).name),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+            raise StoreError(
+                f"the store in {self.folder} is damaged ({error}): move it away, and the next round starts from "
+                "the global exits."
+            ) from None

@@ -1,0 +1,200 @@
+"""One personalisation round on the device, from a user's samples to the report (PersEPhonEE, Sec. 3.1).
+
+Start reading here: `personalise` is the way of a user's samples, a step a line, and each step is a file beside this.
+"""
+
+import copy
+import hashlib
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clients.errors import LabelsRequiredError, StoreError
+from clients.evaluation import ExitOutputs, apply_policy, exit_metrics, run_exits
+from clients.exit_store import ExitStore, StoredExits
+from clients.exit_training import train_exits
+from clients.features import compute_features
+from clients.policy import ExitPolicy
+from clients.pruning import calibrate_and_prune
+from clients.reports import PersonalisationReport
+from clients.settings import PersonalisationSettings
+from data_partitions.samples import UserSamples
+from data_partitions.user_splits import SampleSplit
+from multi_exit.losses import UNLABELLED
+from multi_exit.network import MultiExitNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Personalisation:
+    """The result of a round.
+
+    Attributes:
+        report: aggregates, all that a client may send without its owner's permission.
+        policy: the threshold and the exits in use from now on.
+        exits: the personal exits' tensors; `network.load_exit_state` takes them.
+    """
+
+    report: PersonalisationReport
+    policy: ExitPolicy
+    exits: dict[str, Tensor]
+
+
+def personalise(
+    network: MultiExitNetwork,
+    samples: UserSamples,
+    split: SampleSplit,
+    settings: PersonalisationSettings,
+    *,
+    store: ExitStore | None = None,
+    round_number: int = 1,
+    seed: int = 0,
+) -> Personalisation:
+    """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
+
+    Args:
+        network: the global model; its backbone is frozen here, and its weights are left as they are.
+        samples: the user's N samples.
+        split: which of them train, calibrate and test, and whose label the device may use.
+        settings: the loss, the schedule and the drop tolerance.
+        store: where personal exits live between rounds; a round starts from those of the round before.
+        round_number: from 1.
+        seed: with client id and round it determines the result.
+
+    Returns:
+        The report, the policy and the personal exits. They are in the store, if one was given.
+
+    Raises:
+        LabelsRequiredError: settings.weights.alpha is the only weight, and no training sample has a label.
+        NonFiniteLossError: the training diverged; the store is untouched.
+        StoreError: the store is damaged, or belongs to another model.
+        OSError: the store cannot be written; the previous round stays in force.
+    """
+    begin = time.perf_counter()
+    network.freeze_backbone()
+    labels = torch.where(split.labelled, samples.labels, UNLABELLED)
+    _require_labels(labels[split.train], settings, samples.client_id)
+
+    global_heads = network.heads
+    previous = _previous_heads(network, store, samples.client_id)
+
+    # 1 features: one pass through the frozen backbone serves training, calibration and test
+    features = compute_features(network, samples.images)
+
+    # 2 exit training, and the guard: an exit that got worse on the calibration set keeps its previous weights
+    heads = copy.deepcopy(previous).requires_grad_(True)
+    train_exits(heads, features, labels, split.train, settings, _generator(seed, samples.client_id, round_number))
+    reference = _reference(labels, features.last_logits, split.calibration)
+    rolled_back = _roll_back(
+        heads,
+        previous,
+        run_exits(heads, features, split.calibration),
+        run_exits(previous, features, split.calibration),
+        reference,
+    )
+
+    # 3 to 5 profile, calibrate and prune, with the global exits for comparison and with the personal ones
+    def calibrated(of: nn.ModuleList) -> ExitPolicy:
+        outputs = run_exits(of, features, split.calibration)
+        correct = outputs.predictions == reference.numpy()
+        costs = network.costs.leaving_macs
+        return calibrate_and_prune(outputs.confidences, correct, costs, settings.drop_tolerance)[0]
+
+    policy_before, policy = calibrated(global_heads), calibrated(heads)
+
+    # the report: labels of the test part serve evaluation only
+    truth = samples.labels[split.test]
+    outputs_before = run_exits(global_heads, features, split.test)
+    outputs_after = run_exits(heads, features, split.test)
+    before = apply_policy(outputs_before, policy_before, truth, network.costs)
+    after = apply_policy(outputs_after, policy, truth, network.costs)
+    exits = {f"heads.{name}": tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+    if store is not None:
+        store.save(
+            StoredExits(
+                client_id=samples.client_id,
+                round=round_number,
+                backbone_fingerprint=network.backbone_fingerprint,
+                policy=policy,
+                exits=exits,
+            )
+        )
+    report = PersonalisationReport(
+        client_id=samples.client_id,
+        round=round_number,
+        status="ok",
+        num_train=len(split.train),
+        num_calibration=len(split.calibration),
+        num_test=len(split.test),
+        labels=_labelled_share(labels, split),
+        threshold=policy.threshold,
+        accuracy_original=float(outputs_after.accuracies(truth)[-1]),
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+        mean_macs=after.mean_macs,
+        mean_macs_before=before.mean_macs,
+        original_macs=network.costs.original_macs,
+        seconds_personalise=time.perf_counter() - begin,
+        rolled_back_exits=rolled_back,
+        exits=(
+            *exit_metrics(outputs_before, policy_before, truth, network.costs, "before"),
+            *exit_metrics(outputs_after, policy, truth, network.costs, "after"),
+        ),
+    )
+    return Personalisation(report=report, policy=policy, exits=exits)
+
+
+def _require_labels(labels: Tensor, settings: PersonalisationSettings, client_id: str) -> None:
+    weights = settings.weights
+    if weights.alpha > 0 and weights.beta == 0 and bool((labels == UNLABELLED).all()):
+        raise LabelsRequiredError(
+            f"user {client_id!r} has no labelled training sample, and alpha > 0 learns from labels only: "
+            "give labels, or use self-distillation (beta) or self-supervision (gamma)."
+        )
+
+
+def _previous_heads(network: MultiExitNetwork, store: ExitStore | None, client_id: str) -> nn.ModuleList:
+    """Return the heads that the round starts from: those of the last round, else the global ones."""
+    stored = store.load(network.backbone_fingerprint, client_id) if store is not None else None
+    heads = copy.deepcopy(network.heads)
+    if stored is not None:
+        try:
+            heads.load_state_dict({name.removeprefix("heads."): t for name, t in stored.exits.items()})
+        except RuntimeError:
+            raise StoreError(
+                f"the stored exits of user {client_id!r} do not fit the model: use the model that they belong to."
+            ) from None
+    return heads
+
+
+def _generator(seed: int, client_id: str, round_number: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{client_id}/{round_number}/exit training".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _reference(labels: Tensor, last_logits: Tensor, samples: Tensor) -> Tensor:
+    """Return what calibration measures against: the label where there is one, else the last exit's answer."""
+    given = labels[samples]
+    return torch.where(given == UNLABELLED, last_logits[samples].argmax(dim=1), given)
+
+
+def _roll_back(
+    heads: nn.ModuleList, previous: nn.ModuleList, after: ExitOutputs, before: ExitOutputs, reference: Tensor
+) -> tuple[int, ...]:
+    """Give the exits that got worse their previous weights, in place, and return their numbers.
+
+    Worse is a lower accuracy on the calibration set, or the same with a higher loss.
+    """
+    scores_before = list(zip(before.accuracies(reference), -before.losses(reference), strict=True))
+    scores_after = list(zip(after.accuracies(reference), -after.losses(reference), strict=True))
+    worse = tuple(i for i in range(len(heads)) if scores_after[i] < scores_before[i])
+    for i in worse:
+        heads[i].load_state_dict(previous[i].state_dict())
+    return worse
+
+
+def _labelled_share(labels: Tensor, split: SampleSplit) -> str:
+    usable = labels[torch.cat([split.train, split.calibration])]
+    share = float((usable != UNLABELLED).float().mean())
+    return {0.0: "none", 1.0: "all"}.get(share, f"{share:.2f}")
