@@ -21,6 +21,7 @@ ONE_USER: dict[str, Any] = {
     "markeredgewidth": 0,
     "alpha": 0.25,
     "linestyle": "none",
+    "zorder": 1.5,
     "label": "one user's policy after",
 }
 WIDTH = 0.34  # of a box or a bar; an exit has two of them and takes 1
@@ -82,7 +83,7 @@ def draw_users_over_accuracy(rows: RoundRows, summary: Summary) -> Figure:
     for label, values, colour, line, width in curves:
         if values:
             axes.ecdf(values, label=label, color=colour, linestyle=line, linewidth=width)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.set_ylabel("users with at most this accuracy")
     _accuracy_axis(axes.xaxis, axes, "accuracy on the user's test samples")
     # a single poor user at exit 0 would squeeze everybody else into the right edge
@@ -97,14 +98,14 @@ def draw_accuracy_against_cost(rows: RoundRows, summary: Summary) -> Figure:
     figure = new_figure()
     axes = figure.subplots()
     users = [(row["mean_macs"] / row["original_macs"], row["accuracy_after"]) for row in rows.users if _has_point(row)]
-    axes.plot([cost for cost, _ in users], [accuracy for _, accuracy in users], **ONE_USER)
     points = _draw_exit_lines(axes, summary)
     points += _draw_operating_points(axes, summary)
     front = pareto_front(points)
     if front:
         look: dict[str, Any] = {"color": FRONT, "linewidth": 4.5, "alpha": 0.35, "zorder": 1, "label": "front"}
         axes.step([cost for cost, _ in front], [accuracy for _, accuracy in front], where="post", **look)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.plot([cost for cost, _ in users], [accuracy for _, accuracy in users], **ONE_USER)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     macs = summary.policy.original_macs
     axes.set_xlabel(f"MACs per sample, share of the original network's {macs / 1e6:,.1f} million" if macs else "MACs")
     axes.set_xlim(left=0)
@@ -126,7 +127,7 @@ def draw_exit_rates(rows: RoundRows, summary: Summary) -> Figure:
         bars = axes.bar(places, rates, width=WIDTH, color=STAGE_COLOURS[stage], label=stage)
         axes.bar_label(bars, labels=[f"{100 * rate:.0f}" for rate in rates], padding=2, fontsize=8, color=ORIGINAL)
     _label_exits(axes, summary, kept=True)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.set_ylabel("samples that leave here, mean over users")
     axes.grid(visible=False, axis="x")
     figure.legend(loc="outside upper left", ncols=2)
@@ -143,10 +144,11 @@ def draw_rounds(summary: Summary) -> Figure:
         style = "--" if colour == ORIGINAL else "o-"
         accuracy.plot(numbers, _floats(summary, field), style, color=colour, markersize=4, label=label)
     cost.plot(numbers, _floats(summary, "cost_share"), "o-", color=AFTER, markersize=4)
+    cost.margins(y=0.12)
     cost.set_ylim(bottom=0)
-    cost.yaxis.set_major_formatter(PercentFormatter(1.0))
+    cost.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     cost.set_ylabel("MACs per sample, share of the original's")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     accuracy.set_ylabel("accuracy, mean over users")
     for axes in (accuracy, cost):
         axes.set_xlabel("round")
@@ -203,7 +205,7 @@ def _draw_exit_lines(axes: Axes, summary: Summary) -> list[tuple[float, float]]:
         accuracy = _mean_accuracy(entry, "after")
         if accuracy is not None:
             place = (entry.cost_share or 0.0, accuracy)
-            axes.annotate(str(entry.exit), place, (0, 6), textcoords="offset points", ha="center", color=AFTER)
+            axes.annotate(str(entry.exit), place, (0, -14), textcoords="offset points", ha="center", color=AFTER)
     return drawn
 
 
@@ -231,14 +233,14 @@ def _label_exits(axes: Axes, summary: Summary, kept: bool = False) -> None:
         name = "last exit" if entry.is_last else f"exit {entry.exit}"
         detail = "" if entry.cost_share is None else f"{100 * entry.cost_share:.0f} % MACs"
         if kept and not entry.is_last and entry.kept is not None:
-            detail += f"\nkept by {100 * entry.kept:.0f} %"
+            detail += f"\nkept {100 * entry.kept:.0f} %"
         labels.append(f"{name}\n{detail}")
     axes.set_xticks(range(len(labels)), labels)
-    axes.tick_params(axis="x", length=0)
+    axes.tick_params(axis="x", length=0, labelsize=8.5)
 
 
 def _accuracy_axis(axis: Any, axes: Axes, label: str) -> None:
-    axis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axis.set_label_text(label)
 
 

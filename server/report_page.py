@@ -21,7 +21,7 @@ from server.results_words import (
     UNKNOWN,
     cost_caption,
     exits_caption,
-    headline,
+    headline_sentences,
     mean_percent,
     mega_macs,
     number_of_bytes,
@@ -111,7 +111,7 @@ def render_page(
         style=Markup(STYLE),
         name=name,
         summary=summary,
-        headline=headline(summary),
+        headline=headline_sentences(summary),
         tiles=_tiles(summary) if summary.counts.ok else [],
         figures=drawn,
         exits=_exits_part(summary) if summary.exits else None,
@@ -131,7 +131,7 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
     tiles = [
         ("Accuracy of the policy", mean_percent(policy.accuracy_after), "after"),
         ("Mean cost", mean_percent(policy.cost_share_after), ""),
-        ("Users helped", percent(change.helped if change else None, 0), ""),
+        ("Users whom it helped", percent(change.helped if change else None, 0), ""),
         ("Users", f"{summary.counts.ok} of {summary.counts.asked}", ""),
         ("Threshold", f"{threshold.median:.2f}" if threshold else UNKNOWN, ""),
         ("Early exits kept", f"{kept.mean:.1f} of {summary.num_exits}" if kept else UNKNOWN, ""),
@@ -156,7 +156,7 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
 
 
 def _exits_part(summary: Summary) -> dict[str, Any]:
-    columns = "exit,MACs,cost,before,after,helped,hurt,reaches the original,kept,leave here before,leave here after"
+    columns = "exit,MMAC,cost,before,after,helped,hurt,reaches the original,kept,leave here before → after"
     return {"columns": columns.split(","), "rows": [_exit_cells(entry) for entry in summary.exits]}
 
 
@@ -164,7 +164,7 @@ def _exit_cells(entry: ExitSummary) -> list[str]:
     change = entry.change
     return [
         "last (original)" if entry.is_last else str(entry.exit),
-        mega_macs(entry.macs),
+        UNKNOWN if entry.macs is None else f"{entry.macs / 1e6:,.1f}",
         percent(entry.cost_share, 0),
         mean_percent(entry.accuracy_before),
         mean_percent(entry.accuracy_after),
@@ -172,8 +172,7 @@ def _exit_cells(entry: ExitSummary) -> list[str]:
         percent(change.hurt if change else None, 0),
         percent(entry.reaches_original, 0),
         percent(entry.kept, 0),
-        percent(entry.exit_rate_before, 0),
-        percent(entry.exit_rate_after, 0),
+        f"{percent(entry.exit_rate_before, 0)} → {percent(entry.exit_rate_after, 0)}",
     ]
 
 

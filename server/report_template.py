@@ -25,8 +25,10 @@ header p.kicker { margin: 0; color: var(--dim); font-size: 14px; }
 h1 { margin: 2px 0 14px; font-size: 30px; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 44px 0 6px; font-size: 21px; line-height: 1.3; }
 h3 { margin: 18px 0 8px; font-size: 16px; }
+.card h3:first-child { margin-top: 0; }
 p { margin: 0 0 12px; }
-p.headline { font-size: 19px; line-height: 1.5; }
+p.headline { font-size: 21px; line-height: 1.45; font-weight: 600; }
+p.more { font-size: 17px; margin-bottom: 8px; }
 p.see { color: var(--dim); margin-bottom: 10px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
 .card svg { display: block; width: 100%; height: auto; }
@@ -38,15 +40,14 @@ p.see { color: var(--dim); margin-bottom: 10px; }
 .after { color: var(--after); } .before { color: var(--before); }
 table { border-collapse: collapse; width: 100%; font-size: 15px; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 9px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+td { white-space: nowrap; }
 th { font-weight: 600; color: var(--dim); font-size: 13px; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: none; }
 .wide { overflow-x: auto; }
-td.good { color: var(--after); font-weight: 600; }
-table.words td, table.words th { text-align: left; }
-table.words td:first-child { white-space: nowrap; }
-table.words td { overflow-wrap: anywhere; }
-.config td:first-child { color: var(--dim); width: 34%; }
+table.words td, table.words th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.words td:first-child { width: 30%; }
+.config td:first-child { color: var(--dim); }
 .config td { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; padding: 4px 9px; }
 .examples { display: flex; flex-wrap: wrap; gap: 12px; }
 .example { margin: 0; width: 96px; text-align: center; font-size: 13px; line-height: 1.35; }
@@ -63,8 +64,15 @@ footer { margin-top: 44px; color: var(--dim); font-size: 13px; }
   }
   body { font-size: 12px; }
   main { max-width: none; padding: 0; }
-  .card, .tile, tr, .example { break-inside: avoid; }
+  section.whole, .tile, tr, .example { break-inside: avoid; }
   h2, p.see { break-after: avoid; }
+  h2 { margin-top: 26px; font-size: 16px; }
+  p.headline { font-size: 16px; }
+  p.more { font-size: 13px; }
+  .tile .value { font-size: 18px; }
+  .tile .name, .tile .note, table, th, .config td { font-size: 10.5px; }
+  th, td { padding: 3px 6px; }
+  .wide { overflow: visible; }
   .tiles { grid-template-columns: repeat(4, 1fr); }
 }
 """
@@ -83,7 +91,8 @@ TEMPLATE = """<!DOCTYPE html>
 <header>
 <p class="kicker">PersEPhonEE: early exits personalised on the user's device · round {{ summary.round }}</p>
 <h1>{{ name }}</h1>
-<p class="headline">{{ headline }}</p>
+{% for sentence in headline %}<p class="{{ 'headline' if loop.first else 'more' }}">{{ sentence }}</p>
+{% endfor %}
 </header>
 
 {% if tiles %}
@@ -96,7 +105,7 @@ TEMPLATE = """<!DOCTYPE html>
 {% endif %}
 
 {% for figure in figures %}
-<section>
+<section class="whole">
 <h2>{{ figure.title }}</h2>
 <p class="see">{{ figure.see }}</p>
 <div class="card">{{ figure.svg }}</div>
@@ -104,11 +113,12 @@ TEMPLATE = """<!DOCTYPE html>
 {% endfor %}
 
 {% if exits %}
-<section>
+<section class="whole">
 <h2>Every exit in numbers</h2>
-<p class="see">Means over {{ summary.counts.ok }} users, each counting the same. Helped and hurt: the share of users for
-whom the exit became more or less accurate. “Reaches the original”: the share of users for whom it is at least as
-accurate as their last exit.</p>
+<p class="see">Means over {{ summary.counts.ok }} users, each counting the same. Cost: MACs up to the exit over
+the original network's, heads on the way included. Helped and hurt: users for whom the exit became more or less
+accurate. “Reaches the original”: users for whom it is now at least as accurate as their last exit. Kept: users whose
+policy still has it.</p>
 <div class="card wide">
 <table>
 <thead><tr>{% for column in exits.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
@@ -120,7 +130,7 @@ accurate as their last exit.</p>
 </section>
 {% endif %}
 
-<section>
+<section class="whole">
 <h2>One user looked at closely</h2>
 {% if close_up %}
 <p class="see">{{ close_up.words }}</p>

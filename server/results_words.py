@@ -6,11 +6,13 @@ The sentences follow the numbers: they say as plainly that something got worse a
 from server.results_summary import Change, ExitSummary, Spread, Summary
 
 UNKNOWN = "–"
+# A number and its unit stay on one line.
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share such as 0.953 as "95.3 %"."""
-    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f}{SPACE}%"
 
 
 def mean_percent(spread: Spread | None, digits: int = 1) -> str:
@@ -20,7 +22,7 @@ def mean_percent(spread: Spread | None, digits: int = 1) -> str:
 
 def mega_macs(macs: float | None) -> str:
     """Return MACs as "2.7 MMAC"."""
-    return UNKNOWN if macs is None else f"{macs / 1e6:,.{1 if macs >= 1e6 else 3}f} MMAC"
+    return UNKNOWN if macs is None else f"{macs / 1e6:,.{1 if macs >= 1e6 else 3}f}{SPACE}MMAC"
 
 
 def number_of_bytes(count: float | None) -> str:
@@ -29,8 +31,8 @@ def number_of_bytes(count: float | None) -> str:
         return UNKNOWN
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
+            return f"{count / size:.1f}{SPACE}{unit}"
+    return f"{count:.0f}{SPACE}B"
 
 
 def number_of_seconds(seconds: float | None) -> str:
@@ -38,13 +40,8 @@ def number_of_seconds(seconds: float | None) -> str:
     if seconds is None:
         return UNKNOWN
     if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-
-
-def exit_name(number: int, num_exits: int) -> str:
-    """Return what an exit is called in tables and figures: its number, or "last"."""
-    return "last" if number == num_exits else f"exit {number}"
+        return f"{seconds:.1f}{SPACE}s"
+    return f"{int(seconds) // 60}{SPACE}min {int(seconds) % 60:02d}{SPACE}s"
 
 
 def headline_exit(summary: Summary) -> ExitSummary | None:
@@ -58,15 +55,19 @@ def headline_exit(summary: Summary) -> ExitSummary | None:
 
 def headline(summary: Summary) -> str:
     """Return what the run showed, in a few sentences for a reader who knows early exits but not this run."""
+    return " ".join(headline_sentences(summary))
+
+
+def headline_sentences(summary: Summary) -> list[str]:
+    """Return the sentences of the headline, the most important one first."""
     counts = summary.counts
     if not counts.ok:
-        return f"No user gave a valid result: {_left_out_words(summary)} of the {counts.asked} clients asked."
+        return [f"No user gave a valid result: of {counts.asked} clients asked, {_left_out_words(summary)}."]
     sentences = [_exit_sentence(summary), _policy_sentence(summary)]
     if counts.ok < counts.asked:
-        sentences.append(
-            f"{counts.asked - counts.ok} of {counts.asked} clients are left out: {_left_out_words(summary)}."
-        )
-    return " ".join(sentence for sentence in sentences if sentence)
+        left_out = counts.asked - counts.ok
+        sentences.append(f"Left out: {left_out} of {counts.asked} clients asked, {_left_out_words(summary)}.")
+    return [sentence for sentence in sentences if sentence]
 
 
 def exits_caption(summary: Summary) -> str:
@@ -79,7 +80,8 @@ def exits_caption(summary: Summary) -> str:
     number = sum(_reaches_original(entry, summary) for entry in early)
     return (
         f"Exit {best} gains most ({_points(gain)} on average), exit {worst} least ({_points(least)}); on average "
-        f"{number} of {len(early)} early exits now match the original network."
+        f"{number} of {len(early)} early exits now match the original network. Boxes hold the middle half of users, "
+        f"whiskers reach from the 5th to the 95th percentile."
     )
 
 
@@ -91,7 +93,7 @@ def users_caption(summary: Summary) -> str:
     against = summary.policy.against_original
     return (
         f"The further right, the better: the worst-served 5 % of users get at most {percent(after.p05)} from their "
-        f"personal policy and {percent(original.p05)} from the original network; "
+        f"personal policy, and {percent(original.p05)} from the original network; "
         f"{_change_words(against, 'the policy beats the original', 'falls behind it')}."
     )
 
@@ -138,15 +140,15 @@ def _exit_sentence(summary: Summary) -> str:
     original = mean_percent(summary.policy.accuracy_original)
     reached, before = mean_percent(entry.accuracy_after), mean_percent(entry.accuracy_before)
     cost = percent(entry.cost_share, 0)
-    changed = f"{_change_words(entry.change, 'it became more accurate', 'less accurate')}."
+    changed = _change_words(entry.change, "it is more accurate than before", "less accurate")
     if _reaches_original(entry, summary):
         return (
-            f"After personalisation exit {entry.exit}, at {cost} of the original network's cost, reaches {reached} on "
-            f"average (before {before}, the original {original}); {changed}"
+            f"Exit {entry.exit} now reaches {reached} on average ({before} before personalisation; the original "
+            f"network {original}) at {cost} of the original's cost; {changed}."
         )
     return (
         f"No early exit reaches the original network's {original} on average; exit {entry.exit} comes closest with "
-        f"{reached} (before {before}) at {cost} of its cost; {changed}"
+        f"{reached} ({before} before personalisation) at {cost} of its cost; {changed}."
     )
 
 
@@ -155,10 +157,10 @@ def _policy_sentence(summary: Summary) -> str:
     if policy.accuracy_after is None:
         return ""
     threshold = f" (median {policy.threshold.median:.2f})" if policy.threshold else ""
-    changed = _change_words(policy.change, "it became more accurate", "less accurate")
+    changed = _change_words(policy.change, "it is more accurate than before", "less accurate")
     return (
         f"With each user's own threshold{threshold} the whole policy reaches {mean_percent(policy.accuracy_after)} "
-        f"(before {mean_percent(policy.accuracy_before)}) at {mean_percent(policy.cost_share_after, 0)} of the "
+        f"({mean_percent(policy.accuracy_before)} before) at {mean_percent(policy.cost_share_after, 0)} of the "
         f"original's cost; {changed}."
     )
 
@@ -167,7 +169,9 @@ def _change_words(change: Change | None, rose: str, fell: str) -> str:
     if change is None:
         return "how it changed is not known"
     helped, hurt = round(change.helped * change.users), round(change.hurt * change.users)
-    return f"{rose} for {helped} of {change.users} users and {fell} for {hurt}"
+    if helped == change.users:
+        return f"{rose} for all {change.users} users"
+    return f"{rose} for {helped} of {change.users} users and {fell} for {hurt or 'none'}"
 
 
 def _left_out_words(summary: Summary) -> str:

@@ -1,12 +1,12 @@
 """The run's result as a table for the terminal."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from server.results_summary import ExitSummary, Summary
+from server.results_summary import ExitSummary, Spread, Summary
 from server.results_words import (
     UNKNOWN,
-    exit_name,
     headline,
     mean_percent,
     mega_macs,
@@ -32,10 +32,14 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
 
 
 def exits_table(summary: Summary) -> Table:
-    """Return the table of exits: accuracies are means over users, helped and hurt are shares of users."""
-    table = Table(title=f"Exits, round {summary.round}: means over {summary.counts.ok} users", title_justify="left")
-    table.add_column("exit")
-    for name in ("MACs", "cost", "before", "after", "original", "helped", "hurt", "kept", "leave here"):
+    """Return the table of exits, in percent: accuracies are means over users, helped and hurt are shares of users.
+
+    It fits into 80 columns.
+    """
+    title = f"Round {summary.round}, {summary.counts.ok} users, in %; cost: share of the original's MACs"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("exit", no_wrap=True)
+    for name in ("MMAC", "cost", "before", "after", "original", "helped", "hurt", "kept", "leave here"):
         table.add_column(name, justify="right", no_wrap=True)
     for entry in summary.exits:
         table.add_row(*_cells(entry, summary))
@@ -102,18 +106,22 @@ def left_out_lines(summary: Summary) -> list[str]:
 def _cells(entry: ExitSummary, summary: Summary) -> list[str]:
     change = entry.change
     return [
-        exit_name(entry.exit, summary.num_exits),
-        mega_macs(entry.macs),
-        percent(entry.cost_share, 0),
-        mean_percent(entry.accuracy_before),
-        mean_percent(entry.accuracy_after),
-        mean_percent(summary.policy.accuracy_original),
-        percent(change.helped if change else None, 0),
-        percent(change.hurt if change else None, 0),
-        percent(entry.kept, 0),
-        f"{percent(entry.exit_rate_before, 0)} → {percent(entry.exit_rate_after, 0)}",
+        "last" if entry.is_last else str(entry.exit),
+        UNKNOWN if entry.macs is None else f"{entry.macs / 1e6:.1f}",
+        _number(entry.cost_share, 0),
+        _number(_mean(entry.accuracy_before), 1),
+        _number(_mean(entry.accuracy_after), 1),
+        _number(_mean(summary.policy.accuracy_original), 1),
+        _number(change.helped if change else None, 0),
+        _number(change.hurt if change else None, 0),
+        _number(entry.kept, 0),
+        f"{_number(entry.exit_rate_before, 0)} → {_number(entry.exit_rate_after, 0)}",
     ]
 
 
-def _mean(spread: object) -> float | None:
-    return getattr(spread, "mean", None)
+def _number(share: float | None, digits: int) -> str:
+    return UNKNOWN if share is None else f"{100 * share:.{digits}f}"
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return spread.mean if spread else None
