@@ -1,0 +1,100 @@
+"""Send messages to nodes and take what comes back before a deadline; a node that fails is named with its cause.
+
+Flower's own `send_and_receive` polls every 3 s and says nothing until the end; here each reply is handed on as it
+arrives, and what never arrives is a failure with words.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_WORDS = {
+    ErrorCode.NODE_UNAVAILABLE: "the node went away during the round",
+    ErrorCode.CLIENT_APP_CRASHED: "the client's process died, perhaps for want of memory",
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "the client could not load the app",
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the client stopped with an error",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the message was lost on its way",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "the reply was lost on its way",
+    ErrorCode.MOD_FAILED_PRECONDITION: "a mod on the client refused the message",
+    ErrorCode.INVALID_FAB: "the client refused the app",
+}
+# These carry the text of an exception, whose last line says what was wrong.
+_WITH_REASON = {
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+    ErrorCode.MOD_FAILED_PRECONDITION,
+}
+MAX_POLL_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one message."""
+
+    node_id: int
+    content: RecordDict | None
+    """The reply, or None when there is none."""
+    cause: str
+    """Why there is none, in words; empty when there is a reply."""
+
+
+def exchange(
+    grid: Grid,
+    messages: Sequence[Message],
+    deadline: float,
+    on_answer: Callable[[Answer], None] = lambda _: None,
+) -> list[Answer]:
+    """Send each message to its node and return one answer per message, in the order of the messages.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        messages: at most one per node.
+        deadline: seconds to wait; what comes later is dropped.
+        on_answer: called for each reply or error as it arrives.
+    """
+    end = time.monotonic() + deadline
+    started = {str(sent) for sent in grid.push_messages(messages)} if messages else set()
+    node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    answers: dict[int, Answer] = {}
+    waiting = node_of.keys() & started
+    poll = 0.05
+    while waiting and time.monotonic() < end:
+        arrived = list(grid.pull_messages(sorted(waiting)))
+        for reply in arrived:
+            # an error that the SuperLink makes up comes from itself: only this id tells whom it is about
+            message_id = reply.metadata.reply_to_message_id
+            if message_id in waiting:
+                waiting.discard(message_id)
+                answer = _answer(node_of[message_id], reply)
+                answers[answer.node_id] = answer
+                on_answer(answer)
+        if waiting and not arrived:
+            time.sleep(min(poll, max(0.0, end - time.monotonic())))
+            poll = min(poll * 1.5, MAX_POLL_SECONDS)
+    for message_id, node_id in node_of.items():
+        cause = f"no reply within {deadline:g} s" if message_id in started else "the message could not be sent"
+        answers.setdefault(node_id, Answer(node_id=node_id, content=None, cause=cause))
+    return [answers[node_id] for node_id in node_of.values()]
+
+
+def cause_in_words(code: int, reason: str) -> str:
+    """Return an error of a node as one phrase, without colour codes and tracebacks."""
+    words = _WORDS.get(code, f"the node answered with error {code}")
+    if code not in _WITH_REASON and code in _WORDS:
+        return words
+    lines = [line.strip() for line in _ANSI.sub("", reason).replace("\\n", "\n").splitlines()]
+    last = next((line for line in reversed(lines) if line.strip("'>\" ")), "")
+    return f"{words} ({last.removesuffix(chr(39) + '>')[:200]})" if last else words
+
+
+def _answer(node_id: int, reply: Message) -> Answer:
+    if reply.has_error():
+        cause = cause_in_words(reply.error.code, reply.error.reason or "")
+        return Answer(node_id=node_id, content=None, cause=cause)
+    return Answer(node_id=node_id, content=reply.content, cause="")

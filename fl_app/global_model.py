@@ -1,0 +1,63 @@
+"""The global model that a run personalises, and whether it fits the data."""
+
+import logging
+from pathlib import Path
+
+from data_partitions.opening import open_partitions
+from data_partitions.samples import Partitions
+from fl_app.errors import AppError
+from fl_app.model_store import model_records
+from fl_app.settings import AppSettings
+from fl_app.strategy import GlobalModel
+from multi_exit.network import MultiExitNetwork
+from server.global_model import MODEL_NAME, make_global_model
+from server.pretraining_progress import PretrainProgress
+
+log = logging.getLogger("persephonee.server")
+
+
+def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress | None = None) -> Path:
+    """Return the folder of the global model, and pretrain it there if none was named and none is there yet.
+
+    Args:
+        settings: which network and data.
+        folder: `settings.model_folder(...)`.
+        progress: told how far a pretraining is.
+
+    Raises:
+        ServerError: the pretraining does not fit the data, or diverged.
+        MultiExitError: the backbone, the exits or the weights do not fit.
+        DataError: the data is missing or broken.
+    """
+    if settings.places.model is not None:
+        return folder
+    if (folder / MODEL_NAME).exists():
+        log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)
+        return folder
+    log.info("No model was named: pretraining one in %s", folder)
+    make_global_model(settings.pretraining, open_partitions(settings.data), folder, resume=True, progress=progress)
+    return folder
+
+
+def check_fit(network: MultiExitNetwork, partitions: Partitions) -> None:
+    """Refuse a model that was made for other data.
+
+    Raises:
+        AppError: another number of classes, or images of another shape.
+    """
+    if network.num_classes != partitions.num_classes:
+        raise AppError(
+            f"The model knows {network.num_classes} classes and {partitions.name} has {partitions.num_classes}; "
+            "take a model that was trained on this data."
+        )
+    if network.input_shape != partitions.image_shape:
+        model, data = ("x".join(map(str, shape)) for shape in (network.input_shape, partitions.image_shape))
+        raise AppError(
+            f"The model takes images of {model} and those of {partitions.name} are {data} (channels, height, width); "
+            "take a model that was trained on this data."
+        )
+
+
+def as_global_model(network: MultiExitNetwork) -> GlobalModel:
+    """Return what the strategy needs to know of the network."""
+    return GlobalModel(fingerprint=network.fingerprint, num_exits=network.num_exits, records=model_records(network))
