@@ -13,12 +13,14 @@ from multi_exit.errors import BackboneError
 TORCHVISION = "torchvision"
 TIMM = "timm"
 DEFAULT_SOURCES = (TORCHVISION, TIMM)
-"""Where a backbone may come from unless the owner of the machine allows more (a `package.module` prefix)."""
+"""Where a backbone may come from unless the owner of the machine allows more (`package.module`, in full)."""
 
 SMALL_INPUT_PX = 48
 """Up to this input side the stem keeps the resolution, as is usual for CIFAR and MNIST networks."""
 
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+# timm fetches `hf-hub:` and reads `local-dir:` names; a name that came over the network must not make it do so
+_TIMM = re.compile(r"timm/\w[\w.-]*")
 
 
 def source_of(name: str) -> str:
@@ -77,6 +79,8 @@ def _from_torchvision(name: str, num_classes: int) -> nn.Module:
 
 
 def _from_timm(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    if not _TIMM.fullmatch(name):
+        raise BackboneError(f"backbone {name!r} is not in timm: use timm/NAME, NAME from timm.list_models().")
     try:
         import timm
     except ImportError:
@@ -95,7 +99,12 @@ def _from_module(name: str, num_classes: int, in_channels: int) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise BackboneError(f"backbone {name!r} cannot be imported ({error}): check the name and PYTHONPATH.") from None
-    model = function(num_classes=num_classes, in_channels=in_channels)
+    try:
+        model = function(num_classes=num_classes, in_channels=in_channels)
+    except TypeError as error:
+        raise BackboneError(
+            f"backbone {name!r} cannot be called ({error}): take the arguments num_classes and in_channels."
+        ) from None
     if not isinstance(model, nn.Module):
         raise BackboneError(f"backbone {name!r} returned {type(model).__name__}: return a torch.nn.Module.")
     return model
@@ -121,19 +130,22 @@ def _set_in_channels(model: nn.Module, name: str, in_channels: int) -> None:
 
 
 def keep_resolution(model: nn.Module) -> None:
-    """Make the stem keep the resolution, in place: its first convolution, and a pooling right behind, get stride 1.
+    """Make the stem keep the resolution, in place: its first reduction gets stride 1.
 
-    MobileNetV2 then works on maps of 28, 14, 7, 4 and 2 px for 28 px input, as in the paper's FEMNIST network.
+    So does the pooling behind it where a convolution came first, as in a ResNet; a VGG has no such stem, it loses
+    one pooling. MobileNetV2 then works on maps of 28, 14, 7, 4 and 2 px for 28 px input, as in the paper's FEMNIST
+    network.
     """
-    reductions = 0
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and max(_pair(module.stride)) > 1:
-            reductions += 1
-            # the stem: the first reduction, and the second only where it is the pooling of a ResNet-like stem
-            if reductions == 1 or (reductions == 2 and isinstance(module, nn.MaxPool2d)):
-                module.stride = (1, 1)
-            if reductions == 2:
-                return
+    reductions = (
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and max(_pair(module.stride)) > 1
+    )
+    first, second = next(reductions, None), next(reductions, None)
+    if isinstance(first, nn.Conv2d) and isinstance(second, nn.MaxPool2d):
+        second.stride = (1, 1)
+    if first is not None:
+        first.stride = (1, 1)
 
 
 def load_weights(model: nn.Module, state: dict[str, torch.Tensor], name: str) -> list[str]:
