@@ -1,11 +1,14 @@
 """Tracing a CNN with torch.fx into a graph without in-place operations, and measuring every node once."""
 
 import copy
+import inspect
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from multi_exit.errors import BackboneError
@@ -69,16 +72,54 @@ def trace(model: nn.Module, name: str, normalisation: InputNormalisation | None)
 
 
 def _remove_in_place_operations(traced: fx.GraphModule) -> None:
+    position = {node: index for index, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        if _make_out_of_place(traced, node):
+            changed = node.all_input_nodes[0]
+            # who reads the changed tensor later means the result, as where a pre-activation feeds the shortcut too
+            for user in [user for user in changed.users if position[user] > position[node]]:
+                user.replace_input_with(changed, node)
     for module in traced.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
-    for node in traced.graph.nodes:
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_function":
-            node.target = _OUT_OF_PLACE.get(node.target, node.target)
-        elif node.op == "call_method" and node.target.endswith("_") and hasattr(Tensor, node.target[:-1]):
-            node.target = node.target[:-1]
+
+
+def _make_out_of_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Replace the operation of `node` where it changes its first argument, and return whether it does.
+
+    Modules are left to the caller, since several nodes may call one module.
+    """
+    if node.op == "call_module":
+        return getattr(traced.get_submodule(str(node.target)), "inplace", False) is True
+    target = node.target
+    if node.op == "call_method" and isinstance(target, str) and target.endswith("_") and hasattr(Tensor, target[:-1]):
+        node.target = target[:-1]
+    elif node.op == "call_function" and callable(target):
+        node.target = _OUT_OF_PLACE.get(target) or _without_underscore(target) or target
+        return node.target is not target or _switch_off_inplace(node, target)
+    return node.target is not target
+
+
+def _without_underscore(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return `torch.relu` for `torch.relu_` and the like; None for all other functions."""
+    name = getattr(function, "__name__", "")
+    for module in (torch, functional):
+        if name.endswith("_") and getattr(module, name, None) is function and hasattr(module, name[:-1]):
+            return getattr(module, name[:-1])  # type: ignore[no-any-return]
+    return None
+
+
+def _switch_off_inplace(node: fx.Node, function: Callable[..., Any]) -> bool:
+    """Set the argument `inplace`, given by name or by position, to False, and return whether it was True."""
+    try:
+        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # built-in functions have no signature, and no such argument
+        return False
+    if bound.arguments.get("inplace") is not True:
+        return False
+    bound.arguments["inplace"] = False
+    node.args, node.kwargs = bound.args, bound.kwargs
+    return True
 
 
 class Measurement(fx.Interpreter):
