@@ -40,29 +40,32 @@ class Place:
 def find_places(traced: fx.GraphModule, measured: Measurement, name: str) -> tuple[Place, ...]:
     """Return all places in the order of the graph.
 
+    Of places with the same cost only the last counts, behind BatchNorm, activation and pooling: two exits there
+    would be one.
+
     Raises:
         BackboneError: there is none, as in a vision transformer.
     """
     maps = _feature_maps(traced, measured)
     block_ends = _block_ends(traced)
-    places = []
+    places: dict[int, Place] = {}
     for node in _only_live_tensors(traced, measured):
         if node in maps and node in block_ends:
             _, channels, height, width = measured.outputs[node.name].shape
             at, macs = block_ends[node], measured.macs[node.name]
-            places.append(Place(node=node.name, at=at, macs=macs, shape=(channels, height, width)))
+            places[macs] = Place(node=node.name, at=at, macs=macs, shape=(channels, height, width))
     if not places:
         raise BackboneError(
             f"{name} has no places to attach exits: exits need feature maps [C, H, W] that are the only live tensor, "
             "and transformers have none; use a CNN."
         )
-    return tuple(places)
+    return tuple(places.values())
 
 
 def choose_places(places: tuple[Place, ...], total_macs: int, num_exits: int, name: str) -> tuple[Place, ...]:
     """Return the M places nearest to i/(M+1) of the MACs: the increasing choice with the smallest sum of distances.
 
-    Of places with the same cost the last is taken, behind BatchNorm, activation and pooling.
+    Of choices that are equally near the later places are taken.
 
     Raises:
         PlacementError: num_exits is below 1 or above the number of places.
