@@ -79,7 +79,9 @@ def rebuild_network(spec: NetworkSpec, allowed: tuple[str, ...] = DEFAULT_SOURCE
     Raises:
         BackboneError: the backbone is unknown or not allowed on this machine.
         ModelFileError: the cuts do not exist in the backbone, as when torchvision changed it.
+        SettingsError: a number of the specification is out of its range.
     """
+    _check(spec.num_classes, spec.in_channels, spec.input_size, spec.mean, spec.std)
     model = build_backbone(spec.backbone, spec.num_classes, spec.in_channels, allowed)
     if spec.stem == "stride-1":
         keep_resolution(model)

@@ -52,11 +52,20 @@ class NetworkSpec:
         try:
             values = json.loads(text)
             lists = {key: tuple(values[key]) for key in ("cuts", "mean", "std")}
-            return cls(**{**values, **lists})
+            spec = cls(**{**values, **lists})
+            spec._check_types()
+            return spec
         except (ValueError, TypeError, KeyError) as error:
             raise ModelFileError(
                 f"the network's specification cannot be read ({error}): save the model again."
             ) from None
+
+    def _check_types(self) -> None:
+        numbers = (self.num_classes, self.in_channels, self.input_size)
+        words = (self.backbone, self.stem, self.head, *self.cuts)
+        fits = all(type(n) is int for n in numbers) and all(isinstance(w, str) for w in words)
+        if not fits or not all(isinstance(x, int | float) for x in (*self.mean, *self.std)):
+            raise TypeError("a value is of another type")
 
 
 class MultiExitNetwork(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
@@ -48,7 +49,10 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
     """
     fingerprint = network.fingerprint
     weights = f"weights-{fingerprint[:12]}.safetensors"
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    # copies: a module that serves in two stages would be stored by reference, which safetensors refuses
+    tensors = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
+    }
     write_bytes_atomically(folder / weights, safetensors.torch.save(tensors))
     description = {
         "format": FORMAT,
