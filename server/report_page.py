@@ -215,9 +215,11 @@ def _left_out_part(summary: Summary) -> dict[str, Any]:
             f" For {len(summary.rolled_back)} users an exit came out worse on their calibration part than it was; it "
             "kept its earlier weights."
         )
-    for entry in summary.rolled_back:
-        names = ", ".join(str(number) for number in entry.exits)
-        rows.append({"client_id": entry.client_id, "status": f"kept the earlier weights of exit {names}"})
+    for number in range(summary.num_exits):
+        users = [entry.client_id for entry in summary.rolled_back if number in entry.exits]
+        if users:
+            status = f"exit {number} kept its earlier weights"
+            rows.append({"client_id": ", ".join(users), "status": f"{status} ({len(users)} users)"})
     return {"words": words, "rows": rows}
 
 

@@ -32,7 +32,11 @@ class Example:
     before: str
     """The class that the global exits answered."""
     after: str
-    """The class that the personal exits answer."""
+    """The class that the personal exits answer; another one than `before`."""
+
+    def __post_init__(self) -> None:
+        if self.before == self.after:
+            raise ServerError(f"A close-up shows images whose answer changed; this one was and is {self.after!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ th { font-weight: 600; color: var(--dim); font-size: 13px; vertical-align: botto
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: none; }
 .wide { overflow-x: auto; }
+.long { max-height: 460px; overflow-y: auto; }
 table.words td, table.words th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.words td:first-child { width: 30%; }
 .config td:first-child { color: var(--dim); }
@@ -72,7 +73,7 @@ footer { margin-top: 44px; color: var(--dim); font-size: 13px; }
   .tile .value { font-size: 18px; }
   .tile .name, .tile .note, table, th, .config td { font-size: 10.5px; }
   th, td { padding: 3px 6px; }
-  .wide { overflow: visible; }
+  .wide { overflow: visible; max-height: none; }
   .tiles { grid-template-columns: repeat(4, 1fr); }
 }
 """
@@ -160,7 +161,7 @@ which runs on the machine that owns the data, adds one.</p>
 <h2>What was left out or failed</h2>
 <p class="see">{{ left_out.words }}</p>
 {% if left_out.rows %}
-<div class="card wide"><table class="words">
+<div class="card wide long"><table class="words">
 <thead><tr><th>client</th><th>what happened</th></tr></thead>
 <tbody>{% for row in left_out.rows %}
 <tr><td>{{ row.client_id }}</td><td>{{ row.status }}</td></tr>{% endfor %}

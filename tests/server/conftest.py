@@ -1,7 +1,6 @@
 """A made-up run: no network, no training; only the shapes and the ranges of a real one."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,7 @@ def made_up_round(round_number: int, users: int = 40, seed: int = 0) -> dict[str
 
 def made_up_close_up() -> CloseUp:
     """Return twelve drawn characters, ten of which changed from wrong to right."""
-    triples = [*zip("OlS2cCo1Iz", "0152Cc0lI2", "OlS2cCo1Iz", strict=True), ("5", "5", "S"), ("k", "h", "K")]
+    triples = [*zip("OlSZcCo1Iz", "0152Cc0l12", "OlSZcCo1Iz", strict=True), ("5", "5", "S"), ("k", "h", "K")]
     examples = []
     for label, before, after in triples:
         page = Image.new("L", (28, 28), 255)
@@ -125,12 +124,12 @@ def made_up_close_up() -> CloseUp:
     return CloseUp(client_id="f0103_03", examples=tuple(examples), exit=0, mended=23, broken=1)
 
 
-@pytest.fixture
-def fake_run(tmp_path: Path) -> Callable[..., RunFolder]:
+@pytest.fixture(scope="session")
+def fake_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
     """Return a function that makes a run folder of made-up rounds."""
 
     def make(rounds: int = 1, users: int = 40, name: str = "demo") -> RunFolder:
-        run = RunFolder.create(tmp_path / "runs" / name, CONFIG)
+        run = RunFolder.create(tmp_path_factory.mktemp("runs") / name, CONFIG)
         for number in range(1, rounds + 1):
             run.append_round(**made_up_round(number, users))
         return run
@@ -138,6 +137,6 @@ def fake_run(tmp_path: Path) -> Callable[..., RunFolder]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def close_up() -> CloseUp:
     return made_up_close_up()
