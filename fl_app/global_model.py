@@ -1,11 +1,9 @@
-"""The global model that a run personalises, and whether it fits the data."""
+"""The global model that a run personalises."""
 
 import logging
 from pathlib import Path
 
 from data_partitions.opening import open_partitions
-from data_partitions.samples import Partitions
-from fl_app.errors import AppError
 from fl_app.model_store import model_records
 from fl_app.settings import AppSettings
 from fl_app.strategy import GlobalModel
@@ -37,25 +35,6 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
     log.info("No model was named: pretraining one in %s", folder)
     make_global_model(settings.pretraining, open_partitions(settings.data), folder, resume=True, progress=progress)
     return folder
-
-
-def check_fit(network: MultiExitNetwork, partitions: Partitions) -> None:
-    """Refuse a model that was made for other data.
-
-    Raises:
-        AppError: another number of classes, or images of another shape.
-    """
-    if network.num_classes != partitions.num_classes:
-        raise AppError(
-            f"The model knows {network.num_classes} classes and {partitions.name} has {partitions.num_classes}; "
-            "take a model that was trained on this data."
-        )
-    if network.input_shape != partitions.image_shape:
-        model, data = ("x".join(map(str, shape)) for shape in (network.input_shape, partitions.image_shape))
-        raise AppError(
-            f"The model takes images of {model} and those of {partitions.name} are {data} (channels, height, width); "
-            "take a model that was trained on this data."
-        )
 
 
 def as_global_model(network: MultiExitNetwork) -> GlobalModel:

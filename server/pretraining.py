@@ -191,7 +191,7 @@ class _Trainer:
                 f"--learning-rate than {self.settings.learning_rate:g}"
             )
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimiser.step()
         return value
 

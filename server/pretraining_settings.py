@@ -21,10 +21,10 @@ class PretrainSettings:
     mode: Mode = "joint"
     """"joint": backbone and exits together, for an untrained backbone; "exits": the exits only, for a trained one."""
 
-    epochs: int = 12
+    epochs: int = 6
     """At most this many, >= 1; the schedule spans them."""
 
-    patience: int = 4
+    patience: int = 3
     """Stop after this many epochs, >= 1, without a better last exit on users whom training never saw."""
 
     batch_size: int = 128

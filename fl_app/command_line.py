@@ -1,0 +1,55 @@
+"""The command line `persephonee`: one verb for each thing that a person does.
+
+A verb is one function in a file of its own, `command_VERB.py`, which imports what it needs only when it is called:
+the verbs of a device work where Flower, Ray and matplotlib are not installed.
+"""
+
+import logging
+
+import typer
+
+from fl_app.command_errors import OneSentenceGroup
+from fl_app.command_inspect import inspect
+from fl_app.command_personalise import personalise
+from fl_app.command_pretrain import pretrain
+from fl_app.command_report import report
+from fl_app.command_simulate import simulate
+
+OWN_LOGGERS = ("persephonee", "multi_exit", "data_partitions", "clients", "server", "fl_app")
+
+app = typer.Typer(
+    name="persephonee",
+    cls=OneSentenceGroup,
+    help="Personalised early-exit networks on the user's device, with Flower and without it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (pretrain, inspect, simulate, personalise, report):
+    app.command()(verb)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what stderr is when the line comes, not to what it was when the program began."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+_LOG_LINES = _StderrHandler()
+_LOG_LINES.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+@app.callback()
+def _every_verb() -> None:
+    # only this project's own lines: libraries keep their defaults
+    for name in OWN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if _LOG_LINES not in logger.handlers:
+            logger.addHandler(_LOG_LINES)
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    app()

@@ -1,0 +1,177 @@
+"""The options that several verbs share, and the settings that they make.
+
+Nothing heavy is imported here: --help must answer at once, and a device has neither Flower nor Ray.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from clients.settings import PersonalisationSettings
+    from data_partitions.opening import DataSettings
+    from data_partitions.user_splits import SplitSettings
+    from fl_app.settings import LossSettings
+
+DATA = "Data"
+NETWORK = "Network"
+TRAINING = "Pretraining"
+PERSONALISATION = "Personalisation"
+
+Seed = Annotated[int, typer.Option(help="All randomness follows from it; 0 or more.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Sources = Annotated[
+    str,
+    typer.Option(
+        help="Where backbones may come from, with commas: torchvision, timm, or the module of a network of one's own.",
+        rich_help_panel=NETWORK,
+    ),
+]
+DEFAULT_SOURCES = "torchvision,timm"
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="How much of a user's data is labelled: all, none, or a share such as 0.25.",
+        rich_help_panel=PERSONALISATION,
+    ),
+]
+
+
+def source_names(sources: str, *trusted: str) -> tuple[str, ...]:
+    """Return the names in a comma-separated list, and those that are trusted anyway, each once."""
+    named = (name.strip() for name in sources.split(",") if name.strip())
+    return tuple(dict.fromkeys((*named, *trusted)))
+
+
+def data_settings(
+    *,
+    dataset: Annotated[
+        str, typer.Option(help="synthetic-writers, femnist, parquet, leaf or imagefolder.", rich_help_panel=DATA)
+    ] = "synthetic-writers",
+    data_path: Annotated[
+        Path | None, typer.Option(help="Where the data lies, if it is local.", rich_help_panel=DATA)
+    ] = None,
+    user_column: Annotated[
+        str, typer.Option(help="parquet: the column that names the users.", rich_help_panel=DATA)
+    ] = "writer_id",
+    label_column: Annotated[
+        str, typer.Option(help="parquet: the column of the classes.", rich_help_panel=DATA)
+    ] = "character",
+    image_column: Annotated[
+        str, typer.Option(help="parquet: the column of the images.", rich_help_panel=DATA)
+    ] = "image",
+    num_classes: Annotated[
+        int | None,
+        typer.Option(help="parquet, leaf: how many classes; found in the data by default.", rich_help_panel=DATA),
+    ] = None,
+    num_writers: Annotated[
+        int, typer.Option(help="synthetic-writers: how many there are, 1 to 3550.", rich_help_panel=DATA)
+    ] = 3550,
+    data_seed: Annotated[
+        int, typer.Option(help="synthetic-writers: another seed gives other writers.", rich_help_panel=DATA)
+    ] = 0,
+) -> "DataSettings":
+    """Make the DATA settings."""
+    from data_partitions.opening import DataSettings
+
+    return DataSettings(
+        dataset=dataset,
+        data_path=data_path,
+        user_column=user_column,
+        label_column=label_column,
+        image_column=image_column,
+        num_classes=num_classes,
+        num_writers=num_writers,
+        seed=data_seed,
+    )
+
+
+def split_settings(
+    *,
+    labels: Labels = "all",
+    test_samples: Annotated[
+        int, typer.Option(help="Samples of a user held out for testing, of larger users.", rich_help_panel=DATA)
+    ] = 100,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share held out of smaller users, in [0, 1].", rich_help_panel=DATA)
+    ] = 0.3,
+    min_samples: Annotated[
+        int, typer.Option(help="Users with fewer samples take no part, and are named.", rich_help_panel=DATA)
+    ] = 20,
+) -> "SplitSettings":
+    """Make the settings of a user's train, calibration and test parts."""
+    from data_partitions.user_splits import SplitSettings
+    from fl_app.run_config import parse_labels
+
+    share = parse_labels(labels)
+    settings = SplitSettings(test_fraction=test_fraction, min_samples=min_samples, labels=share)
+    smallest = max(settings.test_samples_from, test_samples + 1)
+    return replace(settings, test_samples=test_samples, test_samples_from=smallest)
+
+
+def loss_settings(
+    *,
+    labels: Labels = "all",
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="auto, supervised, self-distillation or self-supervision; auto follows the labels.",
+            rich_help_panel=PERSONALISATION,
+        ),
+    ] = "auto",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the labels in Eq. (1).", rich_help_panel=PERSONALISATION)
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Weight of the last exit's soft answers in Eq. (1).", rich_help_panel=PERSONALISATION),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the last exit's hard answers in Eq. (1); excludes alpha.", rich_help_panel=PERSONALISATION
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="T of the soft answers, above 0.", rich_help_panel=PERSONALISATION)
+    ] = 1.0,
+) -> "LossSettings":
+    """Make the settings of Eq. (1), and refuse labels that are wanted and not there."""
+    from clients.errors import LabelsRequiredError
+    from fl_app.run_config import parse_labels
+    from fl_app.settings import LossSettings
+
+    settings = LossSettings(scheme=scheme, alpha=alpha, beta=beta, gamma=gamma, temperature=temperature)
+    share = parse_labels(labels)
+    if share == 0 and settings.weights(share).alpha > 0:
+        raise LabelsRequiredError(
+            f"--labels {labels} leaves no label to learn from, and alpha > 0 learns from labels: "
+            "take --scheme self-distillation or self-supervision."
+        )
+    return settings
+
+
+def schedule_settings(
+    *,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over a user's training data.", rich_help_panel=PERSONALISATION)
+    ] = 10,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of the exits' SGD, above 0.", rich_help_panel=PERSONALISATION)
+    ] = 0.01,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.", rich_help_panel=PERSONALISATION)] = 32,
+    drop_tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Accuracy that may be lost against the last exit, in [0, 1].", rich_help_panel=PERSONALISATION
+        ),
+    ] = 0.01,
+) -> "PersonalisationSettings":
+    """Make the settings of a personalisation round; its weights follow from the loss."""
+    from clients.settings import PersonalisationSettings
+
+    return PersonalisationSettings(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, drop_tolerance=drop_tolerance
+    )

@@ -1,0 +1,130 @@
+"""`persephonee simulate`: the whole federation on this machine, from start to report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fl_app.command_groups import takes
+from fl_app.command_options import (
+    DEFAULT_SOURCES,
+    TRAINING,
+    Seed,
+    Sources,
+    data_settings,
+    loss_settings,
+    schedule_settings,
+    split_settings,
+)
+from fl_app.command_pretrain import Backbone, Head, NumExits
+from server.pretraining_settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from clients.settings import PersonalisationSettings
+    from data_partitions.opening import DataSettings
+    from data_partitions.user_splits import SplitSettings
+    from fl_app.settings import LossSettings, PlaceSettings, RoundSettings
+    from server.global_model import GlobalModelSettings
+
+
+def network_settings(
+    *,
+    backbone: Backbone = "mobilenet_v2",
+    num_exits: NumExits = 6,
+    head: Head = "msdnet",
+    pretrain_writers: Annotated[
+        int, typer.Option(help="Without --model: users whose data makes one.", rich_help_panel=TRAINING)
+    ] = 60,
+    pretrain_epochs: Annotated[
+        int, typer.Option(help="Without --model: at most so many epochs.", rich_help_panel=TRAINING)
+    ] = 4,
+) -> "GlobalModelSettings":
+    """Make the settings of a model that is trained because none was named: minutes, not hours."""
+    from server.global_model import GlobalModelSettings, UserShares
+
+    return GlobalModelSettings(
+        backbone=backbone,
+        num_exits=num_exits,
+        head=head,
+        users=UserShares(max_users=pretrain_writers),
+        training=PretrainSettings(epochs=pretrain_epochs),
+    )
+
+
+def round_settings(
+    *,
+    clients: Annotated[int, typer.Option(help="Users who personalise.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Personalisation rounds.")] = 1,
+    min_reply_share: Annotated[
+        float, typer.Option(help="The run fails if a smaller share of the clients answers, in [0, 1].")
+    ] = 0.5,
+) -> "RoundSettings":
+    """Make the settings of the rounds."""
+    from fl_app.settings import RoundSettings
+
+    if clients < 1:
+        raise typer.BadParameter(f"--clients {clients} is too small; give 1 or more.")
+    return RoundSettings(num_server_rounds=rounds, clients=clients, min_reply_share=min_reply_share)
+
+
+def place_settings(
+    *,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of the global model; without it, one is pretrained first.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder for the run; runs/ and the time by default.")] = None,
+    sources: Sources = DEFAULT_SOURCES,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in the folder.")] = False,
+) -> "PlaceSettings":
+    """Say where things lie."""
+    from fl_app.settings import PlaceSettings
+
+    if resume is not None and (overwrite or run_dir not in (None, resume)):
+        raise typer.BadParameter("--resume DIR names the run folder itself; leave out --run-dir and --overwrite.")
+    return PlaceSettings(
+        model=model, run_dir=resume or run_dir, sources=sources, resume=resume is not None, overwrite=overwrite
+    )
+
+
+@takes(
+    places=place_settings,
+    rounds=round_settings,
+    data=data_settings,
+    split=split_settings,
+    loss=loss_settings,
+    schedule=schedule_settings,
+    network=network_settings,
+)
+def simulate(
+    *,
+    places: "PlaceSettings",
+    rounds: "RoundSettings",
+    data: "DataSettings",
+    split: "SplitSettings",
+    loss: "LossSettings",
+    schedule: "PersonalisationSettings",
+    network: "GlobalModelSettings",
+    seed: Seed = 0,
+) -> None:
+    """Simulate a federation on this machine with Flower and Ray, and draw the report."""
+    from fl_app.settings import AppSettings
+    from fl_app.simulation import simulate as run_simulation
+    from server.report_page import REPORT_NAME
+    from server.results import summarise
+    from server.run_folder import RunFolder
+    from server.tables import print_summary
+
+    settings = AppSettings(
+        data=data,
+        split=split,
+        loss=loss,
+        personalisation=schedule,
+        pretraining=network,
+        rounds=rounds,
+        places=places,
+        seed=seed,
+    )
+    run = run_simulation(settings)
+    print_summary(summarise(RunFolder.open(run).tables()))
+    typer.echo(f"Report: {run / REPORT_NAME}")
