@@ -4,7 +4,9 @@ ClientError
 ├── ClientSettingsError    a setting is out of its range
 ├── LabelsRequiredError    supervised training, but the user has no labels
 ├── NonFiniteLossError     the training diverged; the round is refused
-└── StoreError             the device's store is damaged, or belongs to another model
+├── StoreError             the device's store is damaged, or belongs to another model
+├── ImageError             an image that the network does not take
+└── ExportError            an exported network that cannot be written or read
 """
 
 
@@ -26,3 +28,11 @@ class NonFiniteLossError(ClientError):
 
 class StoreError(ClientError):
     """A device's store cannot be read, or belongs to another model."""
+
+
+class ImageError(ClientError):
+    """An image has another shape or type than the network takes."""
+
+
+class ExportError(ClientError):
+    """An exported network cannot be written or read."""
