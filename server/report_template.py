@@ -116,8 +116,8 @@ TEMPLATE = """<!DOCTYPE html>
 {% if exits %}
 <section class="whole">
 <h2>Every exit in numbers</h2>
-<p class="see">Means over {{ summary.counts.ok }} users, each counting the same. Cost: MACs up to the exit over
-the original network's, heads on the way included. Helped and hurt: users for whom the exit became more or less
+<p class="see">Means over {{ summary.counts.ok }} users, each counting the same. Cost: MACs of a network with
+this exit alone, over the original network's. Helped and hurt: users for whom the exit became more or less
 accurate. “Reaches the original”: users for whom it is now at least as accurate as their last exit. Kept: users whose
 policy still has it.</p>
 <div class="card wide">
@@ -177,8 +177,9 @@ which runs on the machine that owns the data, adds one.</p>
 </tbody></table></div>
 </section>
 
-<footer>Accuracies are of each user's own held-out test samples. Costs are multiply-adds (MACs) per sample, heads of the
-exits on the way included. Drawn from exits.parquet, clients.parquet and rounds.parquet;
+<footer>Accuracies are of each user's own held-out test samples.
+Costs are multiply-adds (MACs) per sample: of an exit, the backbone up to it and its head; of a policy, the mean over
+samples, with the heads of all exits passed on the way. Drawn from exits.parquet, clients.parquet and rounds.parquet;
 <code>persephonee report</code> draws it again.</footer>
 </main>
 </body>

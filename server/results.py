@@ -87,9 +87,7 @@ def summarise_exits(exits: Sequence[Row], ok: Sequence[Row]) -> tuple[ExitSummar
 
 def summarise_policy(exits: Sequence[Row], ok: Sequence[Row]) -> PolicySummary:
     """Summarise the policy over users, from the rows of one round."""
-    macs_before = _mean_macs_before(exits)
     kept = Counter(row["client_id"] for row in _early(exits) if row["stage"] == "after" and row["kept"])
-    cost = [(macs_before.get(row["client_id"]), row["mean_macs"], row["original_macs"]) for row in ok]
     thresholds = Counter(f"{row['threshold']:.2f}" for row in ok if row["threshold"] is not None)
     return PolicySummary(
         accuracy_original=_spread(ok, "accuracy_original"),
@@ -97,11 +95,11 @@ def summarise_policy(exits: Sequence[Row], ok: Sequence[Row]) -> PolicySummary:
         accuracy_after=_spread(ok, "accuracy_after"),
         change=Change.between((row["accuracy_before"], row["accuracy_after"]) for row in ok),
         against_original=Change.between((row["accuracy_original"], row["accuracy_after"]) for row in ok),
-        mean_macs_before=_mean(before for before, _, _ in cost),
-        mean_macs_after=_mean(after for _, after, _ in cost),
-        original_macs=_mean(original for _, _, original in cost),
-        cost_share_before=Spread.of(_ratio(before, original) for before, _, original in cost),
-        cost_share_after=Spread.of(_ratio(after, original) for _, after, original in cost),
+        mean_macs_before=_mean(row["mean_macs_before"] for row in ok),
+        mean_macs_after=_mean(row["mean_macs"] for row in ok),
+        original_macs=_mean(row["original_macs"] for row in ok),
+        cost_share_before=Spread.of(_ratio(row["mean_macs_before"], row["original_macs"]) for row in ok),
+        cost_share_after=Spread.of(_ratio(row["mean_macs"], row["original_macs"]) for row in ok),
         threshold=_spread(ok, "threshold"),
         threshold_counts=dict(sorted(thresholds.items())),
         exits_kept=Spread.of(kept[row["client_id"]] for row in ok) if exits else None,
@@ -134,7 +132,6 @@ def _summarise_exit(number: int, last: int, exits: Sequence[Row], ok: Sequence[R
         is_last=number == last,
         macs=macs,
         cost_share=_ratio(macs, original_macs),
-        macs_after=_mean(row["macs"] for row in after.values() if row["kept"]),
         accuracy_before=_spread(before.values(), "accuracy"),
         accuracy_after=_spread(after.values(), "accuracy"),
         change=change,
@@ -144,19 +141,6 @@ def _summarise_exit(number: int, last: int, exits: Sequence[Row], ok: Sequence[R
         exit_rate_before=_mean(row["exit_rate"] for row in before.values()),
         exit_rate_after=_mean(row["exit_rate"] for row in after.values()),
     )
-
-
-def _mean_macs_before(exits: Sequence[Row]) -> dict[str, float]:
-    """Return each client's mean MACs with the global exits: sum over exits of exit rate times cost."""
-    rows: dict[str, list[Row]] = {}
-    for row in exits:
-        if row["stage"] == "before":
-            rows.setdefault(row["client_id"], []).append(row)
-    return {
-        client: sum((row["exit_rate"] * row["macs"] for row in own if row["exit_rate"]), start=0.0)
-        for client, own in rows.items()
-        if all(row["exit_rate"] is not None and (row["macs"] is not None or not row["exit_rate"]) for row in own)
-    }
 
 
 def _early(exits: Sequence[Row]) -> list[Row]:

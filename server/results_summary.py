@@ -63,11 +63,9 @@ class ExitSummary:
     is_last: bool
     """True for the original classifier."""
     macs: float | None
-    """Mean MACs per sample to leave here with the global exits."""
+    """MACs per sample of a network with this exit alone: the backbone up to it and its head."""
     cost_share: float | None
-    """`macs` over the original network's; the last exit exceeds 1 by the heads on its way."""
-    macs_after: float | None
-    """The same with the personal exits, over the users who kept this one."""
+    """`macs` over the original network's; 1 at the last exit."""
     accuracy_before: Spread | None
     accuracy_after: Spread | None
     change: Change | None
@@ -98,7 +96,7 @@ class PolicySummary:
     mean_macs_after: float | None
     original_macs: float | None
     cost_share_before: Spread | None
-    """Each user's mean MACs over the original network's."""
+    """Each user's mean MACs over the original network's; the heads of the exits passed on the way count too."""
     cost_share_after: Spread | None
     threshold: Spread | None
     threshold_counts: dict[str, int]

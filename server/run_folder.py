@@ -34,7 +34,14 @@ from server.run_folder_tables import (
 
 CONFIG_NAME = "config.json"
 # What a run owns in its folder; overwriting removes these and nothing else.
-OWN_FILES = (CONFIG_NAME, "summary.json", "report.html", *(f"{name}.parquet" for name in SCHEMAS))
+OWN_FILES = (
+    CONFIG_NAME,
+    "summary.json",
+    "report.html",
+    "status.json",
+    "log.txt",
+    *(f"{name}.parquet" for name in SCHEMAS),
+)
 OWN_FOLDERS = ("figures", "model", "clients")
 # A run may be continued for more rounds, and on another machine; all else has to stay as it was.
 MAY_DIFFER = frozenset({"rounds", "versions", "machine"})
@@ -152,6 +159,25 @@ class RunFolder:
             write_table(self.path, name, _with_earlier_rounds(self.path, name, table))
 
 
+def check_room(path: Path, overwrite: bool = False) -> None:
+    """Refuse a folder for a new run unless it is missing, empty, or holds a run that may be overwritten.
+
+    Raises:
+        ServerError: what lies there instead, and what to do.
+    """
+    if path.exists() and not path.is_dir():
+        raise ServerError(f"{path} is a file: a run needs a folder of its own.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not (path / CONFIG_NAME).is_file():
+        raise ServerError(f"{path} exists and holds something other than a run: name another folder.")
+    if not overwrite:
+        raise ServerError(
+            f"{path} holds a run already: name another folder, or say --resume to continue it or --overwrite to "
+            "replace it."
+        )
+
+
 def _with_earlier_rounds(path: Path, name: str, added: pa.Table) -> pa.Table:
     if not table_path(path, name).exists():
         return added
@@ -171,18 +197,7 @@ def _drop_unfinished_round(path: Path) -> None:
 
 
 def _make_room(path: Path, overwrite: bool) -> None:
-    """Refuse what exists, unless it is an empty folder or a run that may be overwritten."""
-    if path.exists() and not path.is_dir():
-        raise ServerError(f"{path} is a file: a run needs a folder of its own.")
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not (path / CONFIG_NAME).is_file():
-        raise ServerError(f"{path} exists and holds something other than a run: name another folder.")
-    if not overwrite:
-        raise ServerError(
-            f"{path} holds a run already: name another folder, or say --resume to continue it or --overwrite to "
-            "replace it."
-        )
+    check_room(path, overwrite)
     for name in OWN_FOLDERS:
         if (path / name).is_dir():
             shutil.rmtree(path / name)

@@ -36,7 +36,7 @@ EXITS_SCHEMA = pa.schema(
         pa.field("loss", pa.float64()),  # nats
         pa.field("exit_rate", pa.float64()),  # [0, 1], share of the test samples that leave here
         pa.field("kept", pa.bool_()),  # False once pruned
-        pa.field("macs", pa.int64()),  # per sample, to leave here, heads on the way included
+        pa.field("macs", pa.int64()),  # per sample, of a network with this exit alone: backbone and own head
         pa.field("num_test", pa.int64()),
     ]
 )
@@ -60,6 +60,7 @@ CLIENTS_SCHEMA = pa.schema(
         pa.field("bytes_down", pa.int64()),
         pa.field("seconds_personalise", pa.float64()),
         pa.field("rolled_back_exits", pa.list_(pa.int32())),
+        pa.field("mean_macs_before", pa.float64()),  # as mean_macs, under the policy with the global exits
     ]
 )
 

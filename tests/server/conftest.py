@@ -28,9 +28,9 @@ CONFIG = {
 
 
 def exit_macs() -> list[int]:
-    """Backbone up to each exit and the heads on the way; the last exit last."""
-    early = [ORIGINAL_MACS * (i + 1) // (NUM_EXITS + 1) + HEAD_MACS * (i + 1) for i in range(NUM_EXITS)]
-    return [*early, ORIGINAL_MACS + HEAD_MACS * NUM_EXITS]
+    """Backbone up to each exit and its own head; the last exit last."""
+    early = [ORIGINAL_MACS * (i + 1) // (NUM_EXITS + 1) + HEAD_MACS for i in range(NUM_EXITS)]
+    return [*early, ORIGINAL_MACS]
 
 
 def made_up_user(rng: np.random.Generator, client_id: str, round_number: int) -> tuple[list[dict], dict]:
@@ -57,7 +57,8 @@ def made_up_user(rng: np.random.Generator, client_id: str, round_number: int) ->
         stage: float(np.dot(rates[stage], [a + e * (1 - a) for a, e in zip(accuracies[stage], ease, strict=True)]))
         for stage in rates
     }
-    macs = {"before": np.array(exit_macs()), "after": np.array(exit_macs()) - HEAD_MACS * np.cumsum([*~kept, False])}
+    passed = {"before": np.arange(NUM_EXITS + 1), "after": np.cumsum([0, *kept])}  # heads on the way
+    macs = {stage: float(rates[stage] @ (np.array(exit_macs()) + HEAD_MACS * passed[stage])) for stage in rates}
     exits = [
         {
             "round": round_number,
@@ -68,7 +69,7 @@ def made_up_user(rng: np.random.Generator, client_id: str, round_number: int) ->
             "loss": float(-np.log(max(accuracies[stage][number], 0.01))),
             "exit_rate": float(rates[stage][number]),
             "kept": bool(stage == "before" or number == NUM_EXITS or kept[number]),
-            "macs": int(macs[stage][number]),
+            "macs": exit_macs()[number],
             "num_test": num_test,
         }
         for number in range(NUM_EXITS + 1)
@@ -86,7 +87,8 @@ def made_up_user(rng: np.random.Generator, client_id: str, round_number: int) ->
         "accuracy_original": float(last),
         "accuracy_before": policy["before"],
         "accuracy_after": policy["after"],
-        "mean_macs": float(np.dot(rates["after"], macs["after"])),
+        "mean_macs": macs["after"],
+        "mean_macs_before": macs["before"],
         "original_macs": ORIGINAL_MACS,
         "bytes_up": int(rng.integers(1500, 2300)),
         "bytes_down": 640 if round_number > 1 else 8_600_000,
