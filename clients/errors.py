@@ -27,7 +27,7 @@ class NonFiniteLossError(ClientError):
 
 
 class StoreError(ClientError):
-    """A device's store cannot be read, or belongs to another model."""
+    """A device's store cannot be read, is in use, or belongs to another model."""
 
 
 class ImageError(ClientError):
@@ -36,3 +36,11 @@ class ImageError(ClientError):
 
 class ExportError(ClientError):
     """An exported network cannot be written or read."""
+
+
+class StoreFullError(StoreError):
+    """The disk is full; what was stored before is untouched, the new sample is not stored."""
+
+
+class FrameError(ClientError):
+    """A frame is no image, or has another size than the model takes; it is skipped."""
