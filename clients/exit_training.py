@@ -41,15 +41,21 @@ def train_exits(
                 for head, maps in zip(heads, features.maps, strict=True)
             ]
             loss = torch.stack(losses).sum()
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the training loss became {loss.item()} in epoch {epoch + 1}: the round is refused and the "
-                    f"previous exits stay; use a learning rate below {settings.learning_rate}."
-                )
+            _require_finite(loss, epoch, settings)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+    # the last step's damage would show in no loss any more
+    _require_finite(torch.stack([p.detach().sum() for p in heads.parameters()]).sum(), settings.epochs - 1, settings)
     heads.eval()
+
+
+def _require_finite(value: Tensor, epoch: int, settings: PersonalisationSettings) -> None:
+    if not torch.isfinite(value):
+        raise NonFiniteLossError(
+            f"the training loss became {value.item()} in epoch {epoch + 1}: the round is refused and the previous "
+            f"exits stay; use a learning rate below {settings.learning_rate}."
+        )
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
