@@ -81,7 +81,7 @@ def _personalise(content: RecordDict, context: Context, node: ClientNode, user: 
     if node.is_simulated:
         # the simulation runs one client per core; torch would start a thread per core in each of them
         torch.set_num_threads(1)
-    samples = node.samples(user)
+    samples = node.samples(user, network)
     done = personalise(
         network,
         samples,

@@ -21,10 +21,12 @@ from urllib.parse import quote
 from data_partitions.opening import DataSettings, open_partitions
 from data_partitions.samples import Partitions, UserSamples
 from fl_app.errors import RunConfigError
+from fl_app.model_fit import check_fit
 from fl_app.model_store import ModelStore
 from fl_app.run_config import Value, from_flat
 from fl_app.settings import AppSettings
 from multi_exit.backbones import DEFAULT_SOURCES
+from multi_exit.network import MultiExitNetwork
 
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
 _OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits")
@@ -106,13 +108,15 @@ class ClientNode:
         """Return whose data this client holds: a device's own id, or the user that a simulated node is to play."""
         return named_by_server if self.is_simulated else self.client_id
 
-    def samples(self, user: str) -> UserSamples:
-        """Load the user's samples.
+    def samples(self, user: str, network: MultiExitNetwork) -> UserSamples:
+        """Load the user's samples, which the network is to take.
 
         Raises:
-            DataError: the data is missing or broken, or has no such user.
+            DataError: the data is missing or broken.
+            AppError: it has no such user, or the network was made for other data.
         """
         partitions = _open(self.data)
+        check_fit(network, partitions)
         if user not in partitions.client_ids:
             raise RunConfigError(f"The data has no user {user!r}; it has {partitions.num_partitions} others.")
         return partitions.load_partition(partitions.client_ids.index(user))

@@ -19,10 +19,11 @@ from flwr.serverapp import Grid, ServerApp
 from data_partitions.opening import open_partitions
 from data_partitions.user_splits import choose_users
 from fl_app.code_fingerprint import code_fingerprint
-from fl_app.global_model import as_global_model, check_fit, obtain_model
+from fl_app.global_model import as_global_model, obtain_model
+from fl_app.model_fit import check_fit
 from fl_app.run_status import FAILED, FINISHED, RunStatus, StatusFile
 from fl_app.settings import PATH_KEYS, AppSettings
-from fl_app.strategy import PersonalisationStrategy
+from fl_app.strategy import PersonalisationStrategy, check_quota
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import ModelMetadata, load_network
 from server.pretraining_progress import LogProgress
@@ -35,11 +36,14 @@ app = ServerApp()
 
 # Where a run happens and how it is started, as opposed to what determines its numbers.
 _NOT_RECORDED = PATH_KEYS | {"resume", "overwrite", "round-deadline", "node-wait"}
+# A run may be continued for more rounds, and on another machine.
+MAY_DIFFER = frozenset({"num-server-rounds", "versions", "machine"})
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run configuration asks for."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     settings = AppSettings.from_run_config(context.run_config).with_absolute_paths()
     model = obtain_model(settings, settings.model_folder(context.run_id), LogProgress())
     report = serve(grid, settings, model, settings.run_folder(context.run_id))
@@ -61,7 +65,7 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path) -> Path
         config_of(settings, network),
         overwrite=settings.places.overwrite,
         resume=settings.places.resume,
-        may_differ={"num-server-rounds", "versions", "machine"},
+        may_differ=MAY_DIFFER,
     )
     file = StatusFile(folder.path)
     try:
@@ -120,15 +124,16 @@ def _run_rounds(
     )
     enrolment = strategy.enrol(users)
     for number in range(1, settings.rounds.num_server_rounds + 1):
-        if number in folder.completed_rounds:
-            continue
-        status = replace(status, round=number, doing="personalising", asked=len(enrolment.clients))
-        file.write(status)
-        result = strategy.run_round(number, enrolment)
-        row = {"round": number, "replies": result.replies, "failures": result.failures, "seconds": result.seconds}
-        folder.append_round(result.exits, result.clients, row)
-        log.info("Round %d: %d replies, %d failures, %.1f s", number, result.replies, result.failures, result.seconds)
-        strategy.check_quota(number, result)
+        if number not in folder.completed_rounds:
+            status = replace(status, round=number, doing="personalising", asked=len(enrolment.clients))
+            file.write(status)
+            result = strategy.run_round(number, enrolment)
+            row = {"round": number, "replies": result.replies, "failures": result.failures, "seconds": result.seconds}
+            folder.append_round(result.exits, result.clients, row)
+        # also of rounds that a resumed run finds: one that failed stays failed
+        tables = folder.tables()
+        row = next(row for row in tables.rounds.to_pylist() if row["round"] == number)
+        check_quota(settings.rounds, row, [client["status"] for client in tables.clients_of(number)])
 
 
 def _version(package: str) -> str:

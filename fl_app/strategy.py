@@ -7,7 +7,7 @@ which are random, play no part in the result.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,11 +44,6 @@ class RoundResult:
     failures: int
     """No reply, an error, a refusal, or a node that did not say who it is."""
     seconds: float
-
-    @property
-    def ok(self) -> int:
-        """Number of clients that personalised."""
-        return sum(row["status"] == wire.OK for row in self.clients)
 
 
 class PersonalisationStrategy:
@@ -101,22 +96,6 @@ class PersonalisationStrategy:
             client.bytes_up = client.bytes_down = 0
         return result
 
-    def check_quota(self, number: int, result: RoundResult) -> None:
-        """Refuse a round with too few valid replies.
-
-        Raises:
-            RunFailedError: says how many there were and the most frequent cause.
-        """
-        asked = result.replies + result.failures
-        if result.ok and result.replies >= self._settings.min_reply_share * asked:
-            return
-        statuses = [row["status"] for row in result.clients if row["status"] != wire.OK]
-        common = max(sorted(set(statuses)), key=statuses.count).rstrip(".") if statuses else "no client was asked"
-        needed = f"min-reply-share={self._settings.min_reply_share:g}" if result.ok else "at least one is needed"
-        raise RunFailedError(
-            f"Round {number}: {result.ok} of {asked} clients personalised ({needed}); most frequent cause: {common}."
-        )
-
     def _collect(self, number: int, clients: Sequence[Client], deadline: float) -> dict[str, PersonalisationReport]:
         of_node = {client.node_id: client for client in clients}
         messages = [self._train_message(number, client, deadline) for client in clients]
@@ -152,6 +131,28 @@ class PersonalisationStrategy:
         return report
 
 
+def check_quota(settings: RoundSettings, row: Mapping[str, Any], statuses: Sequence[str]) -> None:
+    """Refuse a round with too few valid replies.
+
+    Args:
+        settings: the quota.
+        row: of rounds.parquet.
+        statuses: of all clients of the round.
+
+    Raises:
+        RunFailedError: says how many there were, and the most frequent cause.
+    """
+    asked, ok = row["replies"] + row["failures"], statuses.count(wire.OK)
+    if ok and row["replies"] >= settings.min_reply_share * asked:
+        return
+    causes = [status.rstrip(".") for status in statuses if status != wire.OK]
+    common = max(sorted(set(causes)), key=causes.count) if causes else "they did not say who they are"
+    needed = f"min-reply-share is {settings.min_reply_share:g}" if ok else "one at least is needed"
+    raise RunFailedError(
+        f"Round {row['round']}: {ok} of {asked} clients personalised ({needed}); most frequent cause: {common}."
+    )
+
+
 def _result(
     number: int, enrolment: Enrolment, reports: dict[str, PersonalisationReport], seconds: float
 ) -> RoundResult:
@@ -161,7 +162,6 @@ def _result(
         report = reports[client.client_id]
         key: dict[str, Any] = {"round": number, "client_id": client.client_id}
         figures = asdict(report) if report.status == wire.OK else {}
-        figures.pop("mean_macs_before", None)  # follows from exits.parquet
         exits += [{**metrics, **key} for metrics in figures.pop("exits", ())]
         traffic = {"bytes_up": client.bytes_up, "bytes_down": client.bytes_down}
         rows.append({**figures, **key, "status": report.status, **traffic})

@@ -1,0 +1,132 @@
+"""A whole simulation, from settings to report: `persephonee simulate`.
+
+Everything that can be wrong with the input is checked before Flower starts. Whether the run succeeded is judged by
+what the ServerApp wrote into the run folder: Flower reports a run as completed when every client failed.
+"""
+
+import contextlib
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from data_partitions.opening import open_partitions
+from data_partitions.user_splits import choose_users
+from fl_app.app_folder import write_app_folder
+from fl_app.errors import AppError, RunFailedError
+from fl_app.global_model import obtain_model
+from fl_app.model_fit import check_fit
+from fl_app.run_progress import shown_run
+from fl_app.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
+from fl_app.server_app import MAY_DIFFER, config_of
+from fl_app.settings import AppSettings
+from fl_app.superlink import SuperLink
+from multi_exit.storage import load_network
+from server.pretraining_progress import shown_progress
+from server.run_folder import RunFolder, check_room
+
+LOG_NAME = "log.txt"
+SECONDS_BETWEEN_LOOKS = 0.3
+SECONDS_BETWEEN_QUESTIONS = 15.0
+"""Asking Flower about a run takes a second of a core; the run folder says more and costs nothing."""
+
+
+def simulate(settings: AppSettings) -> Path:
+    """Run a simulation and return its run folder.
+
+    Args:
+        settings: all of the run; without a run folder one is made below runs/, without a model one is pretrained.
+
+    Raises:
+        RunFailedError: the run ended without the replies that it needs; the sentence names the cause and the log.
+        AppError, DataError, MultiExitError, ServerError: the settings, the data or the model do not fit.
+    """
+    settings = _located(settings)
+    run_dir = settings.run_folder(0)
+    with _terminated_like_interrupted():
+        settings = _prepared(settings, run_dir)
+        with tempfile.TemporaryDirectory(prefix="persephonee-", ignore_cleanup_errors=True) as scratch:
+            _run(settings, run_dir, Path(scratch))
+    return run_dir
+
+
+def _located(settings: AppSettings) -> AppSettings:
+    if settings.places.run_dir is None:
+        if settings.places.resume or settings.places.overwrite:
+            raise AppError("--resume and --overwrite concern a run folder; name it with --run-dir.")
+        name = datetime.now().strftime("simulation-%Y%m%d-%H%M%S")
+        settings = replace(settings, places=replace(settings.places, run_dir=Path("runs") / name))
+    return settings.with_absolute_paths()
+
+
+def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
+    """Check everything, cheap things first, and make the run folder and the model that the ServerApp will find."""
+    places = settings.places
+    if not places.resume:
+        check_room(run_dir, places.overwrite)
+    partitions = open_partitions(settings.data)
+    with shown_progress() as progress:
+        model = obtain_model(settings, settings.model_folder(0), progress)
+    network, metadata = load_network(model, settings.sources)
+    check_fit(network, partitions)
+    users = choose_users(
+        partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
+    )
+    rounds = replace(settings.rounds, clients=len(users))
+    settings = replace(settings, rounds=rounds, places=replace(places, model=model))
+    config = config_of(settings, network)
+    RunFolder.create(run_dir, config, overwrite=places.overwrite, resume=places.resume, may_differ=MAY_DIFFER)
+    (run_dir / STATUS_NAME).unlink(missing_ok=True)
+    # from here on the folder exists, and the ServerApp goes on in it
+    return replace(settings, places=replace(settings.places, resume=True, overwrite=False))
+
+
+def _run(settings: AppSettings, run_dir: Path, scratch: Path) -> None:
+    app = write_app_folder(scratch / "app", settings.to_run_config())
+    with SuperLink(scratch, run_dir / LOG_NAME) as superlink, shown_run() as show:
+        run_id = superlink.start_run(app, settings.rounds.clients)
+        status = _followed(superlink, run_id, run_dir, show)
+        superlink.read_log(run_id)
+    if status.state != FINISHED:
+        raise RunFailedError(f"{status.doing.rstrip('.')}; the log is {run_dir / LOG_NAME}.")
+
+
+def _followed(superlink: SuperLink, run_id: str, run_dir: Path, show: Callable[[RunStatus], None]) -> RunStatus:
+    """Wait until the run has ended, showing how far it is, and return its last status."""
+    asked = time.monotonic()
+    while True:
+        status = read_status(run_dir) or RunStatus()
+        show(status)
+        if status.has_ended:
+            return status
+        if not superlink.is_running:
+            return replace(status, state=FAILED, doing="Flower's SuperLink stopped during the run")
+        if time.monotonic() - asked > SECONDS_BETWEEN_QUESTIONS:
+            state, details = superlink.run_state(run_id)
+            asked = time.monotonic()
+            last = read_status(run_dir) or status
+            if state.startswith("finished") and not last.has_ended:
+                return replace(last, state=FAILED, doing=f"the run ended as {state}: {' '.join(details.split())[:300]}")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that everything that was started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
