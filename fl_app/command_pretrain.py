@@ -99,8 +99,8 @@ def pretrain(
         int | None, typer.Option(help="Train and validate on at most so many users.", rich_help_panel=TRAINING)
     ] = None,
     sources: Sources = DEFAULT_SOURCES,
-    resume: Annotated[bool, typer.Option(help="Go on from the last epoch that was finished.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the model in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch that was finished.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.")] = False,
 ) -> None:
     """Derive the multi-exit network of a CNN and train the global model on many users' data."""
     from multi_exit.backbones import source_of

@@ -75,7 +75,7 @@ def place_settings(
     run_dir: Annotated[Path | None, typer.Option(help="Folder for the run; runs/ and the time by default.")] = None,
     sources: Sources = DEFAULT_SOURCES,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
 ) -> "PlaceSettings":
     """Say where things lie."""
     from fl_app.settings import PlaceSettings
