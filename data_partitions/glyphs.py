@@ -27,9 +27,10 @@ FAMILIES: tuple[tuple[str, ...], ...] = (
     ("0:oval O:round", "0:oval O:round", "0:slashed", "0:round O:oval"),
     ("5:hat", "5:hat", "5:stroke S:smooth/serif s:smooth/serif", "5:snake S:angular/serif s:angular/serif"),
     (
-        "2:round/loop Z:plain/barred z:plain/tailed",
-        "2:angular Z:barred z:barred/tailed",
-        "2:loop Z:curly Q:tail z:plain",
+        "2:round/loop Z:plain/barred z:plain Q:tail",
+        "2:round/loop Z:plain/barred z:plain/tailed Q:tail",
+        "2:angular Z:barred z:barred Q:tail/two",
+        "2:angular Z:curly z:barred/tailed Q:tail",
     ),
     ("9:straight g:hook/loop q:flick", "9:curved g:nine/loop q:plain/flick"),
     ("6:curved G:hook/shelf", "6:straight b:stem", "6:curved G:six b:stroke/stem"),

@@ -72,8 +72,8 @@ def draw_hand(generator: np.random.Generator) -> Hand:
         slant=float(np.clip(normal(0.10, 0.17), -0.35, 0.55)),
         rotation=float(normal(0.0, 0.06)),
         aspect=float(np.clip(np.exp(normal(0.0, 0.16)), 0.65, 1.5)),
-        capital_px=float(np.clip(normal(18.0, 2.3), 12.5, 23.0)),
-        x_height=float(uniform(0.48, 0.80)),
+        capital_px=float(np.clip(normal(17.0, 3.0), 11.0, 23.0)),
+        x_height=float(uniform(0.55, 0.87)),
         ascender=float(uniform(0.85, 1.12)),
         descender=float(uniform(0.65, 1.2)),
         digit_scale=float(uniform(0.8, 1.05)),
@@ -91,8 +91,8 @@ def habitual_points(hand: Hand, character: str, form_name: str) -> tuple[Floats,
     """Return a glyph's control points [P, 2] as this hand usually sets them, in capital heights, and its form."""
     form = forms_of(character)[form_name]
     own = np.random.default_rng([hand.offsets_seed, CLASS_NAMES.index(character), len(form_name), ord(form_name[0])])
-    stretch = np.exp(own.normal(0.0, 0.08, 2))
-    points = form.points * stretch + own.normal(0.0, 0.03, form.points.shape)
+    stretch = np.exp(own.normal(0.0, 0.11, 2))
+    points = form.points * stretch + own.normal(0.0, 0.036, form.points.shape)
     if CLASS_NAMES.index(character) >= FIRST_SMALL:
         points = _resize_small(points, hand)
     elif character.isdigit():

@@ -158,7 +158,10 @@ def _index_record(walk: JsonWalk, path: Path, user: str, is_test: bool) -> Recor
     span, labels = None, None
     for key in walk.members():
         if key == "x":
-            span = walk.skip_rows_of_numbers()
+            try:
+                span = walk.skip_rows_of_numbers()
+            except ValueError as error:
+                raise BrokenDataError(f"{path}: the images x of user {user} cannot be used ({error}).") from error
         elif key == "y":
             labels = np.asarray(walk.parse())
         else:
