@@ -7,7 +7,7 @@ look for a loss that rises; a loss that falls is no reason to worry.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from clients.errors import ClientSettingsError
 
@@ -71,10 +71,11 @@ class AdwinDetector:
     """ADWIN: a window that drops its older part when the two parts' means differ by more than chance."""
 
     def __init__(self, settings: DriftSettings) -> None:
-        from river.drift import ADWIN
+        from river import drift
 
+        adwin: Any = drift.ADWIN
         # looked at after each sample: explored samples are few
-        self._adwin = ADWIN(delta=settings.adwin_delta, clock=1)
+        self._adwin = adwin(delta=settings.adwin_delta, clock=1)
 
     def update(self, loss: float) -> bool:
         """Take the next loss and return whether the window was cut and its mean is higher than before."""
@@ -87,9 +88,9 @@ class PageHinkleyDetector:
     """Page-Hinkley: the sum of what the loss lies above its own mean, against a threshold."""
 
     def __init__(self, settings: DriftSettings) -> None:
-        from river.drift import PageHinkley
+        from river import drift
 
-        self._test = PageHinkley(
+        self._test: Any = drift.PageHinkley(
             min_instances=10,
             delta=settings.page_hinkley_delta,
             threshold=settings.page_hinkley_threshold,

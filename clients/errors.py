@@ -4,7 +4,8 @@ ClientError
 ├── ClientSettingsError    a setting is out of its range
 ├── LabelsRequiredError    supervised training, but the user has no labels
 ├── NonFiniteLossError     the training diverged; the round is refused
-├── StoreError             the device's store is damaged, or belongs to another model
+├── StoreError             the device's store is damaged, in use, or belongs to another model
+│   └── StoreFullError     the disk is full: nothing that was stored is lost, and nothing new is stored
 ├── ImageError             an image that the network does not take
 └── ExportError            an exported network that cannot be written or read
 """
@@ -40,7 +41,3 @@ class ExportError(ClientError):
 
 class StoreFullError(StoreError):
     """The disk is full; what was stored before is untouched, the new sample is not stored."""
-
-
-class FrameError(ClientError):
-    """A frame is no image, or has another size than the model takes; it is skipped."""

@@ -31,6 +31,7 @@ class Validation:
     """What the policy in force achieved on the calibration samples when it was chosen.
 
     Attributes:
+        round: whose exits these are, from 1.
         threshold: thr_conf.
         exits: early exits in use.
         agreement: share of the policy's answers equal to the last exit's, in [0, 1].
@@ -38,6 +39,7 @@ class Validation:
         losses: of each exit in use on each calibration sample, in nats.
     """
 
+    round: int
     threshold: float
     exits: tuple[int, ...]
     agreement: float

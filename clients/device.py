@@ -1,0 +1,241 @@
+"""A device that lives with its user: it answers, explores, stores samples and personalises (Sec. 3.2 to 3.4).
+
+`answer` takes one frame, `personalise_if_due` one decision. One transaction holds all that a frame changes; a kill at
+any moment leaves the device as it was after the last frame that was acknowledged, with the exits and the policy of one
+round: the exit store replaces both at once, and `_recover` makes the rest follow.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from clients.device_database import DeviceDatabase
+from clients.device_memory import DeviceMemory
+from clients.device_round import personalise_from_store, validate
+from clients.device_settings import Answer, DeviceSettings, Frame
+from clients.device_state import Clock, DeviceStateSource
+from clients.engine import Engine
+from clients.errors import ClientError, StoreFullError
+from clients.event_log import Event, EventLog
+from clients.exit_store import ExitStore
+from clients.exploration import Explored, explore_logits
+from clients.inference_engine import InferenceEngine
+from clients.orchestrator import Orchestrator
+from clients.policy import ExitPolicy
+from clients.reports import PersonalisationReport
+from clients.sample_store import CALIBRATION, TRAIN, SampleStore
+from multi_exit.network import MultiExitNetwork
+
+
+class Device:
+    """One device.
+
+    Args:
+        network: the global model; its exits are replaced by the personal ones here.
+        database: open for writing.
+        exits: the store of personal exits.
+        settings: how it lives.
+        clock: the wall clock.
+        source: of the device's state.
+        listener: is told every event.
+
+    Raises:
+        StoreError: a store is damaged, of another model or another user.
+    """
+
+    def __init__(
+        self,
+        network: MultiExitNetwork,
+        database: DeviceDatabase,
+        exits: ExitStore,
+        settings: DeviceSettings,
+        clock: Clock,
+        source: DeviceStateSource,
+        listener: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.network = network.freeze_backbone()
+        self.settings = settings
+        self._database = database
+        self._exits = exits
+        self._source = source
+        self._global_exits = network.exit_state()
+        self._backbone = network.backbone_fingerprint
+        owner = {"user": settings.client_id, "model": self._backbone, "image shape": list(network.input_shape)}
+        database.require(owner)
+        self.events = EventLog(database, clock, listener)
+        self.samples = SampleStore(database, settings.samples, network.input_shape, clock)
+        self._memory = DeviceMemory(database)
+        self.counters = self._memory.counters(network.num_exits)
+        self.orchestrator = Orchestrator(
+            settings.orchestrator, self._memory, self.events, network.num_exits, settings.seed
+        )
+        self._is_full = False
+        self._engine: Engine
+        with database.transaction():
+            self._recover()
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The exits in use and the active threshold."""
+        return self._engine.policy
+
+    def answer(self, frame: Frame) -> Answer:
+        """Answer a frame, and store it for later rounds; returns when what it changed is on the disk.
+
+        Raises:
+            ImageError: the image is of another shape than the model takes.
+        """
+        explores = self.orchestrator.wants_to_explore()
+        image = frame.image.numpy()[None]
+        begin = time.perf_counter()
+        explored: Explored | None = None
+        if explores:
+            exploration = self._engine.explore(image)
+            answers = exploration.answers
+        else:
+            answers = self._engine.infer(image)
+        latency_ms = 1e3 * (time.perf_counter() - begin)
+        if explores:
+            explored = explore_logits(exploration.logits.astype(np.float64))[0]
+        leaves = int(answers.exits[0])
+        stored = self._keep(frame, leaves, explored, latency_ms)
+        return Answer(
+            key=frame.key,
+            label=int(answers.labels[0]),
+            confidence=float(answers.confidences[0]),
+            exit=leaves,
+            latency_ms=latency_ms,
+            explored=explores,
+            stored=stored,
+        )
+
+    def skip(self, key: str, reason: str) -> None:
+        """Note a frame that is none."""
+        self.counters.skipped += 1
+        with self._database.transaction():
+            self._memory.save_counters(self.counters)
+            self.events.note("frame skipped", reason, key=key)
+
+    def set_label(self, key: str, label: int) -> bool:
+        """Give a stored sample the label that its user has said since; return whether it is still stored."""
+        return self.samples.set_label(key, label)
+
+    def personalise_if_due(self) -> PersonalisationReport | None:
+        """Run a round if the orchestrator says so; return its report, None without a round."""
+        new = self.samples.count(TRAIN, after=self.orchestrator.state.seq_at_round)
+        decision = self.orchestrator.decide(new, self.samples.count(CALIBRATION), self._source.read())
+        if not decision.go:
+            return None
+        with self._database.transaction():
+            self.orchestrator.begin_round(self.samples.last_seq(), decision.reason)
+        try:
+            return self._round()
+        except (ClientError, OSError, MemoryError) as error:
+            # whatever else stops a round ends the process, and the next start recovers as from a kill
+            self._give_up(f"the round failed ({str(error).rstrip('.')})")
+            return None
+
+    def _round(self) -> PersonalisationReport:
+        self.network.load_exit_state(self._global_exits)
+        samples, split = self.samples.load(self.settings.client_id, self.settings.round_samples)
+        result = personalise_from_store(
+            self.network,
+            samples,
+            split,
+            self.settings.personalisation,
+            self.settings.scheme,
+            self._exits,
+            self.orchestrator.state.round + 1,
+            self.settings.seed,
+        )
+        report = result.report
+        with self._database.transaction():
+            self._put_in_force(adopt=True)
+            self.counters.rounds += 1
+            self.counters.round_seconds += report.seconds_personalise
+            self._memory.save_counters(self.counters)
+            self.events.note("round done", _summary(report))
+        return report
+
+    def _give_up(self, reason: str) -> None:
+        self.counters.refused_rounds += 1
+        with self._database.transaction():
+            self.orchestrator.give_up_round(reason)
+            self._memory.save_counters(self.counters)
+        self._put_in_force(adopt=False)
+
+    def _recover(self) -> None:
+        was_round = self.orchestrator.start_again()
+        before = self.orchestrator.state.round
+        stored = self._exits.load(self._backbone, self.settings.client_id)
+        known = self.orchestrator.validation
+        self._put_in_force(adopt=stored is not None and (known is None or known.round != stored.round))
+        after = self.orchestrator.state.round
+        if after != before:
+            self.events.note("round adopted", f"round {after} was finished before the device stopped: it is in force")
+        elif was_round:
+            self.counters.refused_rounds += 1
+            self._memory.save_counters(self.counters)
+            self.events.note("round interrupted", "the device stopped in a round: the exits before it are in force")
+        self.events.note(
+            "started",
+            f"round {after} is in force: exits {list(self.policy.exits)} at the threshold {self.policy.threshold:g}",
+            frames=self.orchestrator.state.frames,
+        )
+
+    def _put_in_force(self, *, adopt: bool) -> None:
+        """Load the exits and the policy of the exit store; with `adopt` the orchestrator takes them up too."""
+        stored = self._exits.load(self._backbone, self.settings.client_id)
+        self.network.load_exit_state(stored.exits if stored else self._global_exits)
+        everywhere = tuple(range(self.network.num_exits))
+        policy = stored.policy if stored else ExitPolicy(threshold=1.0, exits=everywhere, num_exits=len(everywhere))
+        if adopt and stored is not None:
+            samples, split = self.samples.load(self.settings.client_id, self.settings.round_samples)
+            validation = validate(self.network, samples, split, policy, stored.round)
+            self.orchestrator.end_round(stored.round, policy.threshold, validation)
+        self._make_engine(policy)
+
+    def _make_engine(self, policy: ExitPolicy) -> None:
+        threshold = self.orchestrator.state.threshold
+        self._engine = InferenceEngine(self.network, replace(policy, threshold=threshold))
+
+    def _keep(self, frame: Frame, leaves: int, explored: Explored | None, latency_ms: float) -> bool:
+        """Commit what a frame changed; on a full disk the answer is given all the same."""
+        self._count(leaves, explored is not None, latency_ms)
+        try:
+            with self._database.transaction():
+                stored = self.samples.add(frame.image, frame.key, frame.label) is not None
+                self.orchestrator.note_answer(leaves < self.network.num_exits, explored)
+                self.counters.unstored += not stored
+                self._memory.save_counters(self.counters)
+            self._is_full = False
+        except StoreFullError as error:
+            stored = False
+            if not self._is_full and self.events.listener is not None:
+                # it cannot be logged, there is no room
+                self.events.listener(Event(seq=0, wall=time.time(), kind="disk full", reason=str(error), details={}))
+            self._is_full = True
+        if self._engine.policy.threshold != self.orchestrator.state.threshold:
+            self._make_engine(self._engine.policy)
+        return stored
+
+    def _count(self, leaves: int, explored: bool, latency_ms: float) -> None:
+        counters, policy = self.counters, self._engine.policy
+        costs = dict(zip((*policy.exits, policy.num_exits), self.network.costs.leaving_macs(policy.exits), strict=True))
+        counters.frames += 1
+        counters.exits[leaves] += 1
+        counters.explored += explored
+        counters.macs += costs[policy.num_exits if explored else leaves]
+        counters.original_macs += self.network.costs.original_macs
+        counters.latency_ms += latency_ms
+
+
+def _summary(report: PersonalisationReport) -> str:
+    return (
+        f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
+        f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
+        f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
+        f"{[row.exit for row in report.exits if row.stage == 'after' and row.kept][:-1]} in use"
+    )
