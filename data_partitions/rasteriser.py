@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 SIDE = 28
 STEP_PX = 0.45
 SHAKE_PERIOD_PX = 5.0
-DAB_PX = 9  # a dab's patch: wide enough for a radius of 3.5 px and its soft edge
+MARGIN_PX = 18
 
 Floats = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ def draw(
         points: control points of all images, [P, 2], in pixels, x to the right and y down, pixel centres at .5.
         pieces: [S, 4] indices into points, as in `glyphs.Form`.
         image_of: [S], the image in [0, N) that a piece belongs to.
-        radius: [N], half the stroke width in pixels, at most 3.5.
+        radius: [N], half the stroke width in pixels, at most 8.
         tension: 0 joins the points by straight lines, 0.5 by Catmull-Rom curves.
         shake: [N, 3], a tremor's amplitude in pixels, and its phase in radians across and down.
 
@@ -36,7 +36,7 @@ def draw(
     amplitude, phases = shake[dab_image, :1], shake[dab_image, 1:]
     # across moves with the height and down with the place along the line, so that a stroke wavers about its course
     dabs = dabs + amplitude * np.sin(dabs[:, ::-1] * (2 * np.pi / SHAKE_PERIOD_PX) + phases)
-    inside = np.all((dabs > -DAB_PX) & (dabs < SIDE + DAB_PX), axis=1)
+    inside = np.all((dabs > -MARGIN_PX / 2) & (dabs < SIDE + MARGIN_PX / 2), axis=1)
     return _stamp(dabs[inside], dab_image[inside], radius)
 
 
@@ -57,17 +57,17 @@ def _walk(corners: Floats, image_of: NDArray[np.int64], tension: float) -> tuple
 
 def _stamp(dabs: Floats, dab_image: NDArray[np.int64], radius: Floats) -> Floats:
     """Return the images in which a pixel holds the darkest dab that reaches it; edges fade over one pixel."""
-    margin = 2 * DAB_PX
-    wide = SIDE + 2 * margin
+    wide = SIDE + 2 * MARGIN_PX
     canvas = np.zeros(len(radius) * wide * wide, dtype=np.float32)
-    corner = np.floor(dabs).astype(np.int64) - DAB_PX // 2
-    offsets = np.arange(DAB_PX)
-    centres = corner[:, :, None] + offsets + 0.5 - dabs[:, :, None]
+    reach = int(np.ceil(radius.max()))  # pixels beyond it get no ink, soft edge included
+    corner = np.floor(dabs).astype(np.int64) - reach
+    offsets = np.arange(2 * reach + 1, dtype=np.int64)
+    centres = (corner[:, :, None] + offsets + 0.5 - dabs[:, :, None]).astype(np.float32)
     distance = np.sqrt(centres[:, 1, :, None] ** 2 + centres[:, 0, None, :] ** 2)
     ink = np.clip(radius[dab_image][:, None, None] + 0.5 - distance, 0, 1).astype(np.float32)
-    row = (corner[:, 1] + margin)[:, None] + offsets
-    column = (corner[:, 0] + margin)[:, None] + offsets
+    row = (corner[:, 1] + MARGIN_PX)[:, None] + offsets
+    column = (corner[:, 0] + MARGIN_PX)[:, None] + offsets
     pixel = (dab_image[:, None] * wide + row)[:, :, None] * wide + column[:, None, :]
     touched = ink > 0
     np.maximum.at(canvas, pixel[touched], ink[touched])
-    return canvas.reshape(-1, wide, wide)[:, margin : margin + SIDE, margin : margin + SIDE]
+    return canvas.reshape(-1, wide, wide)[:, MARGIN_PX : MARGIN_PX + SIDE, MARGIN_PX : MARGIN_PX + SIDE]
