@@ -165,7 +165,9 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], name: str) ->
             f"the weights do not fit {name}: {len(fitting)} of {len(own)} tensors have its names and shapes; "
             "use weights of the same architecture."
         )
-    model.load_state_dict(fitting, strict=False)
+    # into the model's own dictionary, whose version numbers torchvision's MNASNet insists on
+    own.update(fitting)
+    model.load_state_dict(own)
     return missing
 
 

@@ -1,5 +1,6 @@
 """From the name of a CNN to a multi-exit network: trace, choose the places, cut, attach heads, count (Sec. 3.1.2)."""
 
+import math
 from pathlib import Path
 
 import safetensors.torch
@@ -126,7 +127,8 @@ def _check(
         raise SettingsError(f"in_channels={in_channels} is out of range: expected 1 (grey) or 3 (colour).")
     if not 8 <= input_size <= 4096:
         raise SettingsError(f"input_size={input_size} is out of range: expected 8 to 4096 px.")
-    if len(mean) != len(std) or len(mean) not in (0, in_channels) or any(s <= 0 for s in std):
+    fits = len(mean) == len(std) and len(mean) in (0, in_channels)
+    if not fits or not all(map(math.isfinite, (*mean, *std))) or any(s <= 0 for s in std):
         raise SettingsError(f"mean={mean} and std={std} do not fit: expected {in_channels} numbers each, std > 0.")
 
 
@@ -158,9 +160,11 @@ def _assemble(
     stages = _cut(traced, spec.cuts)
     heads = [build_head(spec.head, place.shape, spec.num_classes) for place in chosen]
     total = max(measured.macs.values())
-    rows, params = [], 0
+    rows = []
+    # a set: a parameter that serves in two stages counts once
+    params: set[nn.Parameter] = set()
     for i, stage in enumerate(stages):
-        params += sum(p.numel() for p in stage.parameters())
+        params.update(stage.parameters())
         is_last = i == len(heads)
         rows.append(
             ExitCost(
@@ -168,7 +172,7 @@ def _assemble(
                 at="output" if is_last else chosen[i].at,
                 share=1.0 if is_last else chosen[i].macs / total,
                 macs=total if is_last else chosen[i].macs,
-                params=params,
+                params=sum(p.numel() for p in params),
                 head_macs=0 if is_last else count_macs(heads[i], chosen[i].shape),
                 head_params=0 if is_last else sum(p.numel() for p in heads[i].parameters()),
             )
