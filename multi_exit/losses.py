@@ -67,7 +67,7 @@ def personalisation_loss(
         share of the batch, so that every sample weighs the same.
 
     Raises:
-        SettingsError: weights.alpha is the only weight and no sample has a label.
+        SettingsError: weights.alpha is the only weight and labels is None.
     """
     teacher = last_logits.detach()
     loss = exit_logits.new_zeros(())

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,6 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from multi_exit.errors import BackboneError
-
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 class InputNormalisation(nn.Module):
@@ -95,7 +87,7 @@ def _make_out_of_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_method" and isinstance(target, str) and target.endswith("_") and hasattr(Tensor, target[:-1]):
         node.target = target[:-1]
     elif node.op == "call_function" and callable(target):
-        node.target = _OUT_OF_PLACE.get(target) or _without_underscore(target) or target
+        node.target = _without_underscore(target) or target
         return node.target is not target or _switch_off_inplace(node, target)
     return node.target is not target
 
