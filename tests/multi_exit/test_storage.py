@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from multi_exit.building import build_network
+from multi_exit.errors import BackboneError, ModelFileError, MultiExitError
+from multi_exit.storage import ModelMetadata, load_network, save_network
+
+MODULE = "own_backbones_of_the_tests"
+METADATA = ModelMetadata(
+    dataset="made-up",
+    trained_on=("w1", "w2"),
+    class_names=tuple("0123456789"),
+    history=({"epoch": 0, "loss": 2.5}, {"epoch": 1, "loss": 1.25}),
+    settings={"epochs": 2},
+)
+
+
+def edit_description(folder: Path, **changes: object) -> None:
+    path = folder / "network.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_spec(folder: Path, **changes: object) -> None:
+    edit_description(folder, spec={**json.loads((folder / "network.json").read_text())["spec"], **changes})
+
+
+@pytest.fixture
+def folder(tiny_network, tmp_path) -> Path:
+    save_network(tiny_network, tmp_path / "model", METADATA)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def refused(folder, one_sentence):
+    """Return a function that loads the folder, expects a refusal in one sentence, and returns the sentence."""
+
+    def load(error: type[MultiExitError] = ModelFileError, allowed: tuple[str, ...] = (MODULE,)) -> str:
+        with pytest.raises(error) as caught:
+            load_network(folder, allowed=allowed)
+        return one_sentence(caught)
+
+    return load
+
+
+def test_a_saved_network_comes_back_bit_by_bit(tiny_network, tmp_path):
+    fingerprint = save_network(tiny_network, tmp_path, METADATA)
+    loaded, metadata = load_network(tmp_path, allowed=(MODULE,))
+    assert metadata == METADATA
+    assert loaded.fingerprint == fingerprint == tiny_network.fingerprint
+    assert loaded.spec == tiny_network.spec
+    assert loaded.costs == tiny_network.costs
+    assert not loaded.training
+    images = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        for got, expected in zip(loaded(images), tiny_network(images), strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("head", ["msdnet", "pooled"])
+def test_a_torchvision_network_with_a_small_stem_and_normalisation_comes_back(tmp_path, head):
+    network = build_network(
+        "mobilenet_v3_small", num_exits=3, num_classes=7, in_channels=1, head=head, mean=(0.5,), std=(0.25,), seed=4
+    )
+    save_network(network, tmp_path, ModelMetadata())
+    loaded, metadata = load_network(tmp_path)
+    assert metadata == ModelMetadata()
+    assert loaded.fingerprint == network.fingerprint
+    images = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(loaded(images)[-1], network(images)[-1])
+
+
+def test_a_module_that_serves_in_two_stages_comes_back(build_own, tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self, num_classes: int, in_channels: int) -> None:
+            super().__init__()
+            self.first, self.again = nn.Conv2d(in_channels, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.classifier = nn.Linear(4, num_classes)
+
+        def forward(self, images):
+            features = self.first(images).relu()
+            for _ in range(3):
+                features = self.again(features).relu()
+            return self.classifier(features.mean((2, 3)))
+
+    network = build_own(Recurrent)
+    save_network(network, tmp_path, ModelMetadata())
+    assert load_network(tmp_path, allowed=(MODULE,))[0].fingerprint == network.fingerprint
+
+
+def test_a_folder_holds_one_description_and_one_weights_file(tiny_network, folder):
+    first = {path.name for path in folder.iterdir()}
+    assert first == {"network.json", f"weights-{tiny_network.fingerprint[:12]}.safetensors"}
+    with torch.no_grad():
+        next(tiny_network.parameters()).add_(1)
+    save_network(tiny_network, folder, METADATA)
+    second = {path.name for path in folder.iterdir()}
+    assert len(second) == 2
+    assert second != first
+
+
+@pytest.mark.parametrize("broken_file", ["weights", "network.json"])
+def test_the_old_model_stays_when_the_disk_is_full(tiny_network, folder, monkeypatch, broken_file):
+    old = tiny_network.fingerprint
+    with torch.no_grad():
+        next(tiny_network.parameters()).add_(1)
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name.startswith(broken_file):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        save_network(tiny_network, folder, METADATA)
+    assert load_network(folder, allowed=(MODULE,))[0].fingerprint == old
+
+
+@pytest.mark.parametrize("kept", [0, 7, 200, -1])
+def test_a_cut_off_weights_file_is_refused(folder, refused, kept):
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:kept])
+    assert weights.name in refused()
+
+
+def test_a_missing_weights_file_is_refused(folder, refused):
+    weights = next(folder.glob("*.safetensors"))
+    weights.unlink()
+    assert weights.name in refused()
+
+
+def test_weights_that_were_exchanged_are_refused(folder, refused):
+    weights = next(folder.glob("*.safetensors"))
+    tensors = safetensors.torch.load_file(weights)
+    name = sorted(tensors)[0]
+    safetensors.torch.save_file({**tensors, name: tensors[name] + 1}, weights)
+    assert "not those that network.json describes" in refused()
+
+
+def test_a_damaged_description_is_refused(folder, refused):
+    path = folder / "network.json"
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\xff\xfe", b"[]", b"3", b"null", b'{"format": 1}'):
+        path.write_bytes(damaged)
+        assert "network.json" in refused()
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path, one_sentence):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ModelFileError) as caught:
+            load_network(folder)
+        assert "network.json" in one_sentence(caught)
+
+
+def test_another_format_is_refused(folder, refused):
+    edit_description(folder, format=2)
+    assert "format 2" in refused()
+
+
+@pytest.mark.parametrize("weights", ["../elsewhere.safetensors", "/etc/passwd", "", 3, None])
+def test_weights_outside_the_folder_are_refused(folder, refused, weights):
+    edit_description(folder, weights=weights)
+    refused()
+
+
+@pytest.mark.parametrize("metadata", [None, [], "text", {}, {**METADATA.__dict__, "more": 1}])
+def test_damaged_metadata_are_refused(folder, refused, metadata):
+    edit_description(folder, metadata=metadata)
+    refused()
+
+
+@pytest.mark.parametrize("spec", [None, [], "text", {}, 3])
+def test_a_damaged_specification_is_refused(folder, refused, spec):
+    edit_description(folder, spec=spec)
+    refused()
+
+
+def test_weights_of_another_architecture_are_refused(folder, refused):
+    network = build_network("squeezenet1_1", num_exits=2, num_classes=10)
+    weights = next(folder.glob("*.safetensors"))
+    safetensors.torch.save_file(network.state_dict(), weights)
+    assert "another architecture" in refused()
+
+
+def test_a_description_of_another_architecture_is_refused(folder, refused):
+    edit_spec(folder, backbone="resnet18")
+    refused(ModelFileError, allowed=("torchvision",))
+
+
+@pytest.mark.parametrize("num_classes", [9, 11, 1, -3])
+def test_another_number_of_classes_is_refused(folder, refused, num_classes):
+    edit_spec(folder, num_classes=num_classes)
+    refused(MultiExitError)
+
+
+@pytest.mark.parametrize("changes", [{"in_channels": 3}, {"head": "pooled"}, {"stem": "stride-9"}, {"input_size": 80}])
+def test_any_other_change_of_the_specification_is_refused(folder, refused, changes):
+    edit_spec(folder, **changes)
+    refused(MultiExitError)
+
+
+def test_a_place_that_the_installed_version_does_not_have_is_refused(folder, refused):
+    edit_spec(folder, cuts=["activation", "renamed"])
+    assert "'renamed'" in refused()
+
+
+def test_a_source_that_this_machine_does_not_allow_is_refused(refused):
+    assert MODULE in refused(BackboneError, allowed=("torchvision", "timm"))
