@@ -6,6 +6,7 @@ says why in one sentence.
 
 import logging
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +44,7 @@ MAY_DIFFER = frozenset({"num-server-rounds", "versions", "machine"})
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run configuration asks for."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    _log_to_stdout()
     settings = AppSettings.from_run_config(context.run_config).with_absolute_paths()
     model = obtain_model(settings, settings.model_folder(context.run_id), LogProgress())
     report = serve(grid, settings, model, settings.run_folder(context.run_id))
@@ -134,6 +135,17 @@ def _run_rounds(
         tables = folder.tables()
         row = next(row for row in tables.rounds.to_pylist() if row["round"] == number)
         check_quota(settings.rounds, row, [client["status"] for client in tables.clients_of(number)])
+
+
+def _log_to_stdout() -> None:
+    """Let our own log lines join Flower's, which go to the run's log; others', such as httpx's, would flood it."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    for name in ("persephonee", "server"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not logger.handlers:
+            logger.addHandler(handler)
 
 
 def _version(package: str) -> str:
