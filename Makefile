@@ -1,0 +1,53 @@
+# make install builds .venv and nothing else; the other targets call it first.
+#
+#   PYTHON=python3.12 make install      another Python, 3.11 or newer
+#   TORCH_INDEX=URL make install        torch and torchvision from this index, such as PyTorch's CPU builds
+#
+# .venv is kept while pyproject.toml stays the same; `make clean` removes it, as for a change of TORCH_INDEX.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+DEMO_RUN ?= runs/demo
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# torch and torchvision have to come from one place, or torchvision does not import
+PAIR = $$($(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(name for name in project["dependencies"] if name.startswith("torch")))')
+# a pair that the machine brings along (a Jetson's own build) is used; a virtual environment's cannot be
+HAS_PAIR := import sys, torch, torchvision; sys.exit(sys.prefix != sys.base_prefix)
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is missing or older than 3.11: name another, as in PYTHON=python3.12 make install." >&2; exit 1; }
+	@if [ ! -x $(BIN)/python ]; then \
+		if [ -z "$(TORCH_INDEX)" ] && $(PYTHON) -c '$(HAS_PAIR)' 2>/dev/null; then system=--system-site-packages; fi; \
+		echo "$(PYTHON) -m venv $$system .venv"; $(PYTHON) -m venv $$system .venv; \
+	fi
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url "$(TORCH_INDEX)" $(PAIR))
+	$(BIN)/pip install --editable '.[dev]'
+	@$(BIN)/python -c 'import torch, torchvision' \
+		|| { echo "torch and torchvision do not match: make clean, then TORCH_INDEX=URL make install." >&2; exit 1; }
+	@touch $@
+
+demo: install
+	$(BIN)/persephonee simulate --dataset synthetic-writers --clients 20 --rounds 1 --run-dir $(DEMO_RUN) --overwrite
+
+test: install
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-slow: install
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
