@@ -17,6 +17,7 @@ from clients.exit_store import ExitStore, StoredExits
 from clients.exit_training import train_exits
 from clients.features import compute_features
 from clients.policy import ExitPolicy
+from clients.profiler import Profile, profile_exits, save_profile
 from clients.pruning import calibrate_and_prune
 from clients.reports import PersonalisationReport
 from clients.settings import PersonalisationSettings
@@ -34,11 +35,13 @@ class Personalisation:
         report: aggregates, all that a client may send without its owner's permission.
         policy: the threshold and the exits in use from now on.
         exits: the personal exits' tensors; `network.load_exit_state` takes them.
+        profile: measured on this device, where the settings ask for latencies.
     """
 
     report: PersonalisationReport
     policy: ExitPolicy
     exits: dict[str, Tensor]
+    profile: Profile | None = None
 
 
 def personalise(
@@ -94,11 +97,16 @@ def personalise(
         reference,
     )
 
-    # 3 to 5 profile, calibrate and prune, with the global exits for comparison and with the personal ones
+    # 3 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere
+    profile = None
+    if settings.cost == "latency":
+        profile = profile_exits(network, heads, samples.images[split.calibration], labels[split.calibration])
+
+    # 4 and 5 calibrate and prune, with the global exits for comparison and with the personal ones
     def calibrated(of: nn.ModuleList) -> ExitPolicy:
         outputs = run_exits(of, features, split.calibration)
         correct = outputs.predictions == reference.numpy()
-        costs = network.costs.leaving_macs
+        costs = profile.leaving_ms if profile else network.costs.leaving_macs
         return calibrate_and_prune(outputs.confidences, correct, costs, settings.drop_tolerance)[0]
 
     policy_before, policy = calibrated(global_heads), calibrated(heads)
@@ -111,6 +119,8 @@ def personalise(
     after = apply_policy(outputs_after, policy, truth, network.costs)
     exits = {f"heads.{name}": tensor.detach().clone() for name, tensor in heads.state_dict().items()}
     if store is not None:
+        if profile is not None:
+            save_profile(store.folder, profile, round_number)
         store.save(
             StoredExits(
                 client_id=samples.client_id,
@@ -142,7 +152,7 @@ def personalise(
             *exit_metrics(outputs_after, policy, truth, network.costs, "after"),
         ),
     )
-    return Personalisation(report=report, policy=policy, exits=exits)
+    return Personalisation(report=report, policy=policy, exits=exits, profile=profile)
 
 
 def _require_labels(labels: Tensor, settings: PersonalisationSettings, client_id: str) -> None:

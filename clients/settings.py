@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from clients.errors import ClientSettingsError
 from multi_exit.losses import LossWeights
 
+COSTS = ("macs", "latency")
 SCHEMES = ("auto", "supervised", "self-distillation", "self-supervision")
 
 
@@ -58,7 +59,12 @@ class PersonalisationSettings:
     drop_tolerance: float = 0.01
     """How much accuracy the policy may lose against the last exit on the calibration set, in [0, 1]."""
 
+    cost: str = "macs"
+    """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
+    runs measure alike."""
+
     def __post_init__(self) -> None:
+        self._require("cost", self.cost in COSTS, " or ".join(COSTS))
         self._require("epochs", self.epochs >= 1, "at least 1")
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number > 0")
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
