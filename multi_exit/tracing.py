@@ -134,13 +134,12 @@ class Measurement(fx.Interpreter):
                 # two images: a batch of one would hide a model that mixes its batch into its shapes
                 self.run(torch.empty(2, channels, height, width, device="meta"))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            where = f"{name} does not run on images of {channels}x{height}x{width} px"
             # transformers check their input size first of all; no size would help them
-            attention = any("attention" in type(m).__name__.lower() for m in model.modules())
-            remedy = "use a CNN, transformers have no places for exits" if attention else "use a larger --input-size"
-            raise BackboneError(
-                f"{name} does not run on images of {channels}x{height}x{width} px "
-                f"({str(error).splitlines()[0]}): {remedy}."
-            ) from None
+            if any("attention" in type(m).__name__.lower() for m in model.modules()):
+                raise BackboneError(f"{where}, and transformers have no places for exits: use a CNN.") from None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise BackboneError(f"{where} ({reason}): use a larger --input-size.") from None
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note its output and the cumulative cost."""
