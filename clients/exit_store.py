@@ -49,8 +49,12 @@ class ExitStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, backbone_fingerprint: str, client_id: str) -> StoredExits | None:
+    def load(self, backbone_fingerprint: str, client_id: str | None) -> StoredExits | None:
         """Return what the last round saved, or None before the first one.
+
+        Args:
+            backbone_fingerprint: of the model in use.
+            client_id: the user in question; None for whoever's exits these are.
 
         Raises:
             StoreError: the store is damaged, another user's, or belongs to another model.
@@ -64,7 +68,7 @@ class ExitStore:
                 f"the exits in {self.folder} belong to another model ({stored.backbone_fingerprint[:12]}, expected "
                 f"{backbone_fingerprint[:12]}): use that model, or another folder."
             )
-        if stored.client_id != client_id:
+        if client_id is not None and stored.client_id != client_id:
             raise StoreError(
                 f"the exits in {self.folder} are of user {stored.client_id!r}, not {client_id!r}: use another folder."
             )
