@@ -25,8 +25,9 @@ def exits_table(network: MultiExitNetwork, accuracies: Sequence[float] = ()) -> 
     )
     table.add_column("exit", no_wrap=True)
     table.add_column("behind", no_wrap=True)
-    for name in ("share", "MMAC", "kParams", "head MMAC", "head kParams", *(["accuracy"] if accuracies else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ["share", "MMAC", "kparams", "head\nMMAC", "head\nkparams", *(["accuracy"] if accuracies else [])]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for number, cost in enumerate(network.costs.exits):
         cells = [
             "last" if number == network.num_exits else str(number),
