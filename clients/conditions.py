@@ -38,8 +38,8 @@ class ConditionSettings:
     min_new_when_asked: int = 20
     """Training samples since the last round that a round needs which drift or a raised threshold ask for."""
 
-    min_calibration: int = 10
-    """Calibration samples that a round needs, at least 1."""
+    min_calibration: int = 20
+    """Calibration samples that a round needs, at least 1; a drop of 1 % cannot be promised with fewer than 99."""
 
     far: float = 0.1
     """The active threshold asks for a round where it is this far from the validated one, in (0, 1]."""

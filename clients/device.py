@@ -115,8 +115,13 @@ class Device:
         """Note a frame that is none."""
         self.counters.skipped += 1
         with self._database.transaction():
+            self._memory.note_answered(key)
             self._memory.save_counters(self.counters)
             self.events.note("frame skipped", reason, key=key)
+
+    def has_answered(self, key: str) -> bool:
+        """Return whether a frame of this name was answered or skipped before, in this run or an earlier one."""
+        return self._memory.has_answered(key)
 
     def set_label(self, key: str, label: int) -> bool:
         """Give a stored sample the label that its user has said since; return whether it is still stored."""
@@ -145,7 +150,7 @@ class Device:
             samples,
             split,
             self.settings.personalisation,
-            self.settings.scheme,
+            self.settings.weights,
             self._exits,
             self.orchestrator.state.round + 1,
             self.settings.seed,
@@ -195,6 +200,7 @@ class Device:
             samples, split = self.samples.load(self.settings.client_id, self.settings.round_samples)
             validation = validate(self.network, samples, split, policy, stored.round)
             self.orchestrator.end_round(stored.round, policy.threshold, validation)
+        self._database.set_fact("exits in use", list(policy.exits))
         self._make_engine(policy)
 
     def _make_engine(self, policy: ExitPolicy) -> None:
@@ -206,6 +212,7 @@ class Device:
         self._count(leaves, explored is not None, latency_ms)
         try:
             with self._database.transaction():
+                self._memory.note_answered(frame.key)
                 stored = self.samples.add(frame.image, frame.key, frame.label) is not None
                 self.orchestrator.note_answer(leaves < self.network.num_exits, explored)
                 self.counters.unstored += not stored

@@ -6,6 +6,7 @@ loss of power. Tables:
     samples    seq, key, part, label, fingerprint, image, elapsed, wall      see sample_store.py
     events     seq, wall, kind, reason, details (JSON)                       see event_log.py
     explored   frame, record (JSON)                                          see device_memory.py
+    answered   key                                                           frames that need no answer any more
     facts      name, value (JSON)                                            whose store it is, state, counters
 """
 
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from clients.errors import StoreError, StoreFullError
 
 VERSION = 1
 NAME = "device.sqlite"
+_LOCK_TRIES = 3
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
@@ -32,6 +35,7 @@ CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, wall REAL NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
     details TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS explored (frame INTEGER PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS answered (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
@@ -156,14 +160,15 @@ class DeviceDatabase:
 def _lock(folder: Path) -> int:
     """Take the folder's lock, which the system gives back when the process ends, however it ends."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreError(
-            f"another process runs a device with the store in {folder}: stop it, or use another folder."
-        ) from None
-    return descriptor
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            # `device status` holds the lock for an instant to see whether somebody else does
+            time.sleep(0.1)
+    os.close(descriptor)
+    raise StoreError(f"another process runs a device with the store in {folder}: stop it, or use another folder.")
 
 
 def _connect(folder: Path | None) -> sqlite3.Connection:

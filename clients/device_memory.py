@@ -101,6 +101,15 @@ class DeviceMemory:
                 (MAX_EXPLORED,),
             )
 
+    def note_answered(self, key: str) -> None:
+        """Remember a frame's name, so that a restart does not answer it again."""
+        with self._database.transaction():
+            self._database.execute("INSERT OR IGNORE INTO answered VALUES (?)", (key,))
+
+    def has_answered(self, key: str) -> bool:
+        """Return whether a frame's name is remembered."""
+        return self._database.execute("SELECT 1 FROM answered WHERE key = ?", (key,)).fetchone() is not None
+
     def counters(self, num_exits: int) -> Counters:
         """Return the counters; zero before the first frame."""
         values = self._database.fact("counters")

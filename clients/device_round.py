@@ -1,5 +1,6 @@
 """A personalisation round from the device's own samples, and the validation of the policy that it chose."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,10 +11,10 @@ from clients.exploration import Validation, agreement_at, explore_logits
 from clients.features import compute_features
 from clients.personalisation import Personalisation, personalise
 from clients.policy import ExitPolicy
-from clients.settings import PersonalisationSettings, loss_weights
+from clients.settings import PersonalisationSettings
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import SampleSplit
-from multi_exit.losses import UNLABELLED
+from multi_exit.losses import UNLABELLED, LossWeights
 from multi_exit.network import MultiExitNetwork
 
 
@@ -22,7 +23,7 @@ def personalise_from_store(
     samples: UserSamples,
     split: SampleSplit,
     settings: PersonalisationSettings,
-    scheme: str,
+    weights: Callable[[float], LossWeights],
     store: ExitStore,
     round_number: int,
     seed: int,
@@ -33,8 +34,8 @@ def personalise_from_store(
         network: with the global exits.
         samples: from `SampleStore.load`; labels that are not known are -1.
         split: from there too.
-        settings: of the round; its weights are replaced by the scheme's for the labels that there are.
-        scheme: as `loss_weights` takes it.
+        settings: of the round, but for its weights.
+        weights: of Eq. (1), given the labelled share.
         store: holds the exits in force, and the new ones in the end.
         round_number: from 1.
         seed: of the device.
@@ -44,16 +45,15 @@ def personalise_from_store(
         OSError: the store cannot be written; the previous exits stay in force.
     """
     share = float(split.labelled[torch.cat([split.train, split.calibration])].float().mean())
-    # one label among hundreds would make "auto" learn from that one alone where all the training samples lack theirs
+    # labels of calibration samples teach nothing
     if not bool(split.labelled[split.train].any()):
         share = 0.0
-    weights = loss_weights(scheme, share, settings.weights.temperature)
     measured = _with_reference(network, samples, split)
     return personalise(
         network,
         measured,
         split,
-        replace(settings, weights=weights),
+        replace(settings, weights=weights(share)),
         store=store,
         round_number=round_number,
         seed=seed,

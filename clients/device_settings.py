@@ -1,5 +1,6 @@
 """How a device lives, what it is shown and what it answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -7,7 +8,13 @@ from torch import Tensor
 from clients.errors import ClientSettingsError
 from clients.orchestrator import OrchestratorSettings
 from clients.sample_store import SampleStoreSettings
-from clients.settings import PersonalisationSettings
+from clients.settings import PersonalisationSettings, loss_weights
+from multi_exit.losses import LossWeights
+
+
+def automatic_weights(labelled: float) -> LossWeights:
+    """Return the weights of Eq. (1) that suit the share of samples with labels, in [0, 1]."""
+    return loss_weights("auto", labelled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +33,8 @@ class DeviceSettings:
     personalisation: PersonalisationSettings = field(default_factory=PersonalisationSettings)
     """Of the rounds."""
 
-    scheme: str = "auto"
-    """Of Eq. (1), as `clients.settings.loss_weights` takes it."""
+    weights: Callable[[float], LossWeights] = field(default=automatic_weights)
+    """Of Eq. (1), given the share of a round's samples that have labels."""
 
     round_samples: int = 400
     """A round uses so many of the newest samples at most."""

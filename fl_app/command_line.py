@@ -8,7 +8,9 @@ import logging
 
 import typer
 
+from fl_app.command_device import device_app
 from fl_app.command_errors import OneSentenceGroup
+from fl_app.command_export import export
 from fl_app.command_inspect import inspect
 from fl_app.command_personalise import personalise
 from fl_app.command_pretrain import pretrain
@@ -25,8 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (pretrain, inspect, simulate, personalise, report):
+for verb in (pretrain, inspect, simulate, personalise, report, export):
     app.command()(verb)
+app.add_typer(device_app, name="device")
 
 
 class _StderrHandler(logging.Handler):

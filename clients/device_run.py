@@ -1,0 +1,98 @@
+"""`persephonee device run`: feed a device until the frames end or somebody stops it."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from clients.device import Device
+from clients.device_settings import Answer, Frame
+from clients.errors import ImageError
+from clients.frames import Item, LateLabel, NoFrame
+from clients.phases import Phase
+
+IDLE_S = 0.5
+"""How often a watched folder is looked at."""
+
+
+class StopRequested(BaseException):
+    """SIGTERM or SIGINT came in a round, which may take minutes: it is broken off, as a kill would."""
+
+
+class Stop:
+    """Whether somebody asked the device to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self.signal_name = ""
+
+    def ask(self, signal_name: str) -> None:
+        """Ask for a stop."""
+        self.signal_name = signal_name
+        self._asked.set()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but no longer than until somebody asks."""
+        self._asked.wait(seconds)
+
+
+@contextmanager
+def stopped_by_signals(stop: Stop, device: Device) -> Iterator[None]:
+    """Let SIGTERM and SIGINT stop the device: between two frames, or in the middle of a round."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.ask(signal.Signals(number).name)
+        if device.orchestrator.state.phase is Phase.PERSONALISATION:
+            raise StopRequested
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def run_device(device: Device, items: Iterable[Item], show: Callable[[Answer], None], stop: Stop) -> None:
+    """Answer what comes, store labels, and personalise when it is due, until the items end or a stop is asked for.
+
+    Args:
+        device: started.
+        items: from `WatchedFolder` or `ReplayedUser`.
+        show: is given every answer, after its sample is safe.
+        stop: looked at between items.
+    """
+    try:
+        for item in items:
+            if stop.is_asked:
+                break
+            _take(device, item, show)
+            device.personalise_if_due()
+            if item is None:
+                stop.wait(IDLE_S)
+    except StopRequested:
+        device.events.note("stopped", f"{stop.signal_name} in a round: the exits before it are in force")
+        return
+    reason = f"{stop.signal_name} came between two frames" if stop.is_asked else "there are no more frames"
+    device.events.note("stopped", reason)
+
+
+def _take(device: Device, item: Item, show: Callable[[Answer], None]) -> None:
+    match item:
+        case Frame():
+            try:
+                show(device.answer(item))
+            except ImageError as error:
+                device.skip(item.key, str(error))
+        case NoFrame():
+            device.skip(item.key, item.reason)
+        case LateLabel():
+            device.set_label(item.key, item.label)
+        case None:
+            pass
