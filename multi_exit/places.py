@@ -73,7 +73,8 @@ def choose_places(places: tuple[Place, ...], total_macs: int, num_exits: int, na
     if not 1 <= num_exits <= len(places):
         found = "1 place" if len(places) == 1 else f"{len(places)} places"
         raise PlacementError(
-            f"num_exits={num_exits} does not fit: {name} has {found} to attach one. Use 1 <= num_exits <= {len(places)}."
+            f"num_exits={num_exits} does not fit: {name} has {found} to attach one. "
+            f"Use 1 <= num_exits <= {len(places)}."
         )
     # best[j] = (distance, tie-break, choice) of the exits so far, the last of them at place j
     best: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]
