@@ -10,10 +10,12 @@ from torch.nn import functional
 from data_partitions.samples import to_float
 from multi_exit.building import build_network
 from multi_exit.losses import joint_loss
-from server import pretraining
+from server import pretraining_trainer
 from server.errors import PretrainingError, TrainingDivergedError
-from server.pretraining import evaluate_exits, pretrain
+from server.pretraining import pretrain
+from server.pretraining_progress import PretrainProgress
 from server.pretraining_settings import PretrainSettings
+from server.pretraining_trainer import evaluate_exits
 from server.training_samples import SampleTable, gather_samples
 from tests.tiny_cnn import NAME, SIDE, SOURCE, TinyUsers
 
@@ -35,7 +37,7 @@ class Interruption(Exception):
     pass
 
 
-class StopsAfter(pretraining.PretrainProgress):
+class StopsAfter(PretrainProgress):
     """Stops in the middle of the epoch that follows `epochs` whole ones."""
 
     def __init__(self, epochs: int) -> None:
@@ -152,7 +154,7 @@ def test_training_stops_when_unseen_users_gain_nothing_and_the_best_epoch_stays(
         states.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
         return next(accuracies)
 
-    monkeypatch.setattr(pretraining, "evaluate_exits", scripted)
+    monkeypatch.setattr(pretraining_trainer, "evaluate_exits", scripted)
     # the fourth epoch has the last exit of the second and better early ones; the fifth is the first without a gain
     net, result = run(tmp_path, replace(SETTINGS, epochs=9, patience=1))
     assert (len(result.history), result.best_epoch) == (3, 2)
@@ -161,7 +163,7 @@ def test_training_stops_when_unseen_users_gain_nothing_and_the_best_epoch_stays(
 
 def test_early_exits_decide_between_epochs_with_the_same_last_exit(tmp_path, monkeypatch):
     accuracies = iter([(0.2, 0.2, 0.8), (0.9, 0.9, 0.8), (0.9, 0.9, 0.7)])
-    monkeypatch.setattr(pretraining, "evaluate_exits", lambda net, table: next(accuracies))
+    monkeypatch.setattr(pretraining_trainer, "evaluate_exits", lambda net, table: next(accuracies))
     assert run(tmp_path, replace(SETTINGS, epochs=3))[1].best_epoch == 2
 
 
@@ -170,7 +172,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp
         with torch.no_grad():
             next(net.parameters()).fill_(math.nan)
 
-    class Poison(pretraining.PretrainProgress):
+    class Poison(PretrainProgress):
         def epoch_done(self, record):
             poison(net)
 
