@@ -131,6 +131,7 @@ def _run_rounds(
             result = strategy.run_round(number, enrolment)
             row = {"round": number, "replies": result.replies, "failures": result.failures, "seconds": result.seconds}
             folder.append_round(result.exits, result.clients, row)
+            log.info("Round %d: %d replies, %d failures", number, result.replies, result.failures)
         # also of rounds that a resumed run finds: one that failed stays failed
         tables = folder.tables()
         row = next(row for row in tables.rounds.to_pylist() if row["round"] == number)

@@ -6,7 +6,6 @@ what the ServerApp wrote into the run folder: Flower reports a run as completed 
 
 import contextlib
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from fl_app.run_progress import shown_run
 from fl_app.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
 from fl_app.server_app import MAY_DIFFER, config_of
 from fl_app.settings import AppSettings
-from fl_app.superlink import SuperLink
+from fl_app.superlink import SuperLink, scratch_folder
 from multi_exit.storage import load_network
 from server.pretraining_progress import shown_progress
 from server.run_folder import RunFolder, check_room
@@ -50,8 +49,8 @@ def simulate(settings: AppSettings) -> Path:
     run_dir = settings.run_folder(0)
     with _terminated_like_interrupted():
         settings = _prepared(settings, run_dir)
-        with tempfile.TemporaryDirectory(prefix="persephonee-", ignore_cleanup_errors=True) as scratch:
-            _run(settings, run_dir, Path(scratch))
+        with scratch_folder() as scratch:
+            _run(settings, run_dir, scratch)
     return run_dir
 
 

@@ -12,10 +12,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,8 +29,9 @@ STARTUP_SECONDS = 60.0
 LEAVING_SECONDS = 20.0
 """How long a run that has ended may take to stop Ray and hand in its log."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# Ray's sockets lie below its folder, and the path of a socket has at most 107 letters.
-_LONGEST_RAY_FOLDER = 40
+# Ray's sockets lie 68 letters below our folder, and the path of a socket has at most 107.
+_LONGEST_FOLDER = 107 - 68
+_PREFIX = "persephonee-"
 _ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -46,7 +48,7 @@ class SuperLink:
     """A SuperLink for simulations; a context manager.
 
     Args:
-        folder: an empty folder for its home, its working directory and Ray's files.
+        folder: a `scratch_folder` for its home, its working directory and Ray's files.
         log: file that its output and that of everything it starts is appended to.
 
     Raises:
@@ -167,13 +169,22 @@ class SuperLink:
         )
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder for a SuperLink, short enough for Ray, and remove it afterwards."""
+    place = tempfile.gettempdir()
+    if len(place) + len(_PREFIX) + 9 > _LONGEST_FOLDER:
+        place = "/tmp"
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def _environment(home: Path, ray: Path) -> Mapping[str, str]:
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     own.update(_ENVIRONMENT)
     own["FLWR_HOME"] = str(home)
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
-    if len(str(ray)) <= _LONGEST_RAY_FOLDER:
-        own["RAY_TMPDIR"] = str(ray)
+    own["RAY_TMPDIR"] = str(ray)
     return own
 
 
