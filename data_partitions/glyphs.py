@@ -24,7 +24,7 @@ FAMILIES: tuple[tuple[str, ...], ...] = (
         "1:long 7:barred I:bare l:loop/hook",
         "1:long 7:barred I:serif l:bare",
     ),
-    ("0:oval O:round", "0:oval O:round", "0:slashed", "0:round O:oval"),
+    ("0:oval O:round", "0:oval O:round", "0:slashed", "0:round O:oval", "0:round O:oval"),
     ("5:hat", "5:hat", "5:stroke S:smooth/serif s:smooth/serif", "5:snake S:angular/serif s:angular/serif"),
     (
         "2:round/loop Z:plain/barred z:plain Q:tail",

@@ -80,8 +80,8 @@ def draw_hand(generator: np.random.Generator) -> Hand:
         radius_px=float(np.clip(np.exp(normal(np.log(1.0), 0.28)), 0.6, 2.1)),
         tension=float(uniform(0.28, 0.60)),
         tremor_px=float(np.clip(np.exp(normal(np.log(0.12), 0.7)), 0.0, 0.6)),
-        unsteadiness=float(uniform(0.012, 0.034)),
-        slip_rate=float(uniform(0.0, 0.06)),
+        unsteadiness=float(uniform(0.012, 0.045)),
+        slip_rate=float(uniform(0.0, 0.10)),
         warp=normal(0.0, 0.022, (2, 4)).astype(np.float32),
         offsets_seed=int(generator.integers(2**62)),
     )

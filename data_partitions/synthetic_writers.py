@@ -145,7 +145,7 @@ def _place(
 ) -> Floats:
     """Slant, turn, scale and centre the control points; return pixels, [P, 2]."""
     count = len(starts)
-    height = hand.capital_px * np.exp(generator.normal(0.0, 0.05, count))
+    height = hand.capital_px * np.exp(generator.normal(0.0, 0.07, count))
     width = height * hand.aspect * np.exp(generator.normal(0.0, 0.05, count))
     slant = hand.slant + generator.normal(0.0, 0.05, count)
     angle = hand.rotation + generator.normal(0.0, 0.05, count)
