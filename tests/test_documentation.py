@@ -1,0 +1,77 @@
+"""The README's examples run, its commands exist, and the documents name files and tests that are there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import typer
+
+from fl_app.command_line import app
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each `persephonee` command line in a document's shell blocks."""
+    lines = "\n".join(code_blocks(text, "sh")).replace("\\\n", " ").splitlines()
+    found = (re.search(r"persephonee (?!\.)(.*)", line) for line in lines)
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def test_the_example_with_a_network_of_ones_own_runs_as_printed(tmp_path):
+    examples = {
+        block.splitlines()[0].removeprefix("# "): block for block in code_blocks(DOCUMENTS[0].read_text(), "python")
+    }
+    assert examples.keys() == {"my_cnn.py", "personalise_my_cnn.py"}
+    for name, text in examples.items():
+        (tmp_path / name).write_text(text)
+    namespace: dict[str, object] = {}
+    exec(examples["my_cnn.py"], namespace)
+    torch.save(namespace["build"](num_classes=10, in_channels=3).state_dict(), tmp_path / "my_cnn.pth")
+    done = subprocess.run(
+        [sys.executable, "personalise_my_cnn.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ExitPolicy(threshold=" in done.stdout
+    assert (tmp_path / "stores" / "ada" / "state.json").exists()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_the_documents_have_verbs_and_options_that_exist(path):
+    for words in commands(path.read_text()):
+        command: click.Command = typer.main.get_command(app)
+        while isinstance(command, click.Group):
+            assert words[0] in command.commands, f"persephonee {' '.join(words)}"
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, f"{command.name} {' '.join(words)}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_tests_that_the_documents_name_are_there(path):
+    text = path.read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert all((path.parent / link).exists() for link in links), links
+    named = re.findall(
+        r"`((?:multi_exit|data_partitions|clients|server|fl_app|experiments|tests|docs)/[\w/]*\.?\w*)`", text
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+    sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    unknown = [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in sources]
+    assert not unknown
