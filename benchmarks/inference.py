@@ -1,0 +1,262 @@
+"""Benchmark of personal inference: `python -m benchmarks.inference --model MODEL --out DIR`.
+
+1. The engine's overhead at batch 1: against the same stages and heads called by hand, at each exit.
+2. The speed-up: each user's calibrated policy against the original network through the same engine, on the user's
+   test samples, at batch 1 and 32, on PyTorch against PyTorch and on ONNX Runtime against ONNX Runtime.
+3. Latency against MACs per exit (Fig. 6b), with Pearson's correlation.
+
+The two sides of a ratio are timed in turn in the same run; times are medians over the repetitions.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+
+from benchmarks.inference_report import write_report
+from benchmarks.interleaved import Call, time_pairs
+from clients.engine import Engine
+from clients.exit_store import ExitStore, StoredExits
+from clients.inference_engine import InferenceEngine
+from clients.onnx_engine import OnnxEngine
+from clients.onnx_export import export_onnx
+from clients.personalisation import personalise
+from clients.policy import ExitPolicy
+from clients.profiler import profile_exits
+from clients.settings import PersonalisationSettings, loss_weights
+from data_partitions.opening import DataSettings, open_partitions
+from data_partitions.samples import Partitions, UserSamples, to_float
+from data_partitions.user_splits import SplitSettings, choose_users, split_samples
+from fl_app.command_errors import sentence_of
+from fl_app.command_groups import takes
+from fl_app.command_options import DEFAULT_SOURCES, data_settings, source_names
+from fl_app.model_fit import check_fit
+from multi_exit.network import MultiExitNetwork
+from multi_exit.storage import load_network
+
+BATCH_SIZES = (1, 32)
+OVERHEAD_REPEATS = 300
+Images = np.ndarray[Any, np.dtype[np.float32]]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A user's personal network and test samples."""
+
+    stored: StoredExits
+    labels: str
+    """How much the user labelled: "all", "none", or "as stored"."""
+    images: Images
+    """float32 [N, C, H, W] in [0, 1]."""
+    truth: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def overhead_rows(network: MultiExitNetwork, images: Images) -> list[Row]:
+    """Time the engine against the same calls by hand, for an image that leaves at exit e with exits 0 to e in use."""
+    confidences = InferenceEngine(network, _policy(network, 1.0, range(network.num_exits))).explore(images).confidences
+    rows = []
+    for exit in range(network.num_exits + 1):
+        before = confidences[:exit].max(axis=0, initial=0.0)
+        image = int((confidences[exit] - before).argmax())
+        if exit == network.num_exits:
+            policy = _policy(network, 1.0, range(exit))
+        elif confidences[exit, image] > before[image] + 1e-3:
+            policy = _policy(network, float(confidences[exit, image] + before[image]) / 2, range(exit + 1))
+        else:
+            # no image leaves here later than elsewhere: this exit alone is in use
+            policy = _policy(network, 0.0, [exit])
+        rows.append(_overhead_row(network, policy, images[image : image + 1], exit))
+    return rows
+
+
+def _overhead_row(network: MultiExitNetwork, policy: ExitPolicy, image: Images, exit: int) -> Row:
+    engine = InferenceEngine(network, policy)
+    if engine.infer(image).exits[0] != exit:
+        raise RuntimeError(f"the image does not leave at exit {exit}")
+    stages, heads, tensor = list(network.stages)[: exit + 1], network.heads, torch.from_numpy(image)
+
+    def by_hand() -> torch.Tensor:
+        with torch.inference_mode():
+            features, logits = tensor, tensor
+            for i, stage in enumerate(stages):
+                features = logits = stage(features)
+                if i in policy.exits:
+                    logits = heads[i](features)
+        return logits
+
+    times = time_pairs([(by_hand, lambda: engine.infer(image))], OVERHEAD_REPEATS, warm_up=20)
+    low, high = times.ratio_quartiles
+    return {
+        "exit": exit,
+        "heads_run": len([e for e in policy.exits if e <= exit]),
+        "by_hand_ms": float(np.median(times.first)),
+        "engine_ms": float(np.median(times.second)),
+        "overhead": times.ratio - 1,
+        "overhead_q25": low - 1,
+        "overhead_q75": high - 1,
+    }
+
+
+def speed_rows(network: MultiExitNetwork, subject: Subject, original_onnx: Path, repeats: int) -> list[Row]:
+    """Time a user's policy against the original network, eager and on ONNX Runtime, at each batch size."""
+    typer.echo(f"User {subject.stored.client_id}, labels: {subject.labels}", err=True)
+    personal = InferenceEngine(network, subject.stored.policy)
+    network.load_exit_state(subject.stored.exits)
+    original = InferenceEngine(network, _policy(network, 1.0, ()))
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(network, subject.stored, Path(folder))
+        onnx = OnnxEngine(Path(folder), threads=threads)
+        rows = _rows_of(personal, original, subject, "PyTorch", repeats)
+        return rows + _rows_of(onnx, OnnxEngine(original_onnx, threads=threads), subject, "ONNX Runtime", repeats)
+
+
+def _rows_of(personal: Engine, original: Engine, subject: Subject, runtime: str, repeats: int) -> list[Row]:
+    answers, reference = personal.infer(subject.images), original.infer(subject.images)
+    common = {
+        "user": subject.stored.client_id,
+        "labels": subject.labels,
+        "runtime": runtime,
+        "threshold": personal.policy.threshold,
+        "exits": " ".join(map(str, personal.policy.exits)),
+        "accuracy": float((answers.labels == subject.truth).mean()),
+        "accuracy_original": float((reference.labels == subject.truth).mean()),
+        "left_early": float((answers.exits < personal.policy.num_exits).mean()),
+    }
+    rows = []
+    for size in BATCH_SIZES:
+        batches = [subject.images[i : i + size] for i in range(0, len(subject.images), size)]
+        times = time_pairs([(_call(personal, batch), _call(original, batch)) for batch in batches], repeats)
+        low, high = times.ratio_quartiles
+        per_image = 1 / len(subject.images)
+        rows.append(
+            {
+                **common,
+                "batch": size,
+                "policy_ms": float(np.median(times.first, axis=0).sum() * per_image),
+                "original_ms": float(np.median(times.second, axis=0).sum() * per_image),
+                "speed_up": times.ratio,
+                "speed_up_q25": low,
+                "speed_up_q75": high,
+            }
+        )
+    return rows
+
+
+def latency_rows(network: MultiExitNetwork, samples: UserSamples) -> list[Row]:
+    """Return latency and MACs of a network with one exit only, for each exit."""
+    profile = profile_exits(network, network.heads, samples.images, samples.labels)
+    return [
+        {
+            "exit": row.exit,
+            "mmac": network.costs.alone_macs(row.exit) / 1e6,
+            "latency_ms": row.latency_ms,
+            "latency_p95_ms": row.latency_p95_ms,
+        }
+        for row in profile.exits
+    ]
+
+
+def _call(engine: Engine, images: Images) -> Call:
+    return lambda: engine.infer(images)
+
+
+def _policy(network: MultiExitNetwork, threshold: float, exits: Any) -> ExitPolicy:
+    return ExitPolicy(threshold=threshold, exits=tuple(exits), num_exits=network.num_exits)
+
+
+def subjects_of(
+    network: MultiExitNetwork, samples: UserSamples, schedule: PersonalisationSettings, seed: int
+) -> list[Subject]:
+    """Personalise one user twice: with hard labels, and with none."""
+    subjects = []
+    for name, share in (("all", 1.0), ("none", 0.0)):
+        split = split_samples(samples, SplitSettings(labels=share), seed)
+        settings = replace(schedule, weights=loss_weights("auto", share))
+        result = personalise(network, samples, split, settings, seed=seed)
+        stored = StoredExits(
+            client_id=samples.client_id,
+            round=1,
+            backbone_fingerprint=network.backbone_fingerprint,
+            policy=result.policy,
+            exits=result.exits,
+        )
+        subjects.append(_subject(stored, name, samples, split.test))
+    return subjects
+
+
+def _subject(stored: StoredExits, labels: str, samples: UserSamples, test: torch.Tensor) -> Subject:
+    images, truth = to_float(samples.images[test]).numpy(), samples.labels[test].numpy()
+    return Subject(stored=stored, labels=labels, images=images, truth=truth)
+
+
+@takes(data=data_settings)
+def main(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of the global model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")],
+    data: DataSettings,
+    store: Annotated[Path | None, typer.Option(help="A device's store: its user only, as it is.")] = None,
+    users: Annotated[int, typer.Option(help="How many users to personalise, without --store.")] = 5,
+    threads: Annotated[int, typer.Option(help="Of PyTorch and of ONNX Runtime.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed passes over a user's test samples.")] = 7,
+    cost: Annotated[str, typer.Option(help="What calibration saves: macs or latency.")] = "macs",
+    sources: Annotated[str, typer.Option(help="Where backbones may come from.")] = DEFAULT_SOURCES,
+    seed: Annotated[int, typer.Option(help="Of the choice of users and of the exit training.")] = 0,
+) -> None:
+    """Measure personal inference on this machine."""
+    torch.set_num_threads(threads)
+    network, metadata = load_network(model, source_names(sources))
+    partitions = open_partitions(data)
+    check_fit(network, partitions)
+    stored = ExitStore(store).load(network.backbone_fingerprint, None) if store is not None else None
+    if store is not None and stored is None:
+        raise typer.BadParameter(f"{store} holds no personal exits.")
+    chosen = (stored.client_id,) if stored else _choose(partitions, users, seed, metadata.trained_on)
+    samples = {user: _load(partitions, user) for user in chosen}
+    first = next(iter(samples.values()))
+    overhead = overhead_rows(network, to_float(first.images).numpy())
+    latency = latency_rows(network, first)
+    if stored:
+        split = split_samples(first, SplitSettings(), seed)
+        subjects = [_subject(stored, "as stored", first, split.test)]
+    else:
+        schedule = PersonalisationSettings(cost=cost)
+        subjects = [s for user in chosen for s in subjects_of(network, samples[user], schedule, seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        unpersonal = replace(
+            subjects[0].stored, policy=_policy(network, 1.0, ()), exits=network.exit_state(), client_id="original"
+        )
+        export_onnx(network, unpersonal, Path(folder))
+        speed = [row for subject in subjects for row in speed_rows(network, subject, Path(folder), repeats)]
+    tables = {"overhead": overhead, "speed": speed, "latency": latency}
+    write_report(out, {name: pd.DataFrame(rows) for name, rows in tables.items()}, threads, repeats)
+    typer.echo(f"Report: {out / 'inference.md'}")
+
+
+def _choose(partitions: Partitions, users: int, seed: int, trained_on: tuple[str, ...]) -> tuple[str, ...]:
+    sizes = zip(partitions.client_ids, partitions.counts, strict=True)
+    small = [user for user, count in sizes if count < SplitSettings().min_samples]
+    return choose_users(partitions.client_ids, users, seed, exclude=(*trained_on, *small))
+
+
+def _load(partitions: Partitions, user: str) -> UserSamples:
+    if user not in partitions.client_ids:
+        raise typer.BadParameter(f"{partitions.name} has no user {user}, whose exits the store holds.")
+    return partitions.load_partition(partitions.client_ids.index(user))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ValueError as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        sys.exit(f"Error: {sentence}")
