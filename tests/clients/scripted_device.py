@@ -20,9 +20,7 @@ from multi_exit.network import MultiExitNetwork
 MIDNIGHT = 1_767_225_600.0
 """2026-01-01 00:00 UTC."""
 
-READY = DeviceState(
-    plugged_in=True, battery=1.0, load=0.0, temperature_celsius=30.0, free_memory_bytes=2**31, hour=2.0
-)
+READY = DeviceState(plugged_in=True, battery=1.0, load=0.0, temperature_celsius=30.0, free_memory_bytes=2**31, hour=2.0)
 
 SETTINGS = DeviceSettings(
     client_id="f0001_01",
@@ -61,7 +59,11 @@ def start(network: MultiExitNetwork, folder: Path, settings: DeviceSettings = SE
     clock, events, script = ScriptedClock(MIDNIGHT), [], {"state": READY}
     database = DeviceDatabase(folder)
     source = ScriptedDevice(clock, lambda wall: script["state"])
-    device = Device(network, database, ExitStore(folder), settings, clock, source, events.append)
+    try:
+        device = Device(network, database, ExitStore(folder), settings, clock, source, events.append)
+    except BaseException:
+        database.close()
+        raise
     return Life(device=device, clock=clock, database=database, events=events, script=script)
 
 

@@ -122,8 +122,7 @@ def test_old_samples_go_after_their_age_of_running_time():
     for day in range(1, 32):
         clock.now = 1e9 + day * DAY_S
         store.add(image(day), f"{day}")
-    assert store.keys()[0] == "1"
-    assert "old" not in store.keys()
+    assert store.keys() == [f"{day}" for day in range(1, 32)]
 
 
 def test_a_clock_that_jumps_deletes_and_refuses_nothing():
@@ -144,7 +143,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     pages = database.execute("PRAGMA page_count").fetchone()[0]
     database.limit_pages(pages)
     stored = []
-    with pytest.raises(StoreFullError, match="full or fails .*make room; nothing that was stored is lost"):
+    with pytest.raises(StoreFullError, match=r"full or fails .*make room; nothing that was stored is lost"):
         for i in range(20, 200):
             store.add(image(i), f"{i}")
             stored.append(f"{i}")
@@ -193,7 +192,7 @@ def test_a_store_belongs_to_one_model_and_one_user(tmp_path):
     database, _ = opened(tmp_path)
     database.require({"user": "me", "model": "a" * 64})
     database.require({"user": "me", "model": "a" * 64})
-    with pytest.raises(StoreError, match="was made with model aaaaaaaaaaaa..., not bbbbbbbbbbbb"):
+    with pytest.raises(StoreError, match=r"was made with model a{12}\.{3}, not bbbbbbbbbbbb"):
         database.require({"user": "me", "model": "b" * 64})
     database.close()
 

@@ -1,0 +1,136 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clients.device_settings import Frame
+from clients.device_state import ScriptedClock
+from clients.errors import ClientSettingsError, ImageError
+from clients.frames import LateLabel, NoFrame, ReplayedUser, WatchedFolder, read_image
+
+GREY, COLOUR = (1, 12, 12), (3, 12, 12)
+
+
+def write(path: Path, mode: str = "L", size: tuple[int, int] = (12, 12)) -> Path:
+    Image.effect_noise(size, 60).convert(mode).save(path)
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def ready(folder: Path, known: set[str] | None = None) -> list:
+    """Return what a watched folder yields until it has nothing to do."""
+    return _until_idle(WatchedFolder(folder, GREY, ("a", "b"), (known or set()).__contains__))
+
+
+def _until_idle(watched) -> list:
+    items = []
+    for item in watched:
+        if item is None:
+            return items
+        items.append(item)
+    return items
+
+
+def test_an_image_comes_as_the_model_takes_it(tmp_path):
+    path = write(tmp_path / "grey.png")
+    pixels = np.array(Image.open(path))
+    assert read_image(path, GREY).equal(torch.from_numpy(pixels)[None])
+    assert read_image(path, COLOUR).equal(torch.from_numpy(pixels)[None].expand(3, 12, 12))
+    assert read_image(write(tmp_path / "colour.png", "RGBA"), GREY).shape == GREY
+
+
+def test_what_is_no_image_for_the_model_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(ImageError, match=r"large.png is 20x14 px, expected 12x12: crop and scale it first"):
+        read_image(write(tmp_path / "large.png", size=(20, 14)), GREY)
+    with pytest.raises(ImageError, match=r"deep.png has the mode I;16"):
+        read_image(write(tmp_path / "deep.png", "I;16"), GREY)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"text.png is no image"):
+        read_image(tmp_path / "text.png", GREY)
+    whole = write(tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"half.png is no image"):
+        read_image(tmp_path / "half.png", GREY)
+    with pytest.raises(ImageError, match="has gone"):
+        read_image(tmp_path / "never.png", GREY)
+
+
+def test_a_watched_folder_gives_the_oldest_first_and_none_twice(tmp_path):
+    for age, name in enumerate(["c.png", "a.png", "b.png"]):
+        os.utime(write(tmp_path / name), (1e9 + age, 1e9 + age))
+    write(tmp_path / ".hidden.png")
+    (tmp_path / "folder").mkdir()
+    assert [item.key for item in ready(tmp_path)] == ["c.png", "a.png", "b.png"]
+    assert [item.key for item in ready(tmp_path, known={"c.png", "b.png"})] == ["a.png"]
+
+
+def test_a_file_that_may_be_half_written_is_looked_at_again(tmp_path):
+    path = tmp_path / "new.png"
+    path.write_text("half")
+    assert ready(tmp_path) == []
+    os.utime(path, (1e9, 1e9))
+    assert [type(item) for item in ready(tmp_path)] == [NoFrame]
+
+
+def test_labels_come_with_a_frame_or_after_it(tmp_path):
+    write(tmp_path / "one.png")
+    (tmp_path / "labels.csv").write_text("name,label\none.png,b\ntwo.png,a\nthree.png,z\nbroken line\n")
+    watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: key == "one.png")
+    first = _until_idle(watched)
+    assert first[:2] == [LateLabel(key="one.png", label=1), LateLabel(key="two.png", label=0)]
+    assert isinstance(first[2], NoFrame)
+    assert "the label 'z' is no class" in first[2].reason
+    write(tmp_path / "two.png")
+    (frame,) = _until_idle(watched)
+    assert isinstance(frame, Frame)
+    assert frame.label == 0
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ClientSettingsError, match="there is no folder"):
+        WatchedFolder(tmp_path / "nowhere", GREY, ("a",), lambda key: False)
+
+
+def replay(user, clock, **changes) -> ReplayedUser:
+    settings = {"labelled": 1.0, "every_s": 60.0, "speed": 0.0, "is_known": lambda key: False, "seed": 0}
+    return ReplayedUser(user, clock=clock, **{**settings, **changes})
+
+
+def test_a_replay_gives_every_sample_once_at_its_own_time(user):
+    clock, times, keys = ScriptedClock(100.0), [], []
+    for frame in replay(user, clock):
+        times.append(clock.now)
+        keys.append(frame.key)
+        i = int(frame.key.split("/")[1])
+        assert frame.image.equal(user.images[i])
+        assert frame.label == user.labels[i]
+    assert times == [100.0 + 60 * i for i in range(120)]
+    assert len(set(keys)) == 120
+    assert keys != sorted(keys, key=lambda key: int(key.split("/")[1]))
+
+
+def test_a_replay_goes_on_where_it_stopped_in_the_same_order(user):
+    keys = [frame.key for frame in replay(user, ScriptedClock(0.0))]
+    clock = ScriptedClock(0.0)
+    rest = replay(user, clock, is_known=set(keys[:50]).__contains__)
+    first = next(iter(rest))
+    assert first.key == keys[50]
+    assert clock.now == 50 * 60.0
+
+
+def test_a_share_of_the_labels_is_told(user):
+    told = [frame.label is not None for frame in replay(user, ScriptedClock(0.0), labelled=0.25)]
+    # 120 draws with p = 1/4: three standard deviations are 14
+    assert abs(sum(told) - 30) < 14
+    assert not any(frame.label is not None for frame in replay(user, ScriptedClock(0.0), labelled=0.0))
+
+
+def test_speed_divides_the_time_between_two_samples(user):
+    waited: list[float] = []
+    list(replay(user, ScriptedClock(0.0), speed=120.0, wait=waited.append))
+    assert waited == [0.5] * 120
+    with pytest.raises(ClientSettingsError, match="speed=-1"):
+        replay(user, ScriptedClock(0.0), speed=-1.0)
