@@ -23,7 +23,7 @@ from tests.clients.scripted_device import start
 from tests.conftest import REPOSITORY
 from tests.tiny_cnn import NAME, SIDE, SOURCE
 
-KILLS = int(os.environ.get("K", "50"))
+KILLS = 50
 
 
 class Nursery:
