@@ -17,6 +17,7 @@ from types import FrameType
 from data_partitions.opening import open_partitions
 from data_partitions.user_splits import choose_users
 from fl_app.app_folder import write_app_folder
+from fl_app.close_up import close_up_of
 from fl_app.errors import AppError, RunFailedError
 from fl_app.global_model import obtain_model
 from fl_app.model_fit import check_fit
@@ -27,12 +28,14 @@ from fl_app.settings import AppSettings
 from fl_app.superlink import SuperLink, scratch_folder
 from multi_exit.storage import load_network
 from server.pretraining_progress import shown_progress
+from server.report_page import draw_report
 from server.run_folder import RunFolder, check_room
 
 LOG_NAME = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.3
-SECONDS_BETWEEN_QUESTIONS = 15.0
-"""Asking Flower about a run takes a second of a core; the run folder says more and costs nothing."""
+SECONDS_BETWEEN_CHECKS = 3.0
+ATTEMPTS = 2
+"""Ray gives up when it does not start within 30 s, as on a machine that is busy with something else."""
 
 
 def simulate(settings: AppSettings) -> Path:
@@ -51,7 +54,16 @@ def simulate(settings: AppSettings) -> Path:
         settings = _prepared(settings, run_dir)
         with scratch_folder() as scratch:
             _run(settings, run_dir, scratch)
+        _look_closely(settings, run_dir)
     return run_dir
+
+
+def _look_closely(settings: AppSettings, run_dir: Path) -> None:
+    """Draw the report again with one user's images, which the ServerApp never had."""
+    network, _ = load_network(settings.model_folder(0), settings.sources)
+    close_up = close_up_of(settings, network, RunFolder.open(run_dir).tables())
+    if close_up is not None:
+        draw_report(run_dir, close_up)
 
 
 def _located(settings: AppSettings) -> AppSettings:
@@ -88,29 +100,32 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
 def _run(settings: AppSettings, run_dir: Path, scratch: Path) -> None:
     app = write_app_folder(scratch / "app", settings.to_run_config())
     with SuperLink(scratch, run_dir / LOG_NAME) as superlink, shown_run() as show:
-        run_id = superlink.start_run(app, settings.rounds.clients)
-        status = _followed(superlink, run_id, run_dir, show)
-        superlink.read_log(run_id)
+        for _ in range(ATTEMPTS):
+            run_id = superlink.start_run(app, settings.rounds.clients)
+            status = _followed(superlink, run_id, run_dir, show)
+            cause = superlink.read_log(run_id)
+            server_spoke = (read_status(run_dir) or RunStatus()).has_ended
+            if server_spoke or status.round:
+                break
     if status.state != FINISHED:
-        raise RunFailedError(f"{status.doing.rstrip('.')}; the log is {run_dir / LOG_NAME}.")
+        reason = status.doing.rstrip(".") + ("" if server_spoke or not cause else f" ({cause.rstrip('.')})")
+        raise RunFailedError(f"{reason}; the log is {run_dir / LOG_NAME}.")
 
 
 def _followed(superlink: SuperLink, run_id: str, run_dir: Path, show: Callable[[RunStatus], None]) -> RunStatus:
     """Wait until the run has ended, showing how far it is, and return its last status."""
-    asked = time.monotonic()
+    checked = time.monotonic()
     while True:
         status = read_status(run_dir) or RunStatus()
         show(status)
         if status.has_ended:
             return status
-        if not superlink.is_running:
-            return replace(status, state=FAILED, doing="Flower's SuperLink stopped during the run")
-        if time.monotonic() - asked > SECONDS_BETWEEN_QUESTIONS:
-            state, details = superlink.run_state(run_id)
-            asked = time.monotonic()
+        if time.monotonic() - checked > SECONDS_BETWEEN_CHECKS:
+            ending = "" if superlink.is_simulating else superlink.ending_of(run_id)
             last = read_status(run_dir) or status
-            if state.startswith("finished") and not last.has_ended:
-                return replace(last, state=FAILED, doing=f"the run ended as {state}: {' '.join(details.split())[:300]}")
+            if ending and not last.has_ended:
+                return replace(last, state=FAILED, doing=ending)
+            checked = time.monotonic()
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 

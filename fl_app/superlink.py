@@ -28,6 +28,7 @@ from fl_app.errors import RunFailedError
 STARTUP_SECONDS = 60.0
 LEAVING_SECONDS = 20.0
 """How long a run that has ended may take to stop Ray and hand in its log."""
+_ERROR = re.compile(r"^(?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception): .+", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Ray's sockets lie 68 letters below our folder, and the path of a socket has at most 107.
 _LONGEST_FOLDER = 107 - 68
@@ -98,6 +99,11 @@ class SuperLink:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def is_simulating(self) -> bool:
+        """Whether the process of a run, its ServerApp in it, is there."""
+        return self.is_running and any(_is_simulation(process) for process in self._everything())
+
     def start_run(self, app: Path, num_nodes: int) -> str:
         """Start a run of the app over so many simulated nodes, and return its id.
 
@@ -107,14 +113,17 @@ class SuperLink:
         size = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
         return str(self._flwr("run", str(app), "own", "--federation-config", size)["run-id"])
 
-    def run_state(self, run_id: str) -> tuple[str, str]:
-        """Return Flower's status of a run, such as `finished:failed`, and its details.
+    def ending_of(self, run_id: str) -> str:
+        """Return how a run ended, in words, or nothing if it has not; the answer takes a second of a core.
 
         Raises:
             RunFailedError: the SuperLink does not answer.
         """
+        if not self.is_running:
+            return "Flower's SuperLink stopped during the run"
         run = self._flwr("ls", "own", "--run-id", run_id)["runs"][0]
-        return str(run["status"]), str(run["status-details"])
+        state, details = str(run["status"]), " ".join(str(run["status-details"]).split())
+        return f"the run ended as {state}: {details[:300]}" if state.startswith("finished") else ""
 
     def stop(self) -> None:
         """Stop the SuperLink and everything that it started, Ray included."""
@@ -126,14 +135,20 @@ class SuperLink:
         self._process.wait()
         self._process = None
 
-    def read_log(self, run_id: str) -> None:
-        """Append what the ServerApp and the clients of a run printed to the log, once they have ended."""
+    def read_log(self, run_id: str) -> str:
+        """Append what the ServerApp and the clients of a run printed to the log, once they have ended.
+
+        Returns:
+            The first error that stands there, or nothing.
+        """
         end = time.monotonic() + LEAVING_SECONDS
-        while time.monotonic() < end and any(_is_simulation(process) for process in self._everything()):
+        while time.monotonic() < end and self.is_simulating:
             time.sleep(0.2)
-        text = self._call("log", run_id, "own", "--show").stdout
+        text = _COLOURS.sub("", self._call("log", run_id, "own", "--show").stdout)
         with self._log.open("a") as log:
-            log.write(_COLOURS.sub("", text))
+            log.write(text)
+        error = _ERROR.search(text)
+        return error[0] if error else ""
 
     def _everything(self) -> set[psutil.Process]:
         """Return all processes that work in our folder: a parent may be gone, and a title hides the environment."""

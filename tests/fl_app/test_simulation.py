@@ -119,7 +119,8 @@ def test_bad_input_is_refused_before_flower_starts(small_run, tmp_path, monkeypa
 
 
 def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monkeypatch):
-    monkeypatch.setattr(simulation, "_run", lambda *arguments: None)
+    for step in ("_run", "_look_closely"):
+        monkeypatch.setattr(simulation, step, lambda *arguments: None)
     run_dir = simulation.simulate(small_run)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ServerError, match="holds a run already"):
@@ -127,21 +128,24 @@ def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monk
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
-class FinishedLink:
+class SilentLink:
     """A SuperLink whose run ended without a word of the ServerApp."""
 
-    is_running = True
+    is_simulating = False
 
-    def run_state(self, run_id):
-        return "finished:failed", "Simulation failed\nwith exception: no module named x"
+    def __init__(self):
+        self.answers = ["", "the run ended as finished:failed: no module named x"]
+
+    def ending_of(self, run_id):
+        return self.answers.pop(0)
 
 
 def test_a_run_that_dies_without_a_word_is_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulation, "SECONDS_BETWEEN_QUESTIONS", 0.0)
+    monkeypatch.setattr(simulation, "SECONDS_BETWEEN_CHECKS", 0.0)
     monkeypatch.setattr(simulation, "SECONDS_BETWEEN_LOOKS", 0.0)
     StatusFile(tmp_path).write(RunStatus(round=1, asked=2))
     seen = []
-    status = simulation._followed(FinishedLink(), "1", tmp_path, seen.append)
-    assert status.state == FAILED
-    assert status.doing.endswith("no module named x")
-    assert seen[-1].asked == 2
+    status = simulation._followed(SilentLink(), "1", tmp_path, seen.append)
+    assert (status.state, status.asked) == (FAILED, 2)
+    assert status.doing == "the run ended as finished:failed: no module named x"
+    assert seen == [RunStatus(round=1, asked=2)] * 2
