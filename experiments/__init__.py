@@ -1,1 +1,1 @@
-""
+"""Studies of the paper and around it, one file each. Runs on a researcher's machine."""
