@@ -34,10 +34,10 @@ def network_settings(
     head: Head = "msdnet",
     pretrain_writers: Annotated[
         int, typer.Option(help="Without --model: users whose data makes one.", rich_help_panel=TRAINING)
-    ] = 60,
+    ] = 40,
     pretrain_epochs: Annotated[
         int, typer.Option(help="Without --model: at most so many epochs.", rich_help_panel=TRAINING)
-    ] = 4,
+    ] = 3,
 ) -> "GlobalModelSettings":
     """Make the settings of a model that is trained because none was named: minutes, not hours."""
     from server.global_model import GlobalModelSettings, UserShares
@@ -47,7 +47,8 @@ def network_settings(
         num_exits=num_exits,
         head=head,
         users=UserShares(max_users=pretrain_writers),
-        training=PretrainSettings(epochs=pretrain_epochs),
+        # few samples make few steps: smaller batches make more of them
+        training=PretrainSettings(epochs=pretrain_epochs, batch_size=64, learning_rate=0.05),
     )
 
 
