@@ -28,6 +28,8 @@ from fl_app.errors import RunFailedError
 STARTUP_SECONDS = 60.0
 LEAVING_SECONDS = 20.0
 """How long a run that has ended may take to stop Ray and hand in its log."""
+ENDING_SECONDS = 10.0
+"""How long a process may take to end when it is told to."""
 _ERROR = re.compile(r"^(?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception): .+", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Ray's sockets lie 68 letters below our folder, and the path of a socket has at most 107.
@@ -129,9 +131,9 @@ class SuperLink:
         """Stop the SuperLink and everything that it started, Ray included."""
         if self._process is None:
             return
-        alive = _end(self._everything(), psutil.Process.terminate, seconds=10.0)
+        alive = _end(self._everything(), psutil.Process.terminate, ENDING_SECONDS)
         # Ray's agents outlive a Ray that was told to end, and what was starting is there by now
-        _end({*alive, *self._everything()}, psutil.Process.kill, seconds=5.0)
+        _end({*alive, *self._everything()}, psutil.Process.kill, ENDING_SECONDS)
         self._process.wait()
         self._process = None
 
@@ -200,6 +202,9 @@ def _environment(home: Path, ray: Path) -> Mapping[str, str]:
     own["FLWR_HOME"] = str(home)
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
     own["RAY_TMPDIR"] = str(ray)
+    if "PYTHONPATH" in own:
+        # it may lead to a backbone of one's own, and these processes work in another folder
+        own["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in own["PYTHONPATH"].split(os.pathsep) if p)
     return own
 
 

@@ -1,0 +1,38 @@
+import io
+import tomllib
+import zipfile
+
+from flwr.cli.build import build_fab_from_disk
+
+from fl_app import code_fingerprint
+from fl_app.app_folder import write_app_folder
+from fl_app.settings import AppSettings
+
+
+def test_the_folder_is_an_app_that_flower_packs_with_all_our_code(tmp_path):
+    config = AppSettings().to_run_config()
+    folder = write_app_folder(tmp_path / "app", config)
+    packed = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(folder)))
+    root = code_fingerprint.source_root()
+    ours = {path.relative_to(root).as_posix() for path in code_fingerprint.source_files()}
+    assert {name for name in packed.namelist() if name.endswith(".py")} == ours
+    assert tomllib.loads(packed.read("pyproject.toml").decode())["tool"]["flwr"]["app"]["config"] == config
+
+
+def test_the_copy_has_the_fingerprint_of_the_original(tmp_path, monkeypatch):
+    original = code_fingerprint.code_fingerprint()
+    folder = write_app_folder(tmp_path / "app", {})
+    monkeypatch.setattr(code_fingerprint, "source_root", lambda: folder)
+    code_fingerprint.code_fingerprint.cache_clear()
+    assert code_fingerprint.code_fingerprint() == original
+    (folder / "clients" / "policy.py").write_text("# changed")
+    code_fingerprint.code_fingerprint.cache_clear()
+    assert code_fingerprint.code_fingerprint() != original
+    monkeypatch.undo()
+    code_fingerprint.code_fingerprint.cache_clear()
+
+
+def test_odd_strings_survive_the_configuration(tmp_path):
+    config = {"data-path": 'a "b" \\c\tü\x7f\U0001f600', "small": 1e-05, "flag": True, "count": -3, "empty": ""}
+    folder = write_app_folder(tmp_path / "app", config)
+    assert tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"] == config
