@@ -1,0 +1,89 @@
+import os
+import signal
+
+import pytest
+
+from clients.device_run import Stop, run_device, stopped_by_signals
+from clients.device_status import read_status
+from clients.errors import StoreError
+from clients.frames import LateLabel, NoFrame
+from clients.phases import Phase
+from tests.clients.scripted_device import frames_of, start
+
+
+def test_frames_labels_and_what_is_none_are_taken_in_turn(toy_network, user, tmp_path):
+    life, shown = start(toy_network, tmp_path), []
+    frames = frames_of(user, stop=3, labelled=False)
+    items = [frames[0], NoFrame(key="x", reason="x is no image."), LateLabel(key="frame 0", label=2), *frames[1:]]
+    run_device(life.device, items, shown.append, Stop())
+    assert [answer.key for answer in shown] == ["frame 0", "frame 1", "frame 2"]
+    assert life.device.samples.load("me", 10)[0].labels.tolist().count(2) == 1
+    assert life.device.counters.skipped == 1
+    assert life.kinds() == ["started", "frame skipped", "stopped"]
+    life.stop()
+
+
+def test_a_signal_between_two_frames_ends_the_life_after_the_frame(toy_network, user, tmp_path):
+    life, stop, shown = start(toy_network, tmp_path), Stop(), []
+
+    def show(answer):
+        shown.append(answer)
+        if len(shown) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    earlier = signal.getsignal(signal.SIGTERM)
+    with stopped_by_signals(stop, life.device):
+        run_device(life.device, frames_of(user), show, stop)
+    assert signal.getsignal(signal.SIGTERM) is earlier
+    assert len(shown) == 5
+    assert life.events[-1].reason == "SIGTERM came between two frames"
+    life.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_round_breaks_it_off_and_the_previous_exits_stay(toy_network, user, tmp_path, number):
+    life, stop = start(toy_network, tmp_path), Stop()
+    before = toy_network.exit_state()
+    load = life.device.samples.load
+
+    def interrupted(*args):
+        os.kill(os.getpid(), number)
+        return load(*args)
+
+    life.device.samples.load = interrupted
+    with stopped_by_signals(stop, life.device):
+        run_device(life.device, frames_of(user), lambda answer: None, stop)
+    assert life.events[-1].reason == f"{number.name} in a round: the exits before it are in force"
+    life.stop()
+    again = start(toy_network, tmp_path)
+    assert again.kinds() == ["round interrupted", "started"]
+    assert again.device.orchestrator.state.phase is Phase.INFERENCE
+    assert again.device.counters.refused_rounds == 1
+    assert all(tensor.equal(before[name]) for name, tensor in toy_network.exit_state().items())
+    again.stop()
+
+
+def test_the_status_tells_what_was_learned_and_saved(toy_network, user, tmp_path):
+    life = start(toy_network, tmp_path)
+    run_device(life.device, frames_of(user), lambda answer: None, Stop())
+    # a reader does not disturb the device that runs
+    status = read_status(tmp_path, num_events=3)
+    assert status.is_running
+    life.stop()
+    status = read_status(tmp_path, num_events=3)
+    assert not status.is_running
+    assert status.counters == life.device.counters
+    assert status.exits == life.device.policy.exits
+    assert status.state == life.device.orchestrator.state
+    assert status.macs_saved == 1 - life.device.counters.macs / (120 * toy_network.costs.original_macs)
+    assert [event.kind for event in status.events][-1] == "stopped"
+    assert sum(status.samples.values()) == status.labelled == 120
+    values = status.as_json()
+    assert values["samples_by_exit"] == life.device.counters.exits
+    assert values["validated_threshold"] == status.validation.threshold
+
+
+def test_a_folder_without_a_device_has_no_status_and_stays_empty(tmp_path):
+    with pytest.raises(StoreError, match="holds no device's store"):
+        read_status(tmp_path)
+    assert not list(tmp_path.iterdir())
