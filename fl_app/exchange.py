@@ -30,7 +30,9 @@ _WITH_REASON = {
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
     ErrorCode.MOD_FAILED_PRECONDITION,
 }
-MAX_POLL_SECONDS = 3.0
+FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.1, 1.0
+MESSAGES_A_SECOND = 2000
+"""How many waiting messages are looked up in a second at most: a simulation's grid shares its process with Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def exchange(
     node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     answers: dict[int, Answer] = {}
     waiting = node_of.keys() & started
-    poll = 0.05
+    poll = FIRST_POLL_SECONDS
     while waiting and time.monotonic() < end:
         arrived = list(grid.pull_messages(sorted(waiting)))
         for reply in arrived:
@@ -74,9 +76,10 @@ def exchange(
                 answer = _answer(node_of[message_id], reply)
                 answers[answer.node_id] = answer
                 on_answer(answer)
-        if waiting and not arrived:
-            time.sleep(min(poll, max(0.0, end - time.monotonic())))
-            poll = min(poll * 1.5, MAX_POLL_SECONDS)
+        if waiting:
+            poll = FIRST_POLL_SECONDS if arrived else min(poll * 1.5, LAST_POLL_SECONDS)
+            pause = max(poll, len(waiting) / MESSAGES_A_SECOND)
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
     for message_id, node_id in node_of.items():
         cause = f"no reply within {deadline:g} s" if message_id in started else "the message could not be sent"
         answers.setdefault(node_id, Answer(node_id=node_id, content=None, cause=cause))

@@ -1,5 +1,6 @@
 """The global model that a run personalises."""
 
+import functools
 import logging
 from pathlib import Path
 
@@ -33,10 +34,15 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
         log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)
         return folder
     log.info("No model was named: pretraining one in %s", folder)
-    make_global_model(settings.pretraining, open_partitions(settings.data), folder, resume=True, progress=progress)
+    partitions = open_partitions(settings.data, for_pretraining=True)
+    make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress)
     return folder
 
 
 def as_global_model(network: MultiExitNetwork) -> GlobalModel:
     """Return what the strategy needs to know of the network."""
-    return GlobalModel(fingerprint=network.fingerprint, num_exits=network.num_exits, records=model_records(network))
+    return GlobalModel(
+        fingerprint=network.fingerprint,
+        num_exits=network.num_exits,
+        records=functools.cache(lambda: model_records(network)),
+    )

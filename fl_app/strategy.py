@@ -29,8 +29,8 @@ class GlobalModel:
     fingerprint: str
     num_exits: int
     """M, the early exits."""
-    records: dict[str, ArrayRecord | ConfigRecord]
-    """What a client without the model is sent."""
+    records: Callable[[], dict[str, ArrayRecord | ConfigRecord]]
+    """Makes what a client without the model is sent; most runs never need it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class PersonalisationStrategy:
         user = client.client_id if client.is_simulated else ""
         content = wire.make_request(round_number=number, model=self._model.fingerprint, code=self._code, user=user)
         if not client.has_model:
-            content.update(self._model.records)
+            content.update(self._model.records())
             client.has_model = True
         client.bytes_down += wire.content_bytes(content)
         return Message(content, client.node_id, wire.TRAIN, ttl=max(deadline, 1.0), group_id=str(number))
