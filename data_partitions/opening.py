@@ -5,11 +5,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from data_partitions.errors import DataSettingsError
+from data_partitions.image_users import ImageUserSettings
 from data_partitions.samples import Partitions
 
-DATASETS = ("synthetic-writers", "femnist", "parquet", "leaf")
+DATASETS = ("synthetic-writers", "femnist", "parquet", "leaf", "imagefolder")
 NEEDS_PATH = ("parquet", "leaf")
 MAX_WRITERS = 3550
+DEFAULT_LABEL_COLUMN = "character"
+IMAGE_SET_LABEL_COLUMN = "label"
+"""What the hub's image sets call their classes; `imagefolder` takes it where no other column is named."""
 
 Flat = Mapping[str, str | int | float | bool]
 
@@ -26,16 +30,17 @@ class DataSettings:
     """One of `DATASETS`."""
 
     data_path: Path | None = None
-    """parquet: a file, folder or pattern; leaf: the folder with train/ and test/; None for the others."""
+    """parquet: a file, folder or pattern; leaf: the folder with train/ and test/; imagefolder: a folder of class
+    folders, or parquet; None for the others."""
 
     user_column: str = "writer_id"
     """parquet: the column that names the users."""
 
-    label_column: str = "character"
-    """parquet: the column of the classes."""
+    label_column: str = DEFAULT_LABEL_COLUMN
+    """parquet: the column of the classes; imagefolder: likewise, `label` where none is named."""
 
     image_column: str = "image"
-    """parquet: the column of the images."""
+    """parquet, imagefolder: the column of the images."""
 
     num_classes: int | None = None
     """parquet, leaf: K; None finds it in the data."""
@@ -43,15 +48,32 @@ class DataSettings:
     num_writers: int = MAX_WRITERS
     """synthetic-writers: how many, in [1, 3550]; a writer is the same however many there are."""
 
+    hub_name: str = ""
+    """imagefolder: a data set of the hub in place of a path, such as owner/name."""
+
+    num_users: int = 250
+    """imagefolder: how many users are drawn; a user is the same however many there are."""
+
+    samples_per_user: int = 600
+    """imagefolder: images of each user."""
+
+    class_width: float = 10.0
+    """imagefolder: standard deviation of a user's Gaussian taste, in classes."""
+
+    image_size: int | None = None
+    """imagefolder: scale and crop images to this side, in px; None leaves them as they are."""
+
     seed: int = 0
-    """synthetic-writers: another seed gives other writers."""
+    """synthetic-writers, imagefolder: another seed gives other writers, other users."""
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise DataSettingsError(f"--dataset {self.dataset} is not known; choose one of {', '.join(DATASETS)}.")
+        if self.dataset == "imagefolder" and (self.data_path is None) != bool(self.hub_name):
+            raise DataSettingsError("--dataset imagefolder needs either --data-path or --hub-name; give one of them.")
         if self.dataset in NEEDS_PATH and self.data_path is None:
             raise DataSettingsError(f"--dataset {self.dataset} needs --data-path; name where the data lies.")
-        if self.dataset not in NEEDS_PATH and self.data_path is not None:
+        if self.dataset not in (*NEEDS_PATH, "imagefolder") and self.data_path is not None:
             raise DataSettingsError(f"--dataset {self.dataset} takes no --data-path; leave out {self.data_path}.")
         if self.num_classes is not None and self.num_classes < 2:
             raise DataSettingsError(f"num_classes={self.num_classes} is too small; give 2 or more.")
@@ -59,6 +81,17 @@ class DataSettings:
             raise DataSettingsError(f"num_writers={self.num_writers} is not in [1, {MAX_WRITERS}].")
         if self.seed < 0:
             raise DataSettingsError(f"seed={self.seed} is negative; give 0 or more.")
+        self.image_users()
+
+    def image_users(self) -> ImageUserSettings:
+        """Return how `imagefolder` draws its users."""
+        return ImageUserSettings(
+            num_users=self.num_users,
+            samples_per_user=self.samples_per_user,
+            class_width=self.class_width,
+            image_size=self.image_size,
+            seed=self.seed,
+        )
 
     def to_flat(self) -> dict[str, str | int | float | bool]:
         """Return a flat dictionary for a run configuration, which knows no None: a setting that is None is left out."""
@@ -67,12 +100,13 @@ class DataSettings:
 
     @classmethod
     def from_flat(cls, flat: Flat) -> "DataSettings":
-        """Build from a flat dictionary; an empty data_path and a num_classes of 0 stand for None.
+        """Build from a flat dictionary; an empty data_path and a num_classes or image_size of 0 stand for None.
 
         Raises:
             DataSettingsError: an unknown key, a value of the wrong type, or what the settings themselves refuse.
         """
-        types: dict[str, type] = {"data_path": str, "num_classes": int, "num_writers": int, "seed": int}
+        numbers = ("num_classes", "num_writers", "num_users", "samples_per_user", "image_size", "seed")
+        types: dict[str, type] = {**dict.fromkeys(numbers, int), "class_width": float}
         unknown = sorted(set(flat) - {field.name for field in fields(cls)})
         if unknown:
             raise DataSettingsError(f"'{unknown[0]}' is no setting of the data; there are {_field_names(cls)}.")
@@ -83,13 +117,19 @@ class DataSettings:
         values: dict[str, object] = dict(flat)
         if "data_path" in values:
             values["data_path"] = Path(str(flat["data_path"])) if flat["data_path"] else None
-        if values.get("num_classes") == 0:
-            values["num_classes"] = None
+        for name in ("num_classes", "image_size"):
+            if values.get(name) == 0:
+                values[name] = None
         return cls(**values)  # type: ignore[arg-type]
 
 
-def open_partitions(settings: DataSettings) -> Partitions:
+def open_partitions(settings: DataSettings, for_pretraining: bool = False) -> Partitions:
     """Open the data; no image is decoded yet beyond the first user's.
+
+    Args:
+        settings: which data.
+        for_pretraining: open what the global model learns from. Only `imagefolder` keeps it apart from the users who
+            personalise; elsewhere users are divided afterwards (`data_partitions.user_splits`).
 
     Raises:
         DataError: what is missing or broken, in one sentence.
@@ -108,6 +148,8 @@ def open_partitions(settings: DataSettings) -> Partitions:
         from data_partitions.leaf import LeafUsers
 
         return LeafUsers(settings.data_path, num_classes=settings.num_classes)
+    if settings.dataset == "imagefolder":
+        return _open_image_users(settings, "global" if for_pretraining else "personal")
     if settings.dataset == "femnist":
         from data_partitions.femnist import open_femnist
 
@@ -115,6 +157,20 @@ def open_partitions(settings: DataSettings) -> Partitions:
     from data_partitions.synthetic_writers import SyntheticWriters
 
     return SyntheticWriters(num_writers=settings.num_writers, seed=settings.seed)
+
+
+def _open_image_users(settings: DataSettings, pool: str) -> Partitions:
+    from data_partitions.image_sets import ImageSet, open_hub, open_image_set
+    from data_partitions.personalised_imagenet import PersonalisedImageNet
+
+    named = settings.label_column != DEFAULT_LABEL_COLUMN
+    label_column = settings.label_column if named else IMAGE_SET_LABEL_COLUMN
+    images: ImageSet
+    if settings.data_path is None:
+        images = open_hub(settings.hub_name, label_column=label_column, image_column=settings.image_column)
+    else:
+        images = open_image_set(settings.data_path, label_column=label_column, image_column=settings.image_column)
+    return PersonalisedImageNet(images, settings.image_users(), pool)
 
 
 def _field_names(cls: type[DataSettings]) -> str:

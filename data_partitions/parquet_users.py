@@ -63,7 +63,7 @@ class ParquetUsers:
             raise BrokenDataError(f"{data_path} has no rows.")
         for column in (user_column, label_column):
             self._refuse_empty_cells(table[column], column)
-        self._labels, names = _to_labels(table[label_column], class_label_names(self._files.schema, label_column))
+        self._labels, names = to_labels(table[label_column], class_label_names(self._files.schema, label_column))
         self.num_classes = num_classes or (len(names) if names else int(self._labels.max()) + 1)
         self.class_names = names if names and len(names) == self.num_classes else None
         self._check_label_range(label_column)
@@ -138,7 +138,7 @@ class ParquetUsers:
         return BrokenDataError(f"The image in {self._files.describe_row(row)} cannot be used: {error}.")
 
 
-def _to_labels(column: Any, names: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
+def to_labels(column: Any, names: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
     """Return int64 labels and the class names; strings are numbered by the names, or else in sorted order."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):

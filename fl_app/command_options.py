@@ -57,10 +57,10 @@ def data_settings(
         str, typer.Option(help="parquet: the column that names the users.", rich_help_panel=DATA)
     ] = "writer_id",
     label_column: Annotated[
-        str, typer.Option(help="parquet: the column of the classes.", rich_help_panel=DATA)
+        str, typer.Option(help="parquet, imagefolder: the column of the classes.", rich_help_panel=DATA)
     ] = "character",
     image_column: Annotated[
-        str, typer.Option(help="parquet: the column of the images.", rich_help_panel=DATA)
+        str, typer.Option(help="parquet, imagefolder: the column of the images.", rich_help_panel=DATA)
     ] = "image",
     num_classes: Annotated[
         int | None,
@@ -69,8 +69,23 @@ def data_settings(
     num_writers: Annotated[
         int, typer.Option(help="synthetic-writers: how many there are, 1 to 3550.", rich_help_panel=DATA)
     ] = 3550,
+    hub_name: Annotated[
+        str, typer.Option(help="imagefolder: a data set of the hub in place of a path.", rich_help_panel=DATA)
+    ] = "",
+    num_users: Annotated[int, typer.Option(help="imagefolder: how many users are drawn.", rich_help_panel=DATA)] = 250,
+    samples_per_user: Annotated[
+        int, typer.Option(help="imagefolder: images of each user.", rich_help_panel=DATA)
+    ] = 600,
+    class_width: Annotated[
+        float,
+        typer.Option(help="imagefolder: standard deviation of a user's taste, in classes.", rich_help_panel=DATA),
+    ] = 10.0,
+    image_size: Annotated[
+        int | None, typer.Option(help="imagefolder: scale and crop images to this side, in px.", rich_help_panel=DATA)
+    ] = None,
     data_seed: Annotated[
-        int, typer.Option(help="synthetic-writers: another seed gives other writers.", rich_help_panel=DATA)
+        int,
+        typer.Option(help="synthetic-writers, imagefolder: another seed gives other users.", rich_help_panel=DATA),
     ] = 0,
 ) -> "DataSettings":
     """Make the DATA settings."""
@@ -84,6 +99,11 @@ def data_settings(
         image_column=image_column,
         num_classes=num_classes,
         num_writers=num_writers,
+        hub_name=hub_name,
+        num_users=num_users,
+        samples_per_user=samples_per_user,
+        class_width=class_width,
+        image_size=image_size,
         seed=data_seed,
     )
 

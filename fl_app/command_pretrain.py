@@ -132,7 +132,7 @@ def make_and_show(
     from server.global_model import make_global_model
     from server.pretraining_progress import shown_progress
 
-    partitions = open_partitions(data)
+    partitions = open_partitions(data, for_pretraining=True)
     with shown_progress() as progress:
         network, result = make_global_model(
             settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress
