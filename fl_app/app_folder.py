@@ -29,7 +29,7 @@ def write_app_folder(folder: Path, config: Mapping[str, Value]) -> Path:
         target = folder / source.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-    lines = "\n".join(f"{key} = {_toml(value)}" for key, value in config.items())
+    lines = "\n".join(f"{key} = {toml_value(value)}" for key, value in config.items())
     (folder / "pyproject.toml").write_text(_PYPROJECT.format(version=_version(), config=lines), encoding="utf-8")
     return folder
 
@@ -55,7 +55,8 @@ clientapp = "fl_app.client_app:app"
 """
 
 
-def _toml(value: Value) -> str:
+def toml_value(value: Value) -> str:
+    """Return a setting as TOML writes it."""
     if isinstance(value, str):
         # a JSON string is a TOML string, apart from DEL, which TOML wants escaped
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -28,6 +28,7 @@ _EXPECTED = (
 
 _EXTRA_OF = {
     "flwr": "flower",
+    "cryptography": "flower",
     "ray": "simulation",
     "matplotlib": "report",
     "jinja2": "report",

@@ -9,12 +9,15 @@ import logging
 import typer
 
 from fl_app.command_device import device_app
+from fl_app.command_doctor import doctor
+from fl_app.command_enrol import enrol
 from fl_app.command_errors import OneSentenceGroup
 from fl_app.command_export import export
 from fl_app.command_inspect import inspect
 from fl_app.command_personalise import personalise
 from fl_app.command_pretrain import pretrain
 from fl_app.command_report import report
+from fl_app.command_server import server_group
 from fl_app.command_simulate import simulate
 
 OWN_LOGGERS = ("persephonee", "multi_exit", "data_partitions", "clients", "server", "fl_app")
@@ -29,7 +32,10 @@ app = typer.Typer(
 )
 for verb in (pretrain, inspect, simulate, personalise, report, export):
     app.command()(verb)
+for verb in (enrol, doctor):
+    device_app.command()(verb)
 app.add_typer(device_app, name="device")
+app.add_typer(server_group, name="server")
 
 
 class _StderrHandler(logging.Handler):
