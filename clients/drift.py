@@ -4,6 +4,7 @@ Three rules, one detector per exit in use: ADWIN and Page-Hinkley, as `river` ha
 look for a loss that rises; a loss that falls is no reason to worry.
 """
 
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,35 +14,51 @@ from clients.errors import ClientSettingsError
 
 RULES = ("adwin", "page-hinkley", "plain")
 
-LOSS_CAP = 5.0
-"""Nats. ADWIN takes values in [0, 1], and one absurd sample must not look like drift: losses are capped and divided."""
+LOSS_CAP = 1.0
+"""Nats: one absurd sample must not look like drift, and capped losses tell a shift from noise best."""
+
+LEAST_SPREAD = 0.05
+"""Nats. Exits that were validated without a flaw have no spread, and the first harmless loss is no drift either."""
+
+UNKNOWN_SPREAD = 0.2
+"""Nats, until a calibration has measured it."""
+
+ADWIN_RANGE = 1.5
+"""ADWIN takes values in [0, 1]: this many spreads of the validated loss are its 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftSettings:
-    """Which rule, and its parameters. Losses are cross-entropies in nats.
+    """Which rule, and its parameters.
+
+    Losses are measured in spreads, the standard deviation of the validated loss: exits and data differ by a factor of
+    ten in nats.
 
     Raises:
         ClientSettingsError: a setting is out of its range.
     """
 
-    rule: str = "adwin"
+    rule: str = "page-hinkley"
     """One of `RULES`; the first two need the package river."""
 
-    adwin_delta: float = 0.002
-    """ADWIN's confidence, in (0, 1): smaller raises fewer false alarms and notices later (Bifet & Gavalda 2007)."""
+    adwin_delta: float = 0.6
+    """ADWIN's confidence, in (0, 1): smaller raises fewer false alarms and notices later (Bifet & Gavalda 2007).
+
+    Its bound is a cautious one: river's default of 0.002, meant for streams of many thousands, hardly ever fires on
+    the hundreds that a device explores.
+    """
 
     page_hinkley_delta: float = 0.1
-    """Page-Hinkley: the rise in nats that is of no interest, >= 0."""
+    """Page-Hinkley: the rise in spreads that is of no interest, >= 0."""
 
-    page_hinkley_threshold: float = 10.0
-    """Page-Hinkley: the accumulated rise in nats that raises the alarm, > 0."""
+    page_hinkley_threshold: float = 20.0
+    """Page-Hinkley: the accumulated rise in spreads that raises the alarm, > 0."""
 
-    window: int = 25
+    window: int = 40
     """Plain rule: explored samples in a window, at least 2."""
 
-    margin: float = 0.25
-    """Plain rule: how many nats the window's mean loss may lie above the validated one, >= 0."""
+    margin: float = 0.5
+    """Plain rule: how many spreads the window's mean loss may lie above the validated one, >= 0."""
 
     times: int = 5
     """Plain rule: how many windows in a row, each a sample further, must lie above it."""
@@ -64,7 +81,7 @@ class Detector(Protocol):
     """Watches the loss of one exit."""
 
     def update(self, loss: float) -> bool:
-        """Take the next loss, in nats, and return whether it has risen."""
+        """Take the next loss, in spreads, and return whether it has risen."""
 
 
 class AdwinDetector:
@@ -80,7 +97,7 @@ class AdwinDetector:
     def update(self, loss: float) -> bool:
         """Take the next loss and return whether the window was cut and its mean is higher than before."""
         before = self._adwin.estimation
-        self._adwin.update(min(loss, LOSS_CAP) / LOSS_CAP)
+        self._adwin.update(min(loss / ADWIN_RANGE, 1.0))
         return bool(self._adwin.drift_detected and self._adwin.estimation > before)
 
 
@@ -100,7 +117,7 @@ class PageHinkleyDetector:
 
     def update(self, loss: float) -> bool:
         """Take the next loss and return whether the accumulated rise is above the threshold."""
-        self._test.update(min(loss, LOSS_CAP))
+        self._test.update(loss)
         return bool(self._test.drift_detected)
 
 
@@ -109,7 +126,7 @@ class PlainRule:
 
     Args:
         settings: window, margin and how many times in a row.
-        validated: mean loss at calibration, in nats; None takes the first window's.
+        validated: mean loss at calibration, in spreads; None takes the first window's.
     """
 
     def __init__(self, settings: DriftSettings, validated: float | None) -> None:
@@ -120,7 +137,7 @@ class PlainRule:
 
     def update(self, loss: float) -> bool:
         """Take the next loss and return whether enough windows in a row lay above the validated loss."""
-        self._recent.append(min(loss, LOSS_CAP))
+        self._recent.append(loss)
         if len(self._recent) < self._settings.window:
             return False
         mean = sum(self._recent) / len(self._recent)
@@ -141,18 +158,32 @@ class DriftMonitor:
     """
 
     def __init__(self, settings: DriftSettings, validated: Sequence[Sequence[float]]) -> None:
-        self._detectors = [_detector(settings, losses) for losses in validated]
+        self._spreads = [_spread(losses) for losses in validated]
+        self._detectors = [
+            _detector(settings, [_measured(loss, spread) for loss in losses])
+            for losses, spread in zip(validated, self._spreads, strict=True)
+        ]
 
     def update(self, losses: Sequence[float]) -> tuple[int, ...]:
-        """Take a sample's loss at each exit in use and return the positions of the exits whose loss has risen."""
-        risen = [detector.update(loss) for detector, loss in zip(self._detectors, losses, strict=True)]
+        """Take a sample's loss at each exit in use, in nats; return the positions of the exits whose loss has risen."""
+        watched = zip(self._detectors, losses, self._spreads, strict=True)
+        risen = [detector.update(_measured(loss, spread)) for detector, loss, spread in watched]
         return tuple(position for position, has_risen in enumerate(risen) if has_risen)
+
+
+def _spread(losses: Sequence[float]) -> float:
+    if len(losses) < 2:
+        return UNKNOWN_SPREAD
+    return max(statistics.pstdev(min(loss, LOSS_CAP) for loss in losses), LEAST_SPREAD)
+
+
+def _measured(loss: float, spread: float) -> float:
+    return min(loss, LOSS_CAP) / spread
 
 
 def _detector(settings: DriftSettings, validated: Sequence[float]) -> Detector:
     if settings.rule == "plain":
-        capped = [min(loss, LOSS_CAP) for loss in validated]
-        return PlainRule(settings, sum(capped) / len(capped) if capped else None)
+        return PlainRule(settings, sum(validated) / len(validated) if validated else None)
     detector = AdwinDetector(settings) if settings.rule == "adwin" else PageHinkleyDetector(settings)
     for loss in validated:
         detector.update(loss)

@@ -50,7 +50,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(devices=1, people=2, samples=160, watched=1, repeats=2),
-    "quick": Scale(devices=4, people=4, samples=450, watched=6, repeats=10),
+    "quick": Scale(devices=4, people=3, samples=450, watched=6, repeats=10),
 }
 
 
@@ -77,7 +77,7 @@ def main(
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     scale: Annotated[str, typer.Option(help="smoke or quick.")] = "smoke",
     p_expl: Annotated[float, typer.Option(help="Share of the samples that is explored.")] = 0.2,
-    rule: Annotated[str, typer.Option(help="Drift rule of the orchestrated device.")] = "adwin",
+    rule: Annotated[str, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
 ) -> None:
     """Live, measure, draw and print."""
     torch.set_num_threads(1)

@@ -51,7 +51,7 @@ def life_settings(
     threshold: Annotated[
         float, typer.Option(help="Confidence at which samples leave until the first round.", rich_help_panel=LIFE)
     ] = 0.9,
-    drift: Annotated[str, typer.Option(help="adwin, page-hinkley or plain.", rich_help_panel=LIFE)] = "adwin",
+    drift: Annotated[str, typer.Option(help="adwin, page-hinkley or plain.", rich_help_panel=LIFE)] = "page-hinkley",
     min_new_samples: Annotated[
         int, typer.Option(help="New training samples that are reason enough for a round.", rich_help_panel=LIFE)
     ] = 100,
