@@ -46,7 +46,12 @@ def check_link(superlink: str, root_certificate: Path, now: Callable[[], float] 
         OSError: the root certificate cannot be read.
     """
     host, port = split_address(superlink)
-    root = _check_root(root_certificate, datetime.fromtimestamp(now(), UTC))
+    try:
+        authority = x509.load_pem_x509_certificate(root_certificate.read_bytes())
+    except ValueError:
+        remedy = "copy ca.crt from the server's folder again"
+        return [wrong("root certificate", f"{root_certificate} is no certificate", remedy)]
+    root = [_check_root(authority, datetime.fromtimestamp(now(), UTC))]
     try:
         with socket.create_connection((host, port), TIMEOUT_S):
             pass
@@ -62,21 +67,17 @@ def check_link(superlink: str, root_certificate: Path, now: Callable[[], float] 
     return [*root, reached, _check_certificate(host, port, root_certificate, seen), _check_clock(seen)]
 
 
-def _check_root(path: Path, now: datetime) -> list[Finding]:
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except ValueError:
-        return [wrong("root certificate", f"{path} is no certificate", "copy ca.crt from the server's folder again")]
+def _check_root(certificate: x509.Certificate, now: datetime) -> Finding:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
-        return [wrong("clock", f"{now:%Y-%m-%d}, before the root certificate was made ({begin:%Y-%m-%d})", _NTP)]
+        return wrong("clock", f"{now:%Y-%m-%d}, before the root certificate was made ({begin:%Y-%m-%d})", _NTP)
     if now > end:
         remedy = "make new certificates on the server and enrol the devices again; or set the clock, if it is wrong"
-        return [wrong("root certificate", f"ended on {end:%Y-%m-%d}", remedy)]
+        return wrong("root certificate", f"ended on {end:%Y-%m-%d}", remedy)
     if now > end - SOON:
         remedy = "make new certificates on the server and enrol the devices again before it ends"
-        return [warning("root certificate", f"ends on {end:%Y-%m-%d}", remedy)]
-    return [ok("root certificate", f"valid until {end:%Y-%m-%d}")]
+        return warning("root certificate", f"ends on {end:%Y-%m-%d}", remedy)
+    return ok("root certificate", f"valid until {end:%Y-%m-%d}")
 
 
 def _not_reached(superlink: str, error: OSError) -> Finding:
