@@ -84,6 +84,8 @@ def show_status(status: "DeviceStatus") -> None:
         in_use = "yes" if exit in status.exits or exit == last else "no"
         exits.add_row("last" if exit == last else str(exit), str(count), f"{share:.1%}", in_use)
     console.print(exits)
+    if not status.events:
+        return
     events = Table(title="Last events", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("time (UTC)", "event", "reason"):
         events.add_column(name, no_wrap=name != "reason")
