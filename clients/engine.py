@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.errors import ClientSettingsError, ImageError
-from clients.policy import ExitPolicy, top_1
+from clients.policy import ExitPolicy
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
 """Shape [B, C, H, W]: uint8 from 0 to 255, or floating point from 0 to 1."""
 
-Features = TypeVar("Features")
+Array = TypeVar("Array")
+"""What a subclass computes with: features [B, ...] and logits [B, K]."""
+
+_UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,10 +106,10 @@ def to_unit_range(images: Images, input_shape: tuple[int, int, int]) -> NDArray[
         ImageError: they have another shape or type than the network takes.
     """
     if isinstance(images, np.ndarray) and images.shape[1:] == input_shape:
-        if images.dtype == np.uint8:
-            return images.astype(np.float32, order="C") / np.float32(255)
+        if images.dtype == _UINT8:
+            return images.astype(_FLOAT32, order="C") / np.float32(255)
         if images.dtype.kind == "f":
-            return np.ascontiguousarray(images, dtype=np.float32)
+            return np.ascontiguousarray(images, _FLOAT32)
     kind = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
     raise ImageError(
         f"the images are {kind}, expected a NumPy array of uint8 or float [B, {', '.join(map(str, input_shape))}]: "
@@ -114,7 +117,7 @@ def to_unit_range(images: Images, input_shape: tuple[int, int, int]) -> NDArray[
     )
 
 
-class StagedEngine(ABC, Generic[Features]):
+class StagedEngine(ABC, Generic[Array]):
     """An engine of merged stages; a subclass says how one is run.
 
     Attributes:
@@ -133,16 +136,28 @@ class StagedEngine(ABC, Generic[Features]):
         self.reachable_steps = 1 if first_exit_always_answers(policy, num_classes) else len(self.steps)
 
     @abstractmethod
-    def _start(self, images: NDArray[np.float32]) -> Features:
+    def _start(self, images: NDArray[np.float32]) -> Array:
         """Return the images as the first stage takes them."""
 
     @abstractmethod
-    def _advance(self, step: int, features: Features) -> tuple[Features, NDArray[np.float32]]:
-        """Run a merged stage and its head on what the step before returned; return features and logits [B, K]."""
+    def _advance(self, step: int, features: Array) -> tuple[Array, Array]:
+        """Run a merged stage and its head on what the step before returned; return features and logits."""
 
     @abstractmethod
-    def _keep(self, features: Features, rows: NDArray[np.int64]) -> Features:
+    def _keep(self, features: Array, rows: NDArray[np.int64]) -> Array:
         """Return the features of some of the samples."""
+
+    @abstractmethod
+    def _labels(self, logits: Array) -> NDArray[np.int64]:
+        """Return the classes [B]."""
+
+    @abstractmethod
+    def _confidences(self, logits: Array) -> NDArray[np.float64]:
+        """Return the top-1 softmax [B], computed in float64."""
+
+    def _confidence(self, logits: Array) -> float:
+        """Return the top-1 softmax of one image's logits [1, K]."""
+        return float(self._confidences(logits)[0])
 
     def infer(self, images: Images) -> Answers:
         """Return the policy's answers; what lies behind the exit that answers is not computed.
@@ -163,30 +178,32 @@ class StagedEngine(ABC, Generic[Features]):
             ImageError: the images have another shape or type than the network takes.
         """
         features = self._start(to_unit_range(images, self.input_shape))
-        all_logits = []
+        logits = []
         for step in range(len(self.steps)):
-            features, logits = self._advance(step, features)
-            all_logits.append(logits)
-        stacked = np.stack(all_logits)
-        labels, confidences = top_1(stacked)
+            features, of_step = self._advance(step, features)
+            logits.append(of_step)
+        labels = np.stack([self._labels(of_step) for of_step in logits])
+        confidences = np.stack([self._confidences(of_step) for of_step in logits])
         return Exploration(
             answers=self._apply_policy(labels, confidences),
             exits=self.steps,
-            logits=stacked,
+            logits=np.stack([np.asarray(of_step) for of_step in logits]),
             labels=labels,
             confidences=confidences,
         )
 
-    def _infer_one(self, features: Features) -> Answers:
+    def _infer_one(self, features: Array) -> Answers:
         # one image at a time is what a device mostly does: no bookkeeping of who has left
         for step in range(self.reachable_steps):
             features, logits = self._advance(step, features)
-            labels, confidences = top_1(logits)
-            if confidences[0] > self.policy.threshold:
+            confidence = self._confidence(logits)
+            if confidence > self.policy.threshold:
                 break
-        return Answers(labels=labels, confidences=confidences, exits=np.array([self.steps[step]]))
+        return Answers(
+            labels=self._labels(logits), confidences=np.array([confidence]), exits=np.array([self.steps[step]])
+        )
 
-    def _infer_batch(self, features: Features, num_images: int) -> Answers:
+    def _infer_batch(self, features: Array, num_images: int) -> Answers:
         answers = Answers(
             labels=np.empty(num_images, dtype=np.int64),
             confidences=np.empty(num_images, dtype=np.float64),
@@ -195,11 +212,11 @@ class StagedEngine(ABC, Generic[Features]):
         waiting = np.arange(num_images)
         for step in range(self.reachable_steps if num_images else 0):
             features, logits = self._advance(step, features)
-            labels, confidences = top_1(logits)
+            confidences = self._confidences(logits)
             is_last = step == self.reachable_steps - 1
             leaves = np.full(len(waiting), True) if is_last else confidences > self.policy.threshold
             gone = waiting[leaves]
-            answers.labels[gone] = labels[leaves]
+            answers.labels[gone] = self._labels(logits)[leaves]
             answers.confidences[gone] = confidences[leaves]
             answers.exits[gone] = self.steps[step]
             if len(gone) == len(waiting):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clients.calibration import exit_rates
 from clients.features import FeatureCache
-from clients.policy import ExitPolicy, top_1
+from clients.policy import ExitPolicy
 from clients.reports import ExitMetrics
 from multi_exit.costs import CostTable
 
@@ -32,8 +32,9 @@ class ExitOutputs:
     @classmethod
     def of(cls, logits: Tensor) -> "ExitOutputs":
         """Return the outputs that belong to logits [M+1, N, K]."""
-        predictions, confidences = top_1(logits.numpy())
-        return cls(logits, predictions, confidences)
+        # in float64, since in float32 a sure exit's softmax rounds to 1
+        confidences, predictions = functional.softmax(logits.double(), dim=2).max(dim=2)
+        return cls(logits, predictions.numpy(), confidences.numpy())
 
     def losses(self, reference: Tensor) -> NDArray[np.float64]:
         """Return each exit's mean cross-entropy against classes [N], shape [M+1], in nats."""

@@ -52,6 +52,13 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
     def _keep(self, features: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return features[rows]
 
+    def _labels(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = logits.argmax(axis=1)
+        return labels
+
+    def _confidences(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        return top_1_softmax(logits)
+
     def _run(self, name: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
         if name not in self._graphs:
             self._graphs[name] = self._load(name)
@@ -72,3 +79,10 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
         except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that share no other base
             reason = str(error).splitlines()[0][:160]
             raise ExportError(f"ONNX Runtime refuses {self._folder / name} ({reason}): export it again.") from None
+
+
+def top_1_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the top-1 softmax, in [0, 1], of logits [B, K], computed in float64."""
+    precise = logits.astype(np.float64)
+    confidences: NDArray[np.float64] = 1 / np.exp(precise - precise.max(axis=1, keepdims=True)).sum(axis=1)
+    return confidences

@@ -8,14 +8,6 @@ from numpy.typing import NDArray
 from clients.errors import ClientSettingsError
 
 
-def top_1(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the classes and the top-1 softmax, in [0, 1], of logits [..., K]."""
-    # in float64, since in float32 a sure exit's softmax rounds to 1
-    precise = logits.astype(np.float64)
-    labels = precise.argmax(axis=-1)
-    return labels, 1 / np.exp(precise - precise.max(axis=-1, keepdims=True)).sum(axis=-1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExitPolicy:
     """A sample takes the first exit in use whose top-1 softmax is above the threshold, and the last exit otherwise.

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils import benchmark
 
 from clients.errors import StoreError
-from clients.policy import top_1
 from data_partitions.samples import to_float
 from multi_exit.atomic_files import write_json_atomically
 from multi_exit.losses import UNLABELLED
@@ -147,12 +146,12 @@ def _run(network: MultiExitNetwork, heads: nn.ModuleList, image: Tensor) -> _Run
         features = stage(features)
         between = benchmark.timer()
         logits = heads[exit](features) if exit < len(heads) else features
-        label, confidence = top_1(logits.numpy())
+        confidence, label = torch.softmax(logits, dim=1, dtype=torch.float64).max(dim=1)
         end = benchmark.timer()
         run.stages.append(between - begin)
         run.heads.append(end - between if exit < len(heads) else 0.0)
-        run.labels.append(int(label[0]))
-        run.confidences.append(float(confidence[0]))
+        run.labels.append(int(label))
+        run.confidences.append(float(confidence))
     return run
 
 
