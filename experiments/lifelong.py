@@ -23,7 +23,7 @@ from clients.errors import ClientSettingsError
 from experiments.lifelong_detection import Detection, measure, watch
 from experiments.lifelong_figure import WINDOW, draw_lives
 from experiments.lifelong_lives import STRATEGIES, LifeRecord, live, orchestrator_settings, original_answers
-from experiments.lifelong_streams import Stream, qmnist_streams, synthetic_streams
+from experiments.lifelong_streams import SAMPLES_PER_DAY, Stream, qmnist_streams, synthetic_streams
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network
 from server.figures_style import figure_style, save_figure
@@ -86,19 +86,17 @@ def main(
     streams = streams_of(data, data_path, metadata.trained_on, chosen, max(chosen.devices, chosen.watched))
     console = Console()
     lived = streams[: chosen.devices]
-    lives = {
-        strategy: [
-            live(network, stream, orchestrator_settings(strategy, p_expl, rule), seed=0)
-            for stream in track(lived, description=strategy, console=Console(stderr=True))
-        ]
-        for strategy in STRATEGIES
-    }
+    lives: dict[str, list[LifeRecord]] = {strategy: [] for strategy in STRATEGIES}
+    for stream in track(lived, "lives", console=Console(stderr=True)):
+        # one after the other, so that what else this machine does touches all strategies' latencies alike
+        for strategy, records in lives.items():
+            records.append(live(network, stream, orchestrator_settings(strategy, p_expl, rule), seed=0))
     originals = [original_answers(network, stream) for stream in lived]
     what = {
         "qmnist": "QMNIST: from census employees to students",
         "synthetic-writers": "Built-in writers changing hand",
     }
-    title = f"{what[data]} ({len(lived)} devices, 5 samples a day, mean of {WINDOW} samples)"
+    title = f"{what[data]} ({len(lived)} devices, {SAMPLES_PER_DAY} samples a day, means of {WINDOW})"
     with figure_style():
         save_figure(draw_lives(lives, originals, title), out, f"lifelong-{data}")
     _print_lives(console, lives, originals)
@@ -143,7 +141,8 @@ def _parts(values: Sequence[NDArray[Any]], records: Sequence[LifeRecord]) -> lis
 
 def _print_detections(console: Console, detections: Sequence[Detection], p_expl: float) -> None:
     console.print(f"\nWith p_expl = {p_expl:g}; samples count whether explored or not.\n")
-    console.print("| rule | median delay | 90th percentile | noticed | false alarms per 10,000 | on the worst device |")
+    head = "| rule | median delay | 90th percentile | noticed | false alarms per 10,000 | on the worst device |"
+    console.print(head, soft_wrap=True)
     console.print("|---|---|---|---|---|---|")
     for each in detections:
         console.print(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from experiments.lifelong_lives import LifeRecord
 from experiments.lifelong_streams import SAMPLES_PER_DAY
-from server.figures_style import AFTER, BEFORE, FRONT, GRID, ORIGINAL, figure_style
+from server.figures_style import AFTER, BEFORE, FRONT, GRID, ORIGINAL, PAPER, figure_style
 
 COLOURS = {"never personalised": BEFORE, "personalised once": FRONT, "orchestrated": AFTER}
 WINDOW = 60
@@ -42,18 +42,25 @@ def draw_lives(lives: Lives, originals: Sequence[NDArray[np.bool_]], title: str)
             _accuracy(axes[1, column], records, originals, COLOURS[strategy])
             _exit_rates(axes[2, column], records)
             _curve(axes[3, column], [record.cost for record in records], COLOURS[strategy])
-            _curve(axes[4, column], [record.latency_ms for record in records], COLOURS[strategy])
+            _curve(axes[4, column], [_median(record.latency_ms) for record in records], COLOURS[strategy], window=1)
             _curve(axes[5, column], [record.thresholds for record in records], COLOURS[strategy], window=1)
             for axis in axes[:, column]:
                 axis.axvline(_shift_day(records), color=ORIGINAL, linestyle="--", linewidth=0.9)
             axes[5, column].set_xlabel("days")
-        names = ("devices", "accuracy", "share of samples\nby exit", "cost / original", "latency (ms)", "threshold")
+        names = (
+            "devices",
+            "accuracy",
+            "share of samples\nby exit",
+            "cost / original",
+            "median\nlatency (ms)",
+            "threshold",
+        )
         for axis, name in zip(axes[:, 0], names, strict=True):
             axis.set_ylabel(name)
         axes[3, 0].set_ylim(0, 1.25)
         axes[4, 0].set_ylim(bottom=0)
         axes[5, 0].set_ylim(0, 1.05)
-        axes[1, 0].legend(loc="lower left", fontsize=8)
+        axes[1, 0].legend(loc="lower left", fontsize=8, frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9)
         patches = (
             Patch(color=INFERENCE, label="inference, a share of it explored"),
             Patch(color=WAITING, label="shift noticed: threshold raised, waiting for the charger"),
@@ -109,6 +116,8 @@ def _exit_rates(axis: Axes, records: Sequence[LifeRecord]) -> None:
 def _curve(axis: Axes, values: Sequence[NDArray[Any]], colour: str, window: int = WINDOW, **style: Any) -> None:
     length = min(map(len, values))
     mean = _mean([each[:length].astype(np.float64) for each in values], window)
+    # the mean of a few samples says nothing
+    mean[: WINDOW // 3] = np.nan
     axis.plot(np.arange(length) / SAMPLES_PER_DAY, mean, color=colour, **{"linewidth": 1.6, **style})
     axis.grid(visible=True, color=GRID)
 
@@ -124,6 +133,13 @@ def _mean(values: Sequence[NDArray[np.float64]], window: int = WINDOW) -> NDArra
         counts = np.concatenate([[0], np.cumsum(known)])
         smooth.append((sums[ends] - sums[begins]) / np.maximum(counts[ends] - counts[begins], 1))
     return np.asarray(np.mean(smooth, axis=0))
+
+
+def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median over the last `WINDOW` samples that have a value: other work on the machine makes outliers."""
+    windows = (values[max(i + 1 - WINDOW, 0) : i + 1] for i in range(len(values)))
+    known = (window[np.isfinite(window)] for window in windows)
+    return np.array([np.median(window) if len(window) else np.nan for window in known])
 
 
 def _shift_day(records: Sequence[LifeRecord]) -> float:
