@@ -19,6 +19,8 @@ from data_partitions.user_splits import choose_users
 
 EMPLOYEES, STUDENTS = "hsf_id=0", "hsf_id=4"
 SAMPLES_PER_DAY = 5
+LEAST_SAMPLES = 80
+"""QMNIST's writers with fewer would make short halves."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,21 +61,21 @@ def qmnist_streams(path: Path, trained_on: Collection[str], count: int, people: 
     users = ParquetUsers(path, user_column="writer_id", label_column="character")
     ranked = choose_users(users.client_ids, None, seed, trained_on)
     generator = torch.Generator().manual_seed(seed)
-    # a fixed order that owes nothing to the ids' alphabet; students with few samples would make short second halves
+    # a fixed order that owes nothing to the ids' alphabet
     order = [ranked[i] for i in torch.randperm(len(ranked), generator=generator).tolist()]
-    unseen = [users.load_partition(users.client_ids.index(user)) for user in order]
-    halves = []
-    for domain in (EMPLOYEES, STUDENTS):
-        there = [samples for samples in unseen if samples.domain == domain and len(samples) >= 80]
-        if len(there) < count * people:
+    halves: dict[str | None, list[UserSamples]] = {EMPLOYEES: [], STUDENTS: []}
+    for index in (users.client_ids.index(user) for user in order):
+        if users.counts[index] >= LEAST_SAMPLES and any(len(half) < count * people for half in halves.values()):
+            samples = users.load_partition(index)
+            halves.get(samples.domain, []).append(samples)
+    for domain, half in halves.items():
+        if len(half) < count * people:
             raise NotEnoughUsersError(
-                f"{count} devices of {people} writers were asked for, and there are {len(there)} unseen writers of "
-                f"{domain} with 80 samples; ask for fewer."
+                f"{count} devices of {people} writers were asked for, and there are {len(half)} unseen writers of "
+                f"{domain} with {LEAST_SAMPLES} samples; ask for fewer."
             )
-        halves.append([there[i * people : (i + 1) * people] for i in range(count)])
-    return [
-        _joined(f"device {i}", before, after, generator) for i, (before, after) in enumerate(zip(*halves, strict=True))
-    ]
+    before, after = ([half[i * people : (i + 1) * people] for i in range(count)] for half in halves.values())
+    return [_joined(f"device {i}", before[i], after[i], generator) for i in range(count)]
 
 
 def synthetic_streams(trained_on: Collection[str], count: int, samples: int, seed: int) -> list[Stream]:

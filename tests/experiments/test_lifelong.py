@@ -5,6 +5,7 @@ import torch
 from clients.drift import DriftSettings
 from clients.exploration import Explored, Validation
 from data_partitions.errors import NotEnoughUsersError
+from data_partitions.parquet_users import ParquetUsers
 from experiments.lifelong_detection import Watched, measure
 from experiments.lifelong_figure import draw_lives
 from experiments.lifelong_lives import STRATEGIES, live, orchestrator_settings, original_answers
@@ -84,5 +85,6 @@ def test_qmnist_goes_from_employees_to_students_whom_the_model_has_not_seen():
     (stream,) = qmnist_streams(path, (), count=1, people=2, seed=0)
     assert 160 <= stream.shift <= 270
     assert len(stream.labels) == len(stream.images)
+    users = ParquetUsers(path, user_column="writer_id", label_column="character").client_ids
     with pytest.raises(NotEnoughUsersError, match="ask for fewer"):
-        qmnist_streams(path, (), count=300, people=3, seed=0)
+        qmnist_streams(path, users[20:], count=6, people=3, seed=0)
