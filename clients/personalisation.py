@@ -15,7 +15,7 @@ from clients.errors import LabelsRequiredError, StoreError
 from clients.evaluation import ExitOutputs, apply_policy, exit_metrics, run_exits
 from clients.exit_store import ExitStore, StoredExits
 from clients.exit_training import train_exits
-from clients.features import compute_features
+from clients.features import FeatureCache, compute_features
 from clients.policy import ExitPolicy
 from clients.profiler import Profile, profile_exits, save_profile
 from clients.pruning import calibrate_and_prune
@@ -53,6 +53,7 @@ def personalise(
     store: ExitStore | None = None,
     round_number: int = 1,
     seed: int = 0,
+    features: FeatureCache | None = None,
 ) -> Personalisation:
     """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
 
@@ -64,6 +65,7 @@ def personalise(
         store: where personal exits live between rounds; a round starts from those of the round before.
         round_number: from 1.
         seed: with client id and round it determines the result.
+        features: of these samples and this network, where they have been computed already; None computes them.
 
     Returns:
         The report, the policy and the personal exits. They are in the store, if one was given.
@@ -83,7 +85,8 @@ def personalise(
     previous = _previous_heads(network, store, samples.client_id)
 
     # 1 features: one pass through the frozen backbone serves training, calibration and test
-    features = compute_features(network, samples.images)
+    if features is None:
+        features = compute_features(network, samples.images)
 
     # 2 exit training, and the guard: an exit that got worse on the calibration set keeps its previous weights
     heads = copy.deepcopy(previous).requires_grad_(True)

@@ -13,6 +13,7 @@ from fl_app.command_doctor import doctor
 from fl_app.command_enrol import enrol
 from fl_app.command_errors import OneSentenceGroup
 from fl_app.command_export import export
+from fl_app.command_figures import figures
 from fl_app.command_inspect import inspect
 from fl_app.command_personalise import personalise
 from fl_app.command_pretrain import pretrain
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (pretrain, inspect, simulate, personalise, report, export):
+for verb in (pretrain, inspect, simulate, personalise, report, export, figures):
     app.command()(verb)
 for verb in (enrol, doctor):
     device_app.command()(verb)

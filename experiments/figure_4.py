@@ -1,0 +1,71 @@
+"""Fig. 4: accuracy per exit against the number of training samples, hard labels."""
+
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+
+from experiments.figure_measurements import Measured
+from experiments.figure_results import COLOURS, Claim, FigureResult, differs
+from server.figures_style import AFTER, FRONT, figure_style, new_figure
+
+TITLE = "Fig. 4: accuracy against the number of samples"
+STUDY = "imagenet"
+PAPER = {2: 2000, 3: 150}
+"""Samples with which an exit is as good as the original."""
+MARKERS = "osv^DPX"
+
+
+def draw(measured: Measured) -> FigureResult:
+    """Draw each exit's gain over the original; where it crosses 0 in the paper, a hollow diamond says the exit."""
+    means = gains(measured)
+    early = measured.network.num_exits
+    scale = LinearSegmentedColormap.from_list("exits", ["#9fd8c1", FRONT, AFTER, "#14304f"])
+    with figure_style():
+        figure = new_figure()
+        axes = figure.subplots()
+        for exit in range(early):
+            colour, marker = scale(exit / max(early - 1, 1)), MARKERS[exit % len(MARKERS)]
+            axes.plot(means.index, 100 * means[exit], marker=marker, markersize=4.5, color=colour, label=f"exit {exit}")
+        axes.axhline(0, color=COLOURS["original"], linewidth=1.2, label="original")
+        for exit, samples in PAPER.items():
+            axes.plot([samples], [0], "D", mfc="none", mec=COLOURS["original"], markersize=7)
+            axes.annotate(f"exit {exit}", (samples, 0), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+        axes.plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper: reaches\nthe original")
+        axes.set_xscale("log")
+        ticks = sorted({*means.index, *PAPER.values()})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45 if len(ticks) > 7 else 0)
+        axes.minorticks_off()
+        axes.set(xlabel="training samples of a user", ylabel="accuracy − original (points)", title=measured.study.title)
+        figure.legend(loc="outside right center")
+    numbers = means.rename(columns=lambda exit: f"exit_{exit}").reset_index()
+    return FigureResult(figure=figure, numbers=numbers, claims=claims(measured, means))
+
+
+def gains(measured: Measured) -> pd.DataFrame:
+    """Return mean gain over the original, rows: number of samples, columns: early exits; the same users in each row."""
+    table = measured.exits[(measured.exits.scheme == "hard labels") & ~measured.exits.whole]
+    counts = table.groupby("user").num_train.nunique()
+    table = table[table.user.isin(counts[counts == counts.max()].index)]
+    last = measured.network.num_exits
+    original = table[table.exit == last].set_index(["user", "num_train"]).after.rename("original")
+    joined = table[table.exit < last].join(original, on=["user", "num_train"])
+    joined["gain"] = joined.after - joined.original
+    return joined.pivot_table(index="num_train", columns="exit", values="gain")
+
+
+def claims(measured: Measured, means: pd.DataFrame) -> tuple[Claim, ...]:
+    """Return with how many samples the paper's exits reach the original."""
+    found = []
+    for exit, samples in PAPER.items():
+        ours = min(exit, measured.network.num_exits - 1)
+        reached = means.index[means[ours] >= 0]
+        best = f"not with {means.index[-1]:,}; {100 * means[ours].iloc[-1]:+.1f} points there"
+        found.append(
+            Claim(
+                claim=f"samples with which exit {exit} is as good as the original (ours: exit {ours})",
+                paper=f"{samples:,}",
+                ours=f"{reached[0]:,}" if len(reached) else best,
+                same_direction=bool(len(reached)),
+                why=differs(measured),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,90 @@
+"""The abstract's headline numbers, the paper's beside ours."""
+
+import pandas as pd
+
+from experiments.figure_5 import times_cheaper
+from experiments.figure_7 import throughput_gain
+from experiments.figure_measurements import Measured
+from experiments.figure_results import COLOURS, Claim, FigureResult, differs, exit_means, original_accuracy
+from server.figures_style import figure_style, new_figure
+
+TITLE = "Headline numbers"
+STUDY = "imagenet"
+
+
+def draw(measured: Measured) -> FigureResult:
+    """Draw the factors as dots, ours filled and the paper's hollow; what was not reached has no filled dot."""
+    factors = factors_of(measured)
+    with figure_style():
+        figure = new_figure()
+        axes = figure.subplots()
+        for y, (_, paper, ours) in enumerate(factors):
+            axes.plot([paper], [y], "D", mfc="none", mec=COLOURS["original"], markersize=8)
+            if ours is None:
+                axes.annotate("not reached", (paper, y), (10, 0), textcoords="offset points", va="center", fontsize=8.5)
+            else:
+                axes.plot([ours], [y], "o", color=COLOURS["hard labels"], markersize=7)
+        axes.plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper")
+        axes.plot([], [], "o", color=COLOURS["hard labels"], label="ours")
+        axes.axvline(1, color=COLOURS["original"], linewidth=0.8)
+        axes.set_yticks(range(len(factors)), [name for name, _, _ in factors])
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="times better than the original")
+        figure.suptitle(measured.study.title, fontsize=10.5)
+        ticks = (0.5, 1, 2, 5, 10, 25, 50)
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlim(0.4, 60)
+        figure.legend(loc="outside lower center", ncols=2)
+    numbers = pd.DataFrame(factors, columns=["what", "paper", "ours"]).astype({"ours": float})
+    return FigureResult(figure=figure, numbers=numbers, claims=claims(measured))
+
+
+def factors_of(measured: Measured) -> list[tuple[str, float, float | None]]:
+    """Return what is compared, the paper's factor and ours; None where the original's accuracy is not reached."""
+    labels, none = "hard labels", "self-distillation"
+    return [
+        ("fewer MACs, labels", 3.1, times_cheaper(measured, labels, "macs")),
+        ("fewer MACs, no labels", 2.3, times_cheaper(measured, none, "macs")),
+        ("fewer parameters, labels", 25.1, times_cheaper(measured, labels, "params")),
+        ("fewer parameters, no labels", 14.6, times_cheaper(measured, none, "params")),
+        ("throughput, labels", 3.2, throughput_gain(measured, labels)),
+        ("throughput, no labels", 2.2, throughput_gain(measured, none)),
+    ]
+
+
+def claims(measured: Measured) -> tuple[Claim, ...]:
+    """Return the factors, the largest gain in accuracy, and the users whom personalisation hurts."""
+    why = differs(measured)
+    gain = 100 * (exit_means(measured, "hard labels").after.iloc[:-1].max() - original_accuracy(measured))
+    factors = [
+        Claim(
+            claim=f"{what}, at the original's accuracy",
+            paper=f"{paper:g}x",
+            ours="not reached" if ours is None else f"{ours:.1f}x",
+            same_direction=ours is not None and ours > 1,
+            why=why,
+        )
+        for what, paper, ours in factors_of(measured)
+    ]
+    best = Claim(
+        claim="largest gain of an early exit over the original",
+        paper="+15.9 points",
+        ours=f"{gain:+.1f} points",
+        same_direction=bool(gain > 0),
+        why=why,
+    )
+    return (best, *factors, _hurt(measured))
+
+
+def _hurt(measured: Measured) -> Claim:
+    policies = measured.policies[measured.policies.scheme == "hard labels"]
+    change = 100 * (policies.accuracy_after - policies.accuracy_before)
+    return Claim(
+        claim="users whose whole policy loses accuracy, hard labels",
+        paper="not given",
+        ours=f"{(change < 0).mean():.0%}; p5 {change.quantile(0.05):+.1f}, p25 {change.quantile(0.25):+.1f}, "
+        f"worst {change.min():+.1f} points",
+        same_direction=None,
+        why=differs(measured),
+    )

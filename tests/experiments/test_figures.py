@@ -1,0 +1,55 @@
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from experiments.figure_results import first_reaching
+from experiments.figures import NAMES, run_figures
+from fl_app.command_line import app
+
+
+def test_all_figures_at_smoke_scale_from_the_command_line_and_again_without_measuring(tmp_path):
+    done = CliRunner().invoke(app, ["figures", "--scale", "smoke", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    for name in NAMES:
+        file = name if name == "headline" else f"figure-{name}"
+        assert (tmp_path / f"{file}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{file}.svg").read_text().startswith("<?xml")
+        claims = pd.read_parquet(tmp_path / f"{file}-claims.parquet")
+        assert list(claims) == ["claim", "paper", "ours", "same_direction", "why"]
+        assert len(claims) and claims.why.str.contains("other data and scale").all()
+        assert len(pd.read_parquet(tmp_path / f"{file}.parquet"))
+        assert f"{file}.png" in (tmp_path / "results.md").read_text()
+
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("*") if path.is_file()}
+    run_figures(["3a"], "smoke", tmp_path)
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+
+    numbers_agree_with_the_users_tables(tmp_path)
+
+
+def numbers_agree_with_the_users_tables(out):
+    exits = pd.concat([pd.read_parquet(path) for path in out.glob("shared/*/users/*/exits.parquet")])
+    whole = exits[exits.whole & (exits.scheme == "hard labels")]
+    drawn = pd.read_parquet(out / "figure-3a.parquet")
+    drawn = drawn[drawn.scheme == "hard labels"].set_index("exit")
+    for exit, rows in whole.groupby("exit"):
+        assert drawn.after_mean[exit] == pytest.approx(sum(rows.after) / len(rows))
+        assert drawn.before_mean[exit] == pytest.approx(sum(rows.before) / len(rows))
+    # threshold 1 lets no sample leave early, so the sweep ends at the original
+    sweeps = pd.concat([pd.read_parquet(path) for path in out.glob("shared/*/users/*/sweeps.parquet")])
+    ends = sweeps[(sweeps.threshold == 1.0) & (sweeps.scheme == "hard labels") & (sweeps.stage == "after")]
+    last = whole[whole.exit == whole.exit.max()].set_index("user").after
+    assert ends.set_index("user").accuracy.sort_index().tolist() == pytest.approx(last.sort_index().tolist())
+
+
+def test_the_first_exit_that_reaches_a_target_is_early():
+    accuracies = pd.Series([0.2, 0.5, 0.7, 0.6])
+    assert (first_reaching(accuracies, 0.5), first_reaching(accuracies, 0.71)) == (1, None)
+    assert first_reaching(pd.Series([0.2, 0.6]), 0.6) is None
+
+
+def test_an_unknown_figure_or_scale_is_one_sentence(tmp_path):
+    for arguments, words in ((["9"], "figure 9 is unknown"), (["--scale", "huge"], "scale=huge is unknown")):
+        done = CliRunner().invoke(app, ["figures", *arguments, "--out", str(tmp_path)])
+        assert (done.exit_code, done.output.count("\n")) == (2, 1)
+        assert words in done.output
