@@ -24,7 +24,7 @@ def code_blocks(text: str, language: str) -> list[str]:
 def commands(text: str) -> list[list[str]]:
     """Return the words of each `persephonee` command line in a document's shell blocks."""
     lines = "\n".join(code_blocks(text, "sh")).replace("\\\n", " ").splitlines()
-    found = (re.search(r"persephonee (?!\.)(.*)", line) for line in lines)
+    found = (re.match(r"\s*(?:\S*/)?persephonee (.*)", line) for line in lines)
     return [shlex.split(match[1], comments=True) for match in found if match]
 
 
