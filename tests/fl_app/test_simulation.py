@@ -92,7 +92,7 @@ def test_a_run_that_is_stopped_leaves_no_process(small_run, scratch, number):
     program += "simulate(AppSettings.from_run_config(json.loads(sys.argv[1])))"
     long = {**small_run.to_run_config(), "epochs": 5000}
     process = subprocess.Popen([sys.executable, "-c", program, json.dumps(long)], stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not any("ray::" in " ".join(p.cmdline()) for p in ours(scratch)) and time.monotonic() < end:
         time.sleep(0.5)
     assert ours(scratch)
