@@ -117,9 +117,7 @@ def test_a_loss_that_is_consistently_higher_raises_the_threshold_at_once_and_ask
     assert orchestrator.state.threshold == 0.75
     assert kinds(events) == ["drift", "threshold raised"]
     drift, raised = events.last(2)
-    assert drift.reason == (
-        "plain finds that the loss of exit 0 has risen to 0.480 nats, against 0.100 at calibration"
-    )
+    assert drift.reason == ("plain finds that the loss of exit 0 has risen to 0.480 nats, against 0.100 at calibration")
     assert raised.details == {"before": 0.5, "after": 0.75}
     assert orchestrator.decide(10, 5, READY).go
 
