@@ -11,7 +11,7 @@ from pathlib import Path
 from fl_app.findings import Finding, ok, warning, wrong
 
 MIB = 2**20
-# measured on x86-64 with SqueezeNet: SuperNode 135 MiB, SuperExec 120 MiB, ClientApp with torch 500 MiB
+# measured on x86-64 with SqueezeNet: SuperNode 108 MiB, SuperExec 87 MiB, ClientApp with torch 610 MiB
 MIN_MEMORY_MIB, GOOD_MEMORY_MIB = 900, 1800
 MIN_DISK_MIB, GOOD_DISK_MIB = 300, 1024
 MIN_PYTHON = (3, 11)
