@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from experiments.figure_results import first_reaching
+from experiments.figure_measurements import measure
+from experiments.figure_results import first_reaching, original_accuracy
+from experiments.figure_studies import studies_of
 from experiments.figures import NAMES, run_figures
 from fl_app.command_line import app
+from tests.conftest import real_data
 
 
 def test_all_figures_at_smoke_scale_from_the_command_line_and_again_without_measuring(tmp_path):
@@ -53,3 +58,25 @@ def test_an_unknown_figure_or_scale_is_one_sentence(tmp_path):
         done = CliRunner().invoke(app, ["figures", *arguments, "--out", str(tmp_path)])
         assert (done.exit_code, done.output.count("\n")) == (2, 1)
         assert words in done.output
+
+
+@pytest.mark.slow
+def test_the_study_of_photographs_runs_on_real_weights(tmp_path):
+    real = real_data("tiny-imagenet-200/train.parquet").parent.parent
+    study = studies_of("quick", real, tmp_path)["imagenet"]
+    # the same way with less of everything: one validation file, its own size, two users
+    data = replace(study.data, data_path=real / "tiny-imagenet-200" / "validation.parquet", image_size=64)
+    training = replace(study.model.training, epochs=1, max_samples=256)
+    study = replace(
+        study,
+        data=replace(data, num_users=2, samples_per_user=100),
+        model=replace(study.model, training=training),
+        num_users=2,
+        epochs=2,
+        sample_counts=(10, 40),
+    )
+    measured = measure(study, tmp_path)
+    assert sorted(measured.exits.user.unique()) == ["u0000", "u0001"]
+    assert set(measured.exits.exit) == set(range(7))
+    # 200 classes: a frozen backbone whose head was cut wrongly would stay at chance
+    assert original_accuracy(measured) > 0.1
