@@ -48,6 +48,6 @@ def enrol(
     typer.echo(f"  persephonee device doctor {shlex.quote(str(folder))}")
     typer.echo(f"  sudo cp {shlex.quote(str(folder / DEVICE_UNIT))} /etc/systemd/system/")
     typer.echo(f"  sudo systemctl daemon-reload && sudo systemctl enable --now {DEVICE_UNIT}")
-    typer.echo("or by hand:")
+    typer.echo("or by hand, with this Python's environment activated:")
     flower_home = shlex.quote(str(folder / "flower"))
     typer.echo(f"  FLWR_HOME={flower_home} {shlex.join(supernode_words(folder, device))}")

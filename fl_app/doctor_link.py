@@ -72,10 +72,12 @@ def _check_root(certificate: x509.Certificate, now: datetime) -> Finding:
     if now < begin:
         return wrong("clock", f"{now:%Y-%m-%d}, before the root certificate was made ({begin:%Y-%m-%d})", _NTP)
     if now > end:
-        remedy = "make new certificates on the server and enrol the devices again; or set the clock, if it is wrong"
+        remedy = (
+            "`persephonee server init` anew, its ca.crt into each device's folder; or set the clock, if it is wrong"
+        )
         return wrong("root certificate", f"ended on {end:%Y-%m-%d}", remedy)
     if now > end - SOON:
-        remedy = "make new certificates on the server and enrol the devices again before it ends"
+        remedy = "before that: `persephonee server init` into a new folder, its ca.crt into each device's folder"
         return warning("root certificate", f"ends on {end:%Y-%m-%d}", remedy)
     return ok("root certificate", f"valid until {end:%Y-%m-%d}")
 
@@ -117,7 +119,7 @@ def _check_certificate(host: str, port: int, root: Path, seen: _Seen) -> Finding
             remedy = f"enrol with one of these, or run `persephonee server init` with --host {host}"
             return wrong("certificate", f"is for {names}, not for {host}", remedy)
         if error.verify_code == _EXPIRED:
-            return wrong("certificate", f"ended on {end:%Y-%m-%d}", "make a new one on the server; or set the clock")
+            return wrong("certificate", f"ended on {end:%Y-%m-%d}", "make a new one with ca.key; or set the clock")
         if error.verify_code == _NOT_YET:
             return wrong("certificate", "is not valid yet by this device's clock", _NTP)
         remedy = "copy ca.crt from this server's folder and enrol again; else somebody answers in its place"
@@ -126,7 +128,11 @@ def _check_certificate(host: str, port: int, root: Path, seen: _Seen) -> Finding
         return wrong("certificate", f"the connection broke ({error})", "look at the SuperLink's log")
     text = f"for {names}, valid until {end:%Y-%m-%d}"
     if datetime.now(UTC) > end - SOON:
-        return warning("certificate", text, "make a new one on the server before it ends")
+        return warning(
+            "certificate",
+            text,
+            "before that: `persephonee server init` into a new folder, its ca.crt into each device's",
+        )
     return ok("certificate", text)
 
 
