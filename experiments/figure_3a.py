@@ -52,8 +52,9 @@ def draw(measured: Measured) -> FigureResult:
             PAPER_ORIGINAL, color=COLOURS["original"], linewidth=0.8, linestyle=":", label="original in the paper"
         )
         axes.plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper, ResNet-50 on ImageNet")
-        axes.set(xlabel="exit", ylabel="accuracy (mean, quartiles of users)", ylim=(0, 1), title=measured.study.title)
+        axes.set(xlabel="exit", ylabel="accuracy (mean, quartiles of users)", ylim=(0, 1))
         axes.set_xticks(range(max(early, 6)))
+        figure.suptitle(measured.study.title, fontsize=10.5)
         figure.legend(loc="outside right center")
     numbers = measured.exits[measured.exits.whole].groupby(["scheme", "exit"])[["before", "after"]].describe()
     numbers.columns = ["_".join(names) for names in numbers.columns]

@@ -1,5 +1,7 @@
 """Fig. 3b: how many users reach which accuracy, at exit 0 and with the whole policy."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -10,6 +12,13 @@ from server.figures_style import figure_style, new_figure
 TITLE = "Fig. 3b: users by accuracy"
 STUDY = "writing"
 REACHED = 0.9
+STYLES: dict[str, dict[str, Any]] = {
+    "original": {"linewidth": 3.0},
+    "hard labels": {"linewidth": 1.8},
+    "before": {"linewidth": 1.4, "linestyle": "--"},
+}
+"""In the order of drawing; where curves coincide, all stay visible."""
+
 PAPER = {"before": 0.40, "hard labels": 0.75, "original": 0.60}
 """Shares of the paper's users that reach 90 % at exit 0, and with the last exit."""
 
@@ -20,11 +29,11 @@ def draw(measured: Measured) -> FigureResult:
     with figure_style():
         figure = new_figure()
         for axes, (title, columns) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-            for name, values in columns.items():
+            for name, values in ((name, columns[name]) for name in STYLES):
                 ranked = np.sort(values)
                 shares = 1 - np.arange(len(ranked)) / len(ranked)
                 x, y = np.concatenate([[0], ranked, [1]]), np.concatenate([[1], shares, [0]])
-                axes.step(x, y, where="pre", color=COLOURS[name], linewidth=1.6, label=name)
+                axes.step(x, y, where="pre", color=COLOURS[name], **STYLES[name], label=name)
             if title == "exit 0":
                 for name, share in PAPER.items():
                     axes.plot([REACHED], [share], "D", mfc="none", mec=COLOURS[name], markersize=7, clip_on=False)

@@ -49,7 +49,8 @@ def draw(measured: Measured) -> FigureResult:
         axes.minorticks_off()
         axes.grid(visible=False, axis="x")
         threads = torch.get_num_threads()
-        axes.set(ylabel=f"ms per sample-pass, {threads} thread{'s'[: threads - 1]}", title=measured.study.title)
+        axes.set(ylabel=f"ms per sample-pass, {threads} thread{'s'[: threads - 1]}")
+        figure.suptitle(measured.study.title, fontsize=10.5)
         figure.legend(loc="outside lower center", ncols=3)
     return FigureResult(figure=figure, numbers=table, claims=claims(measured, table))
 

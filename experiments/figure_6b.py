@@ -30,7 +30,7 @@ def draw(measured: Measured) -> FigureResult:
         axes.set(xlabel="MMAC", ylabel=f"median latency, batch 1, {threads} thread{'s'[: threads - 1]} (ms)")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.set_title(measured.study.title, fontsize=9.5)
+        figure.suptitle(measured.study.title, fontsize=9.5)
         axes.legend(loc="upper left")
     claim = Claim(
         claim="latency is linear in the operations",

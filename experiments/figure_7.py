@@ -16,7 +16,7 @@ SCHEMES = {"hard labels": 3.2, "self-distillation": 2.2}
 
 
 def draw(measured: Measured) -> FigureResult:
-    """Draw the users' mean at each threshold, and where their own thresholds lie; paper's points as hollow diamonds."""
+    """Draw the users' mean at each threshold with all exits, and their own policies; the paper's as diamonds."""
     table = with_latency(measured)
     curves = table.groupby(["scheme", "stage", "threshold"])[["accuracy", "latency_ms"]].mean()
     original, whole = original_accuracy(measured), _original_ms(measured)
@@ -28,8 +28,7 @@ def draw(measured: Measured) -> FigureResult:
             curve: Any = curves.loc[key]
             axes.plot(curve.latency_ms, curve.accuracy, "o-", markersize=3, color=COLOURS[name], label=name)
         for name, times in SCHEMES.items():
-            chosen = table[(table.scheme == name) & table.chosen][["latency_ms", "accuracy"]].mean()
-            axes.plot(*chosen, "P", markersize=10, mec="white", color=COLOURS[name], zorder=4)
+            axes.plot(*operating_point(measured, name), "P", markersize=10, mec="white", color=COLOURS[name], zorder=4)
             axes.plot([whole / times], [original], "D", mfc="none", mec=COLOURS[name], markersize=7)
         axes.plot([whole], [original], "*", markersize=11, color=COLOURS["original"], label="original")
         axes.axhline(original, color=COLOURS["original"], linewidth=0.8)
@@ -40,13 +39,13 @@ def draw(measured: Measured) -> FigureResult:
             markersize=10,
             mec="white",
             color=COLOURS["original"],
-            label="thresholds that\ncalibration chose",
+            label="calibrated and\npruned policies",
         )
         axes.plot(
             [], [], "D", mfc="none", mec=COLOURS["original"], label="paper's throughput at\nthe original's accuracy"
         )
         axes.set(xlabel="mean latency of a sample, batch 1 (ms)", ylabel="accuracy (mean of users)")
-        axes.set_title(measured.study.title)
+        figure.suptitle(measured.study.title, fontsize=10.5)
         axes.set_xlim(left=0)
         figure.legend(loc="outside right center")
     return FigureResult(figure=figure, numbers=curves.reset_index(), claims=claims(measured))
@@ -58,6 +57,17 @@ def with_latency(measured: Measured) -> pd.DataFrame:
     latency = measured.latency.sort_values("exit")
     leaving = np.cumsum(latency.stage_ms) + np.cumsum(latency.head_ms)
     return measured.sweeps.assign(latency_ms=rates @ leaving.to_numpy())
+
+
+def operating_point(measured: Measured, scheme: str) -> tuple[float, float]:
+    """Return mean latency in ms and accuracy of the policies that calibration and pruning left, over users."""
+    policies = measured.policies[measured.policies.scheme == scheme]
+    exits = range(measured.network.num_exits + 1)
+    rates, kept = (policies[[f"{name}_{exit}" for exit in exits]].to_numpy(dtype=float) for name in ("rate", "kept"))
+    latency = measured.latency.sort_values("exit")
+    # a sample pays for the heads in use on its way, not for those that pruning took
+    leaving = np.cumsum(latency.stage_ms.to_numpy()) + np.cumsum(kept * latency.head_ms.to_numpy(), axis=1)
+    return float((rates * leaving).sum(axis=1).mean()), float(policies.accuracy_after.mean())
 
 
 def throughput_gain(measured: Measured, scheme: str) -> float | None:

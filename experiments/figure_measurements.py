@@ -55,8 +55,9 @@ class Measured:
         study: what was measured.
         network: the global model.
         exits: user, scheme, num_train, whole (all of the user's samples), exit, macs, params, before, after.
-        policies: user, scheme, threshold, accuracy_original, accuracy_before, accuracy_after, mean_macs, original_macs.
-        sweeps: user, scheme, stage, threshold, chosen, accuracy, mean_macs, and the exit rates rate_0 to rate_M.
+        policies: user, scheme, threshold, accuracy_original, accuracy_before, accuracy_after, mean_macs,
+            mean_macs_before, original_macs, and per exit whether it is in use (kept_0 ...) and its rate (rate_0 ...).
+        sweeps: user, scheme, stage, threshold, accuracy, mean_macs, and the exit rates rate_0 to rate_M.
         latency: exit, macs, latency_ms, stage_ms, head_ms.
     """
 
@@ -173,7 +174,10 @@ def _policy_row(result: Personalisation, scheme: str) -> dict[str, Any]:
     report = result.report
     names = ("accuracy_original", "accuracy_before", "accuracy_after", "mean_macs", "mean_macs_before", "original_macs")
     own = {name: getattr(report, name) for name in names}
-    return {"user": report.client_id, "scheme": scheme, "threshold": report.threshold, **own}
+    after = [row for row in report.exits if row.stage == "after"]
+    rates = {f"rate_{row.exit}": row.exit_rate for row in after}
+    kept = {f"kept_{row.exit}": row.kept for row in after}
+    return {"user": report.client_id, "scheme": scheme, "threshold": report.threshold, **own, **rates, **kept}
 
 
 def _sweep_rows(
@@ -189,21 +193,17 @@ def _sweep_rows(
     stages: list[tuple[str, dict[str, torch.Tensor]]] = [("after", result.exits)]
     if scheme == "hard labels":
         stages.append(("before", network.exit_state()))
-    own, rows = network.exit_state(), []
+    own = network.exit_state()
+    rows: list[dict[str, Any]] = []
     for stage, state in stages:
         network.load_exit_state(state)
         outputs = run_exits(network.heads, features, split.test)
         correct = outputs.predictions == samples.labels[split.test].numpy()
         for point in sweep(outputs.confidences, correct, exits, network.costs.leaving_macs(exits)):
             rates = {f"rate_{exit}": rate for exit, rate in enumerate(point.exit_rates)}
-            chosen = stage == "after" and point.threshold == result.policy.threshold
-            whose: dict[str, Any] = {
-                "user": samples.client_id,
-                "scheme": scheme,
-                "stage": stage,
-                "threshold": point.threshold,
-            }
-            rows.append({**whose, "chosen": chosen, "accuracy": point.accuracy, "mean_macs": point.cost, **rates})
+            whose = {"user": samples.client_id, "scheme": scheme, "stage": stage}
+            costs = {"threshold": point.threshold, "accuracy": point.accuracy, "mean_macs": point.cost}
+            rows.append({**whose, **costs, **rates})
     network.load_exit_state(own)
     return rows
 
