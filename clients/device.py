@@ -13,7 +13,7 @@ import numpy as np
 
 from clients.device_database import DeviceDatabase
 from clients.device_memory import DeviceMemory
-from clients.device_round import personalise_from_store, validate
+from clients.device_round import personalise_from_store, summary_of, validate
 from clients.device_settings import Answer, DeviceSettings, Frame
 from clients.device_state import Clock, DeviceStateSource
 from clients.engine import Engine
@@ -26,6 +26,8 @@ from clients.orchestrator import Orchestrator
 from clients.policy import ExitPolicy
 from clients.reports import PersonalisationReport
 from clients.sample_store import CALIBRATION, TRAIN, SampleStore
+from data_partitions.samples import UserSamples
+from data_partitions.user_splits import SampleSplit
 from multi_exit.network import MultiExitNetwork
 
 
@@ -144,7 +146,7 @@ class Device:
 
     def _round(self) -> PersonalisationReport:
         self.network.load_exit_state(self._global_exits)
-        samples, split = self.samples.load(self.settings.client_id, self.settings.round_samples)
+        samples, split = self._round_samples()
         result = personalise_from_store(
             self.network,
             samples,
@@ -161,7 +163,7 @@ class Device:
             self.counters.rounds += 1
             self.counters.round_seconds += report.seconds_personalise
             self._memory.save_counters(self.counters)
-            self.events.note("round done", _summary(report))
+            self.events.note("round done", summary_of(report))
         return report
 
     def _give_up(self, reason: str) -> None:
@@ -197,11 +199,16 @@ class Device:
         everywhere = tuple(range(self.network.num_exits))
         policy = stored.policy if stored else ExitPolicy(threshold=1.0, exits=everywhere, num_exits=len(everywhere))
         if adopt and stored is not None:
-            samples, split = self.samples.load(self.settings.client_id, self.settings.round_samples)
+            samples, split = self._round_samples()
             validation = validate(self.network, samples, split, policy, stored.round)
             self.orchestrator.end_round(stored.round, policy.threshold, validation)
         self._database.set_fact("exits in use", list(policy.exits))
         self._make_engine(policy)
+
+    def _round_samples(self) -> tuple[UserSamples, SampleSplit]:
+        settings = self.settings
+        newest = settings.samples_after_drift if self.orchestrator.state.asked else settings.round_samples
+        return self.samples.load(settings.client_id, newest)
 
     def _make_engine(self, policy: ExitPolicy) -> None:
         threshold = self.orchestrator.state.threshold
@@ -237,12 +244,3 @@ class Device:
         counters.macs += costs[policy.num_exits if explored else leaves]
         counters.original_macs += self.network.costs.original_macs
         counters.latency_ms += latency_ms
-
-
-def _summary(report: PersonalisationReport) -> str:
-    return (
-        f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
-        f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
-        f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
-        f"{[row.exit for row in report.exits if row.stage == 'after' and row.kept][:-1]} in use"
-    )

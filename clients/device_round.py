@@ -11,6 +11,7 @@ from clients.exploration import Validation, agreement_at, explore_logits
 from clients.features import compute_features
 from clients.personalisation import Personalisation, personalise
 from clients.policy import ExitPolicy
+from clients.reports import PersonalisationReport
 from clients.settings import PersonalisationSettings
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import SampleSplit
@@ -95,4 +96,14 @@ def validate(
         agreement=agreement,
         early_share=early_share,
         losses=tuple(tuple(sample.losses[i] for sample in explored) for i in range(len(policy.exits))),
+    )
+
+
+def summary_of(report: PersonalisationReport) -> str:
+    """Return what a round reports, as a sentence for the event log."""
+    return (
+        f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
+        f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
+        f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
+        f"{[row.exit for row in report.exits if row.stage == 'after' and row.kept][:-1]} in use"
     )

@@ -39,12 +39,16 @@ class DeviceSettings:
     round_samples: int = 400
     """A round uses so many of the newest samples at most."""
 
+    samples_after_drift: int = 160
+    """The same of a round that drift or a collapse asked for: older samples are from before the shift."""
+
     seed: int = 0
     """Decides which frames are explored, and the order of the training samples."""
 
     def __post_init__(self) -> None:
-        if self.round_samples < 10:
-            raise ClientSettingsError(f"round_samples={self.round_samples} is out of range: expected at least 10.")
+        for name in ("round_samples", "samples_after_drift"):
+            if getattr(self, name) < 10:
+                raise ClientSettingsError(f"{name}={getattr(self, name)} is out of range: expected at least 10.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -50,7 +50,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(devices=1, people=2, samples=160, watched=1, repeats=2),
-    "quick": Scale(devices=4, people=3, samples=450, watched=6, repeats=10),
+    "quick": Scale(devices=3, people=6, samples=750, watched=4, repeats=15),
 }
 
 

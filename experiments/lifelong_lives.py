@@ -61,7 +61,7 @@ def orchestrator_settings(strategy: str, p_expl: float, rule: str) -> Orchestrat
     settings = OrchestratorSettings(
         p_expl=p_expl,
         drift=DriftSettings(rule=rule),
-        conditions=ConditionSettings(min_new_samples=150, min_new_when_asked=20),
+        conditions=ConditionSettings(min_new_samples=250, min_new_when_asked=20),
     )
     if strategy == "orchestrated":
         return settings
@@ -69,7 +69,7 @@ def orchestrator_settings(strategy: str, p_expl: float, rule: str) -> Orchestrat
 
 
 def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettings, seed: int) -> LifeRecord:
-    """Live through a stream, five samples a day between 8 and 22 h, with a look at the charger at 2 h.
+    """Live through a stream, ten samples a day between 8 and 22 h, with a look at the charger at 2 h.
 
     Args:
         network: the global model; its exits are the global ones again afterwards.

@@ -18,7 +18,7 @@ from data_partitions.synthetic_writers import SyntheticWriters
 from data_partitions.user_splits import choose_users
 
 EMPLOYEES, STUDENTS = "hsf_id=0", "hsf_id=4"
-SAMPLES_PER_DAY = 5
+SAMPLES_PER_DAY = 10
 LEAST_SAMPLES = 80
 """QMNIST's writers with fewer would make short halves."""
 

@@ -200,3 +200,19 @@ def test_own_weights_of_the_loss_are_used(toy_network, user, tmp_path):
     feed(life, frames_of(user, stop=50))
     assert seen == [1.0]
     life.stop()
+
+
+def test_a_round_that_drift_asked_for_leaves_samples_from_before_the_shift_alone(toy_network, user, tmp_path):
+    settings = replace(SETTINGS, round_samples=80, samples_after_drift=24)
+    life = start(toy_network, tmp_path, settings)
+    life.set_state(plugged_in=False)
+    feed(life, frames_of(user))
+    life.device.orchestrator._set(asked="the loss of exit 0 has risen")
+    life.set_state(plugged_in=True)
+    report = life.device.personalise_if_due()
+    assert (report.num_train, report.num_calibration) == (18, 6)
+    feed(life, frames_of(user)[:1])
+    life.device.orchestrator._set(seq_at_round=0)
+    report = life.device.personalise_if_due()
+    assert (report.num_train, report.num_calibration) == (60, 20)
+    life.stop()

@@ -45,7 +45,7 @@ def test_rounds_happen_by_night(network, stream):
     record = live(network, stream, orchestrator_settings("orchestrated", 0.2, "plain"), seed=0)
     done = [event for event in record.events if event.kind == "round done"]
     assert all(event.time.endswith("T02:00:00Z") for event in done)
-    assert all(place % 5 == 0 for place in record.rounds)
+    assert all(place % 10 == 0 for place in record.rounds)
 
 
 def watched(before: float, after: float) -> Watched:
@@ -77,7 +77,7 @@ def test_a_large_shift_is_noticed_soon_and_no_shift_hardly_ever(monkeypatch):
 def test_the_built_in_writers_change_hand_in_the_middle():
     (one, two) = synthetic_streams([], count=2, samples=30, seed=0)
     assert one.name != two.name
-    assert (len(one.labels), one.shift, one.days) == (60, 30, 12)
+    assert (len(one.labels), one.shift, one.days) == (60, 30, 6)
 
 
 def test_qmnist_goes_from_employees_to_students_whom_the_model_has_not_seen():
