@@ -19,7 +19,7 @@ Images = NDArray[np.uint8] | NDArray[np.float32]
 Array = TypeVar("Array")
 """What a subclass computes with: features [B, ...] and logits [B, K]."""
 
-_UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,16 +100,18 @@ def first_exit_always_answers(policy: ExitPolicy, num_classes: int) -> bool:
 
 
 def to_unit_range(images: Images, input_shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Return images as float32 in [0, 1], rounded as `data_partitions.samples.to_float` rounds.
+    """Return images as float32 in [0, 1], contiguous and writeable, rounded as `data_partitions.samples.to_float` does.
 
     Raises:
         ImageError: they have another shape or type than the network takes.
     """
     if isinstance(images, np.ndarray) and images.shape[1:] == input_shape:
-        if images.dtype == _UINT8:
+        if images.dtype == _FLOAT32 and images.flags.carray:
+            return images  # type: ignore[return-value]
+        if images.dtype == np.uint8:
             return images.astype(_FLOAT32, order="C") / np.float32(255)
         if images.dtype.kind == "f":
-            return np.ascontiguousarray(images, _FLOAT32)
+            return np.array(images, dtype=_FLOAT32, order="C")
     kind = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
     raise ImageError(
         f"the images are {kind}, expected a NumPy array of uint8 or float [B, {', '.join(map(str, input_shape))}]: "

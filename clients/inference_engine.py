@@ -35,12 +35,11 @@ class InferenceEngine(StagedEngine[Tensor]):
         self._stages = [merge(network, span) for span in merged_stages(policy)[:loaded]]
         self._heads = [network.heads[exit] for exit in policy.exits[:loaded]]
 
-    @torch.inference_mode()
     def infer(self, images: Images) -> Answers:
         """Return the policy's answers; see `StagedEngine.infer`."""
-        return super().infer(images)
+        with torch.inference_mode():
+            return super().infer(images)
 
-    @torch.inference_mode()
     def explore(self, images: Images) -> Exploration:
         """Return what all exits in use and the last exit answer; see `StagedEngine.explore`.
 
@@ -49,21 +48,22 @@ class InferenceEngine(StagedEngine[Tensor]):
         """
         if len(self._stages) < len(self.steps):
             raise ClientSettingsError("this engine was made without its last stages: make it with explores=True.")
-        return super().explore(images)
+        with torch.inference_mode():
+            return super().explore(images)
 
     def _start(self, images: NDArray[np.float32]) -> Tensor:
-        # torch warns of arrays that it could write to and must not
-        return torch.from_numpy(images if images.flags.writeable else images.copy())
+        return torch.from_numpy(images)
 
     def _advance(self, step: int, features: Tensor) -> tuple[Tensor, Tensor]:
-        features = self._stages[step](features)
+        # past the wrapper that torch.fx puts around its own modules' calls, which does nothing but reword errors
+        features = nn.Module.__call__(self._stages[step], features)
         return features, self._heads[step](features) if step < len(self._heads) else features
 
     def _keep(self, features: Tensor, rows: NDArray[np.int64]) -> Tensor:
         return features[torch.from_numpy(rows)]
 
     def _labels(self, logits: Tensor) -> NDArray[np.int64]:
-        labels: NDArray[np.int64] = logits.argmax(dim=1).numpy()
+        labels: NDArray[np.int64] = logits.numpy().argmax(axis=1)
         return labels
 
     def _confidences(self, logits: Tensor) -> NDArray[np.float64]:
