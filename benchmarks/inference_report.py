@@ -113,6 +113,7 @@ def _draw_latency(table: pd.DataFrame, correlation: float, path: Path) -> None:
     for row in table.to_dict("records"):
         name = _exit_name(row["exit"], len(table))
         axes.annotate(name, (row["mmac"], row["latency_ms"]), (5, -9), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="MMAC, backbone and own head", ylabel="median latency, ms", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="MMAC, backbone and own head", ylabel="median latency, ms")
+    axes.set(xlim=(0, 1.12 * ends[1]), ylim=(0, None))
     axes.set_title(f"Latency against MACs per exit, batch 1, r = {correlation:.3f}", fontsize=10)
     figure.savefig(path, dpi=150)
