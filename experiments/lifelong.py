@@ -115,7 +115,8 @@ def _print_lives(
 ) -> None:
     """Print accuracy and cost before the shift, in the 100 samples after it, and in the last 150."""
     console.print(
-        "| strategy | accuracy before | just after | at the end | cost before | just after | at the end | rounds |"
+        "| strategy | accuracy before | just after | at the end | cost before | just after | at the end | rounds |",
+        soft_wrap=True,
     )
     console.print("|---|---|---|---|---|---|---|---|")
     for strategy, records in lives.items():

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ COLOURS = {"never personalised": BEFORE, "personalised once": FRONT, "orchestrat
 WINDOW = 60
 """Samples over which the curves are averaged, on each device, looking back."""
 
+NOTICED = ("drift", "exit rates collapsed")
 INFERENCE, WAITING, ROUND = "#e8eef4", "#e69f00", "#cc79a7"
 
 Lives = Mapping[str, Sequence[LifeRecord]]
@@ -63,10 +65,11 @@ def draw_lives(lives: Lives, originals: Sequence[NDArray[np.bool_]], title: str)
         axes[1, 0].legend(loc="lower left", fontsize=8, frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9)
         patches = (
             Patch(color=INFERENCE, label="inference, a share of it explored"),
-            Patch(color=WAITING, label="shift noticed: threshold raised, waiting for the charger"),
+            Line2D([], [], marker="v", color=WAITING, linestyle="", label="shift noticed (rightly or not)"),
+            Patch(color=WAITING, label="waiting for the charger"),
             Patch(color=ROUND, label="personalisation by night"),
         )
-        figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=8.5)
+        figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=8.5)
         figure.suptitle(title, fontsize=11)
         return figure
 
@@ -75,14 +78,17 @@ def _bands(axis: Axes, records: Sequence[LifeRecord]) -> None:
     """Draw a band for each device: what it does on each day."""
     for row, record in enumerate(records):
         days = np.arange(len(record.asked)) / SAMPLES_PER_DAY
-        axis.broken_barh([(0, float(days[-1]))], (row - 0.4, 0.8), color=INFERENCE)
+        axis.broken_barh([(0, float(days[-1]))], (row - 0.35, 0.7), color=INFERENCE)
         for begin, end in _stretches(record.asked):
             axis.broken_barh(
-                [(begin / SAMPLES_PER_DAY, (end - begin) / SAMPLES_PER_DAY)], (row - 0.4, 0.8), color=WAITING
+                [(begin / SAMPLES_PER_DAY, (end - begin) / SAMPLES_PER_DAY)], (row - 0.35, 0.7), color=WAITING
             )
         for place in record.rounds:
-            axis.broken_barh([(place / SAMPLES_PER_DAY - 0.9, 1.8)], (row - 0.4, 0.8), color=ROUND)
-    axis.set_ylim(len(records) - 0.5, -0.5)
+            axis.broken_barh([(place / SAMPLES_PER_DAY - 0.9, 1.8)], (row - 0.35, 0.7), color=ROUND)
+        # a night is too short a wait to be seen as a band
+        noticed = [event.details["frame"] / SAMPLES_PER_DAY for event in record.events if event.kind in NOTICED]
+        axis.plot(noticed, [row - 0.45] * len(noticed), "v", color=WAITING, markersize=5, clip_on=False)
+    axis.set_ylim(len(records) - 0.5, -0.75)
     axis.set_yticks([])
     axis.grid(visible=False)
 
