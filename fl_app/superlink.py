@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any, Self
 import psutil
 
 from fl_app.errors import RunFailedError
+from fl_app.programs import program
 
 STARTUP_SECONDS = 60.0
 LEAVING_SECONDS = 20.0
@@ -76,7 +76,7 @@ class SuperLink:
         address = ["--host", "127.0.0.1", "--port", str(self._port)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [_program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", *address],
+                [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", *address],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -176,7 +176,7 @@ class SuperLink:
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [_program("flwr"), *arguments],
+            [program("flwr"), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -206,14 +206,6 @@ def _environment(home: Path, ray: Path) -> Mapping[str, str]:
         # it may lead to a backbone of one's own, and these processes work in another folder
         own["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in own["PYTHONPATH"].split(os.pathsep) if p)
     return own
-
-
-def _program(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise RunFailedError(f'{name} is not installed; install it with pip install "persephonee[simulation]".')
-    return found
 
 
 def _free_port() -> int:

@@ -148,27 +148,38 @@ def keep_resolution(model: nn.Module) -> None:
         first.stride = (1, 1)
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], name: str) -> list[str]:
-    """Load trained weights by their names; the classifier may have another number of classes.
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], name: str) -> None:
+    """Load trained weights by their names, in place.
 
-    Returns:
-        Names of the parameters that were left as they are, because `state` lacks them or has another shape.
+    A first convolution that was trained on colours serves grey images with the sum over its channels: it answers as to
+    an image whose three channels are the same.
 
     Raises:
-        BackboneError: fewer than half of the parameters fit.
+        BackboneError: a parameter has no weights, as of another architecture or of another number of classes.
     """
     own = model.state_dict()
+    state = dict(state)
+    path, first = next(_convolutions(model), ("", None))
+    stem = f"{path}.weight"
+    if first is not None and stem in state and first.weight.shape == state[stem].sum(1, keepdim=True).shape:
+        state[stem] = state[stem].sum(1, keepdim=True)
     fitting = {k: v.to(own[k].dtype) for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing = [k for k in own if k not in fitting]
+    # a counter that no inference reads; files from before PyTorch 0.4.1 lack it
+    missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked")]
     if len(missing) > len(own) / 2:
         raise BackboneError(
             f"the weights do not fit {name}: {len(fitting)} of {len(own)} tensors have its names and shapes; "
             "use weights of the same architecture."
         )
+    if missing:
+        shapes = [tuple(state[k].shape) if k in state else "nothing" for k in missing[:1]]
+        raise BackboneError(
+            f"the weights do not fit {name}: {missing[0]} has the shape {tuple(own[missing[0]].shape)} here and "
+            f"{shapes[0]} in the file; use weights for this number of classes and channels, or train from scratch."
+        )
     # into the model's own dictionary, whose version numbers torchvision's MNASNet insists on
     own.update(fitting)
     model.load_state_dict(own)
-    return missing
 
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:

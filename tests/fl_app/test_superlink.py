@@ -32,7 +32,7 @@ def test_scratch_paths_are_short_enough_for_the_sockets_of_ray(tmp_path, monkeyp
 
 
 def test_a_superlink_that_does_not_start_is_an_error_that_names_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(superlink, "_program", lambda name: "false")
+    monkeypatch.setattr(superlink, "program", lambda name: "false")
     with (
         pytest.raises(RunFailedError, match=r"did not start; its log is .*log\.txt"),
         superlink.scratch_folder() as folder,
@@ -45,7 +45,7 @@ def test_everything_that_works_in_its_folder_ends_with_it(tmp_path, monkeypatch)
     program = tmp_path / "stubborn"
     program.write_text("#!/bin/sh\ntrap '' TERM\n(trap '' TERM; sleep 300) &\nsleep 300\n")
     program.chmod(0o755)
-    monkeypatch.setattr(superlink, "_program", lambda name: str(program))
+    monkeypatch.setattr(superlink, "program", lambda name: str(program))
     monkeypatch.setattr(superlink.SuperLink, "_wait_until_healthy", lambda self: None)
     monkeypatch.setattr(superlink, "ENDING_SECONDS", 0.5)
     with superlink.scratch_folder() as folder:

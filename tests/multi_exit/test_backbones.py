@@ -135,10 +135,23 @@ def test_a_vgg_which_has_no_such_stem_loses_one_pooling_only():
     assert map_sides(model, 28) == [28, 27, 13, 6]
 
 
-def test_weights_load_by_name_and_a_classifier_of_other_classes_stays(tiny_cnn):
-    trained, model = tiny_cnn(10, 1), tiny_cnn(7, 1)
-    assert load_weights(model, trained.state_dict(), "tiny") == ["classifier.weight", "classifier.bias"]
-    assert torch.equal(model.first.weight, trained.first.weight)
+def test_weights_load_by_name(tiny_cnn):
+    trained, model = tiny_cnn(7, 1), tiny_cnn(7, 1)
+    load_weights(model, trained.state_dict(), "tiny")
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_of_another_number_of_classes_are_refused_in_one_sentence(tiny_cnn, one_sentence):
+    with pytest.raises(BackboneError) as caught:
+        load_weights(tiny_cnn(7, 1), tiny_cnn(10, 1).state_dict(), "tiny")
+    assert "classifier.weight has the shape (7," in one_sentence(caught)
+
+
+def test_weights_for_colours_answer_on_grey_as_on_three_equal_channels(tiny_cnn):
+    trained, model = tiny_cnn(7, 3).eval(), tiny_cnn(7, 1).eval()
+    load_weights(model, trained.state_dict(), "tiny")
+    grey = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(model(grey), trained(grey.expand(-1, 3, -1, -1)))
 
 
 def test_weights_of_another_architecture_are_refused_in_one_sentence(tiny_cnn, one_sentence):
