@@ -188,10 +188,20 @@ def schedule_settings(
             help="Accuracy that may be lost against the last exit, in [0, 1].", rich_help_panel=PERSONALISATION
         ),
     ] = 0.01,
+    cost: Annotated[
+        str,
+        typer.Option(
+            help="What the threshold saves: macs, or latency, measured on this device.", rich_help_panel=PERSONALISATION
+        ),
+    ] = "macs",
 ) -> "PersonalisationSettings":
     """Make the settings of a personalisation round; its weights follow from the loss."""
     from clients.settings import PersonalisationSettings
 
     return PersonalisationSettings(
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, drop_tolerance=drop_tolerance
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        drop_tolerance=drop_tolerance,
+        cost=cost,
     )

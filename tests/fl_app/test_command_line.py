@@ -279,6 +279,7 @@ def test_report_draws_the_page_again_from_the_tables(run):
         ("simulate --rounds 0", "num-server-rounds=0"),
         ("simulate --drop-tolerance 1.5", "drop_tolerance=1.5"),
         ("simulate --drop-tolerance nan", "drop_tolerance=nan"),
+        ("simulate --cost joules", "cost=joules"),
         ("simulate --test-fraction -0.1", "test_fraction=-0.1"),
         ("simulate --labels most", "labels='most'"),
         ("simulate --labels 1.5", "labels='1.5'"),
