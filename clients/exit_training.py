@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from clients.errors import NonFiniteLossError
 from clients.features import FeatureCache
+from clients.proximal import add_proximal_gradient
 from clients.settings import PersonalisationSettings
 from multi_exit.losses import personalisation_loss
 
@@ -16,6 +17,7 @@ def train_exits(
     samples: Tensor,
     settings: PersonalisationSettings,
     generator: torch.Generator,
+    anchor: nn.ModuleList | None = None,
 ) -> None:
     """Train the heads in place by SGD on the sum of their losses; they share nothing, so each learns alone.
 
@@ -26,11 +28,13 @@ def train_exits(
         samples: indices of the training samples, shape [n], at least 2.
         settings: the schedule and the weights of Eq. (1).
         generator: of the order of the samples.
+        anchor: M global heads that settings.proximal_mu pulls towards; None pulls towards the heads as they come.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite; the heads are then useless.
     """
     optimiser = torch.optim.SGD(heads.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
+    origin = [p.detach().clone() for p in (anchor or heads).parameters()] if settings.proximal_mu else []
     heads.train()
     for epoch in range(settings.epochs):
         order = samples[torch.randperm(len(samples), generator=generator)]
@@ -44,6 +48,8 @@ def train_exits(
             _require_finite(loss, epoch, settings)
             optimiser.zero_grad()
             loss.backward()
+            if settings.proximal_mu:
+                add_proximal_gradient(heads, origin, settings.proximal_mu)
             optimiser.step()
     # the last step's damage would show in no loss any more
     _require_finite(torch.stack([p.detach().sum() for p in heads.parameters()]).sum(), settings.epochs - 1, settings)

@@ -90,7 +90,8 @@ def personalise(
 
     # 2 exit training, and the guard: an exit that got worse on the calibration set keeps its previous weights
     heads = copy.deepcopy(previous).requires_grad_(True)
-    train_exits(heads, features, labels, split.train, settings, _generator(seed, samples.client_id, round_number))
+    generator = _generator(seed, samples.client_id, round_number)
+    train_exits(heads, features, labels, split.train, settings, generator, anchor=global_heads)
     reference = _reference(labels, features.last_logits, split.calibration)
     rolled_back = _roll_back(
         heads,

@@ -63,7 +63,11 @@ class PersonalisationSettings:
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
     runs measure alike."""
 
+    proximal_mu: float = 0.0
+    """mu of FedProx, 0 or more: pulls the exits towards the global ones by mu/2 ||w - w_global||^2; 0 does not."""
+
     def __post_init__(self) -> None:
+        self._require("proximal_mu", 0 <= self.proximal_mu < math.inf, "a finite number >= 0")
         self._require("cost", self.cost in COSTS, " or ".join(COSTS))
         self._require("epochs", self.epochs >= 1, "at least 1")
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number > 0")
