@@ -1,9 +1,11 @@
 """A device's durable store: personal exits, the policy in force, and what the next round starts from.
 
 `state.json` is replaced last and names the file of the exits, so a kill at any moment leaves the exits and the policy
-of one round, never a mixture.
+of one round, never a mixture. A federated round keeps what it started from beside its result: a server that was killed
+asks for the same round again, and its clients must start it from the same exits.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from clients.policy import ExitPolicy
 from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
 
 FORMAT = 1
+STATE_NAME = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class StoredExits:
         backbone_fingerprint: of the backbone that they belong to.
         policy: in force.
         exits: tensors named as `MultiExitNetwork.exit_state` names them.
+        run: the federated run that the round belonged to; empty for a round of the device's own.
     """
 
     client_id: str
@@ -37,6 +41,7 @@ class StoredExits:
     backbone_fingerprint: str
     policy: ExitPolicy
     exits: dict[str, Tensor]
+    run: str = ""
 
 
 class ExitStore:
@@ -49,20 +54,22 @@ class ExitStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, backbone_fingerprint: str, client_id: str | None) -> StoredExits | None:
+    def load(
+        self, backbone_fingerprint: str, client_id: str | None, repeating: tuple[str, int] | None = None
+    ) -> StoredExits | None:
         """Return what the last round saved, or None before the first one.
 
         Args:
             backbone_fingerprint: of the model in use.
             client_id: the user in question; None for whoever's exits these are.
+            repeating: a run and a round that is about to start: what this round saved when it ran before is left out.
 
         Raises:
             StoreError: the store is damaged, another user's, or belongs to another model.
         """
-        path = self.folder / "state.json"
-        if not path.exists():
+        stored = self._read(repeating)
+        if stored is None:
             return None
-        stored = self._read(path)
         if stored.backbone_fingerprint != backbone_fingerprint:
             raise StoreError(
                 f"the exits in {self.folder} belong to another model ({stored.backbone_fingerprint[:12]}, expected "
@@ -80,29 +87,50 @@ class ExitStore:
         Raises:
             OSError: the disk is full or not writable; the previous round stays in force.
         """
-        name = f"exits-{stored.round:06d}.safetensors"
-        write_bytes_atomically(self.folder / name, safetensors.torch.save(stored.exits))
+        tensors = safetensors.torch.save(stored.exits)
+        # the digest: another run's round of the same number must not overwrite what state.json still names
+        name = f"exits-{stored.round:06d}-{hashlib.sha256(tensors).hexdigest()[:8]}.safetensors"
+        before = next(iter(self._entries((stored.run, stored.round))), None) if stored.run else None
+        write_bytes_atomically(self.folder / name, tensors)
         state = {
             "format": FORMAT,
             "client_id": stored.client_id,
+            "run": stored.run,
             "round": stored.round,
             "backbone_fingerprint": stored.backbone_fingerprint,
             "policy": asdict(stored.policy),
             "exits": name,
         }
-        write_json_atomically(self.folder / "state.json", state)
+        write_json_atomically(self.folder / STATE_NAME, {**state, "before": before})
+        kept = {name, before["exits"] if before else name}
         for stale in self.folder.glob("exits-*.safetensors"):
-            if stale.name != name:
+            if stale.name not in kept:
                 stale.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> StoredExits:
+    def _entries(self, repeating: tuple[str, int] | None) -> list[dict[str, Any]]:
+        """Return what state.json says of the stored rounds, the newest first, without the round that is repeated."""
+        path = self.folder / STATE_NAME
+        if not path.exists():
+            return []
+        state = json.loads(path.read_text())
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']}, expected {FORMAT}")
+        before = state.pop("before", None)
+        found = [state, before] if before else [state]
+        if repeating is None:
+            return found
+        run, number = repeating
+        return [entry for entry in found if entry.get("run", "") != run or entry["round"] < number]
+
+    def _read(self, repeating: tuple[str, int] | None) -> StoredExits | None:
         try:
-            state: dict[str, Any] = json.loads(path.read_text())
-            if state["format"] != FORMAT:
-                raise ValueError(f"format {state['format']}, expected {FORMAT}")
+            state = next(iter(self._entries(repeating)), None)
+            if state is None:
+                return None
             policy = state["policy"]
             return StoredExits(
                 client_id=state["client_id"],
+                run=state.get("run", ""),
                 round=state["round"],
                 backbone_fingerprint=state["backbone_fingerprint"],
                 policy=ExitPolicy(**{**policy, "exits": tuple(policy["exits"])}),

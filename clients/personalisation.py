@@ -36,11 +36,15 @@ class Personalisation:
         policy: the threshold and the exits in use from now on.
         exits: the personal exits' tensors; `network.load_exit_state` takes them.
         profile: measured on this device, where the settings ask for latencies.
+        trained: all exits as training left them, before the guard; what a federated round may share.
+        worse: the exits that training made worse on the calibration samples than those that it started from.
     """
 
     report: PersonalisationReport
     policy: ExitPolicy
     exits: dict[str, Tensor]
+    trained: dict[str, Tensor]
+    worse: tuple[int, ...]
     profile: Profile | None = None
 
 
@@ -54,6 +58,8 @@ def personalise(
     round_number: int = 1,
     seed: int = 0,
     features: FeatureCache | None = None,
+    global_exits: dict[str, Tensor] | None = None,
+    run: str = "",
 ) -> Personalisation:
     """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
 
@@ -66,6 +72,9 @@ def personalise(
         round_number: from 1.
         seed: with client id and round it determines the result.
         features: of these samples and this network, where they have been computed already; None computes them.
+        global_exits: what a federation merged. The round then starts from them, and the guard still compares with the
+            user's own; None takes the network's for comparison and starts from the user's own.
+        run: of a federation; a round of the same run and number starts from what it started from before.
 
     Returns:
         The report, the policy and the personal exits. They are in the store, if one was given.
@@ -81,25 +90,28 @@ def personalise(
     labels = torch.where(split.labelled, samples.labels, UNLABELLED)
     _require_labels(labels[split.train], settings, samples.client_id)
 
-    global_heads = network.heads
-    previous = _previous_heads(network, store, samples.client_id)
+    global_heads = network.heads if global_exits is None else _heads_with(network, global_exits)
+    stored = None
+    if store is not None:
+        stored = store.load(network.backbone_fingerprint, samples.client_id, (run, round_number) if run else None)
+    own = global_heads if stored is None else _heads_with(network, stored.exits)
+    start = own if global_exits is None else global_heads
 
     # 1 features: one pass through the frozen backbone serves training, calibration and test
     if features is None:
         features = compute_features(network, samples.images)
 
     # 2 exit training, and the guard: an exit that got worse on the calibration set keeps its previous weights
-    heads = copy.deepcopy(previous).requires_grad_(True)
+    heads = copy.deepcopy(start).requires_grad_(True)
     generator = _generator(seed, samples.client_id, round_number)
     train_exits(heads, features, labels, split.train, settings, generator, anchor=global_heads)
     reference = _reference(labels, features.last_logits, split.calibration)
-    rolled_back = _roll_back(
-        heads,
-        previous,
-        run_exits(heads, features, split.calibration),
-        run_exits(previous, features, split.calibration),
-        reference,
-    )
+    trained = _state(heads)
+    outputs_trained, outputs_own = (run_exits(of, features, split.calibration) for of in (heads, own))
+    rolled_back = _worse(outputs_trained, outputs_own, reference)
+    outputs_start = outputs_own if start is own else run_exits(start, features, split.calibration)
+    for i in rolled_back:
+        heads[i].load_state_dict(own[i].state_dict())
 
     # 3 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere
     profile = None
@@ -121,13 +133,14 @@ def personalise(
     outputs_after = run_exits(heads, features, split.test)
     before = apply_policy(outputs_before, policy_before, truth, network.costs)
     after = apply_policy(outputs_after, policy, truth, network.costs)
-    exits = {f"heads.{name}": tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+    exits = _state(heads)
     if store is not None:
         if profile is not None:
             save_profile(store.folder, profile, round_number)
         store.save(
             StoredExits(
                 client_id=samples.client_id,
+                run=run,
                 round=round_number,
                 backbone_fingerprint=network.backbone_fingerprint,
                 policy=policy,
@@ -156,7 +169,8 @@ def personalise(
             *exit_metrics(outputs_after, policy, truth, network.costs, "after"),
         ),
     )
-    return Personalisation(report=report, policy=policy, exits=exits, profile=profile)
+    worse = _worse(outputs_trained, outputs_start, reference)
+    return Personalisation(report=report, policy=policy, exits=exits, trained=trained, worse=worse, profile=profile)
 
 
 def _require_labels(labels: Tensor, settings: PersonalisationSettings, client_id: str) -> None:
@@ -168,18 +182,18 @@ def _require_labels(labels: Tensor, settings: PersonalisationSettings, client_id
         )
 
 
-def _previous_heads(network: MultiExitNetwork, store: ExitStore | None, client_id: str) -> nn.ModuleList:
-    """Return the heads that the round starts from: those of the last round, else the global ones."""
-    stored = store.load(network.backbone_fingerprint, client_id) if store is not None else None
+def _heads_with(network: MultiExitNetwork, exits: dict[str, Tensor]) -> nn.ModuleList:
+    """Return a copy of the network's heads with these weights in it."""
     heads = copy.deepcopy(network.heads)
-    if stored is not None:
-        try:
-            heads.load_state_dict({name.removeprefix("heads."): t for name, t in stored.exits.items()})
-        except RuntimeError:
-            raise StoreError(
-                f"the stored exits of user {client_id!r} do not fit the model: use the model that they belong to."
-            ) from None
+    try:
+        heads.load_state_dict({name.removeprefix("heads."): t for name, t in exits.items()})
+    except RuntimeError:
+        raise StoreError("exits do not fit the model: use the model that they belong to.") from None
     return heads
+
+
+def _state(heads: nn.ModuleList) -> dict[str, Tensor]:
+    return {f"heads.{name}": tensor.detach().clone() for name, tensor in heads.state_dict().items()}
 
 
 def _generator(seed: int, client_id: str, round_number: int) -> torch.Generator:
@@ -193,19 +207,11 @@ def _reference(labels: Tensor, last_logits: Tensor, samples: Tensor) -> Tensor:
     return torch.where(given == UNLABELLED, last_logits[samples].argmax(dim=1), given)
 
 
-def _roll_back(
-    heads: nn.ModuleList, previous: nn.ModuleList, after: ExitOutputs, before: ExitOutputs, reference: Tensor
-) -> tuple[int, ...]:
-    """Give the exits that got worse their previous weights, in place, and return their numbers.
-
-    Worse is a lower accuracy on the calibration set, or the same with a higher loss.
-    """
+def _worse(after: ExitOutputs, before: ExitOutputs, reference: Tensor) -> tuple[int, ...]:
+    """Return the early exits with a lower accuracy on the calibration set, or the same with a higher loss."""
     scores_before = list(zip(before.accuracies(reference), -before.losses(reference), strict=True))
     scores_after = list(zip(after.accuracies(reference), -after.losses(reference), strict=True))
-    worse = tuple(i for i in range(len(heads)) if scores_after[i] < scores_before[i])
-    for i in worse:
-        heads[i].load_state_dict(previous[i].state_dict())
-    return worse
+    return tuple(i for i in range(len(scores_after) - 1) if scores_after[i] < scores_before[i])
 
 
 def _labelled_share(labels: Tensor, split: SampleSplit) -> str:

@@ -6,13 +6,14 @@ from clients.exit_store import ExitStore, StoredExits
 from clients.policy import ExitPolicy
 
 
-def stored(round_number: int = 1, fingerprint: str = "a" * 64) -> StoredExits:
+def stored(round_number: int = 1, fingerprint: str = "a" * 64, run: str = "", fill: float | None = None) -> StoredExits:
     return StoredExits(
         client_id="f0001_01",
         round=round_number,
         backbone_fingerprint=fingerprint,
         policy=ExitPolicy(threshold=0.35, exits=(0, 2), num_exits=3),
-        exits={"heads.0.weight": torch.full((2, 3), float(round_number))},
+        exits={"heads.0.weight": torch.full((2, 3), float(round_number if fill is None else fill))},
+        run=run,
     )
 
 
@@ -52,12 +53,44 @@ def test_a_store_of_another_model_or_user_is_refused(tmp_path):
         store.load("a" * 64, "f0002_02")
 
 
-@pytest.mark.parametrize("damaged", ["state.json", "exits-000001.safetensors"])
+@pytest.mark.parametrize("damaged", ["state.json", "exits-*.safetensors"])
 def test_a_damaged_store_is_named_and_not_overwritten(tmp_path, damaged):
     store = ExitStore(tmp_path)
     store.save(stored())
-    path = tmp_path / damaged
+    (path,) = tmp_path.glob(damaged)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(StoreError, match="damaged"):
         store.load("a" * 64, "f0001_01")
     assert path.stat().st_size == 20
+
+
+def start_of(store, run, round_number):
+    loaded = store.load("a" * 64, "f0001_01", repeating=(run, round_number))
+    return None if loaded is None else float(loaded.exits["heads.0.weight"][0, 0])
+
+
+def test_a_repeated_round_starts_from_what_it_started_from_before(tmp_path):
+    store = ExitStore(tmp_path)
+    assert start_of(store, "A", 1) is None
+    store.save(stored(1, run="A"))
+    assert start_of(store, "A", 1) is None
+    assert start_of(store, "A", 2) == 1
+    store.save(stored(2, run="A"))
+    assert start_of(store, "A", 2) == 1
+    store.save(stored(2, run="A"))
+    assert start_of(store, "A", 2) == 1
+    store.save(stored(3, run="A"))
+    assert (start_of(store, "A", 3), start_of(store, "A", 4)) == (2, 3)
+    assert len(list(tmp_path.glob("exits-*"))) == 2
+
+
+def test_another_run_goes_on_from_the_exits_of_the_run_before(tmp_path):
+    store = ExitStore(tmp_path)
+    store.save(stored(1, run="A", fill=7))
+    assert start_of(store, "B", 1) == 7
+    store.save(stored(1, run="B", fill=8))
+    assert (start_of(store, "B", 1), start_of(store, "B", 2)) == (7, 8)
+    # a round of the device's own is never repeated: nothing is kept for it
+    store.save(stored(2, fill=9))
+    assert start_of(store, "B", 1) == 9
+    assert len(list(tmp_path.glob("exits-*"))) == 1

@@ -128,3 +128,29 @@ def test_mean_macs_are_what_the_exits_and_the_heads_in_use_cost(toy_network, use
     assert result.report.mean_macs == pytest.approx(sum(r.exit_rate * costs[r.exit] for r in rows if r.exit in costs))
     assert all(r.exit_rate == 0 for r in rows if r.exit not in costs)
     assert result.report.original_macs == toy_network.costs.original_macs
+
+
+def test_a_federated_round_starts_from_the_merged_exits_and_the_guard_from_the_users_own(
+    toy_network, user, split, tmp_path
+):
+    store = ExitStore(tmp_path)
+    first = personalise(toy_network, user, split, SETTINGS, store=store)
+    # merged exits that know nothing, and a step too small to learn anything from them
+    merged = {k: v * 0 if v.is_floating_point() else v for k, v in toy_network.exit_state().items()}
+    standing = dataclasses.replace(SETTINGS, learning_rate=1e-12, epochs=1)
+    second = personalise(toy_network, user, split, standing, store=store, round_number=2, global_exits=merged, run="A")
+    weights = [k for k in first.exits if k.endswith("classifier.weight")]
+    assert all(torch.allclose(second.trained[k], merged[k], atol=1e-6) for k in weights)
+    assert second.report.rolled_back_exits == (0, 1)
+    assert all(torch.equal(second.exits[k], first.exits[k]) for k in first.exits)
+    before = [e.accuracy for e in second.report.exits if e.stage == "before"]
+    assert max(before[:2]) < min(e.accuracy for e in first.report.exits if e.stage == "before")
+
+
+def test_what_training_made_worse_than_the_merged_exits_is_named(toy_network, user, split):
+    ruinous = dataclasses.replace(SETTINGS, learning_rate=30.0, epochs=1)
+    start = toy_network.exit_state()
+    result = personalise(toy_network, user, split, ruinous, global_exits=start)
+    assert result.worse == (0, 1)
+    assert all(torch.equal(result.exits[k], start[k]) for k in start)
+    assert not all(torch.equal(result.trained[k], start[k]) for k in start)
