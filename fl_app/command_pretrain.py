@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fl_app.command_groups import takes
+from fl_app.command_meta import OF_META, Start, meta_learn_and_show, meta_settings, refuse_given
 from fl_app.command_options import DEFAULT_SOURCES, NETWORK, TRAINING, Seed, Sources, data_settings, source_names
+from server.meta_settings import MetaSettings
 from server.pretraining_settings import PretrainSettings
 
 if TYPE_CHECKING:
@@ -20,7 +22,18 @@ Backbone = Annotated[
     str,
     typer.Option(help="A torchvision CNN, timm/NAME, or package.module:function.", rich_help_panel=NETWORK),
 ]
+OwnBackbone = Annotated[
+    str | None,
+    typer.Option(
+        help="A torchvision CNN, timm/NAME, or package.module:function; needed but with --from.",
+        rich_help_panel=NETWORK,
+    ),
+]
 NumExits = Annotated[int, typer.Option(help="Early exits besides the original classifier.", rich_help_panel=NETWORK)]
+OwnNumExits = Annotated[
+    int | None,
+    typer.Option(help="Early exits besides the original classifier; needed but with --from.", rich_help_panel=NETWORK),
+]
 Head = Annotated[str, typer.Option(help="msdnet, or the much cheaper pooled.", rich_help_panel=NETWORK)]
 Weights = Annotated[
     Path | None,
@@ -68,14 +81,15 @@ def training_settings(
     )
 
 
-@takes(training=training_settings, data=data_settings)
+@takes(training=training_settings, meta=meta_settings, data=data_settings)
 def pretrain(
     *,
-    backbone: Backbone,
-    num_exits: NumExits,
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     training: PretrainSettings,
+    meta: MetaSettings | None,
     data: "DataSettings",
+    backbone: OwnBackbone = None,
+    num_exits: OwnNumExits = None,
     head: Head = "msdnet",
     weights: Weights = None,
     mean: Annotated[
@@ -101,11 +115,22 @@ def pretrain(
     sources: Sources = DEFAULT_SOURCES,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch that was finished.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.")] = False,
+    start: Start = None,
 ) -> None:
-    """Derive the multi-exit network of a CNN and train the global model on many users' data."""
+    """Derive the multi-exit network of a CNN and train the global model on many users' data.
+
+    With --from MODEL --meta METHOD: meta-learn the exits of a trained model instead.
+    """
     from multi_exit.backbones import source_of
     from server.global_model import GlobalModelSettings, UserShares
 
+    if start is not None:
+        meta_learn_and_show(start, meta, data, out, max_users=max_writers, sources=sources, overwrite=overwrite)
+        return
+    refuse_given(OF_META, "without --from MODEL")
+    if backbone is None or num_exits is None:
+        option = "--num-exits" if backbone is not None else "--backbone"
+        raise typer.BadParameter(f"{option} is missing; name it, or a trained model with --from.")
     settings = GlobalModelSettings(
         backbone=backbone,
         num_exits=num_exits,

@@ -72,7 +72,9 @@ def pretrain(
         OSError: the checkpoint cannot be written.
     """
     progress = progress or PretrainProgress()
-    _check_fit(network, partitions, train_ids, validation_ids, settings)
+    check_fit(network, partitions, train_ids, validation_ids)
+    if settings.mode == "exits" and network.num_exits == 0:
+        raise PretrainingError("The network has no early exit to train; give it one, or train jointly.")
     train = gather_samples(partitions, train_ids, settings.max_samples, settings.seed, progress.users_loaded)
     validation = gather_samples(partitions, validation_ids)
     identity = _identity(network, train, validation, settings)
@@ -98,13 +100,14 @@ def pretrain(
     )
 
 
-def _check_fit(
-    network: MultiExitNetwork,
-    partitions: Partitions,
-    train_ids: Sequence[str],
-    validation_ids: Sequence[str],
-    settings: PretrainSettings,
+def check_fit(
+    network: MultiExitNetwork, partitions: Partitions, train_ids: Sequence[str], validation_ids: Sequence[str]
 ) -> None:
+    """Refuse data of other classes or another shape than the network's, and users on both sides.
+
+    Raises:
+        PretrainingError: they do not fit each other.
+    """
     if partitions.num_classes != network.num_classes:
         raise PretrainingError(
             f"The network tells {network.num_classes} classes apart and {partitions.name} has "
@@ -118,8 +121,6 @@ def _check_fit(
     both = sorted(set(train_ids) & set(validation_ids))
     if both:
         raise PretrainingError(f"User {both[0]} would both train and validate; take disjoint users.")
-    if settings.mode == "exits" and network.num_exits == 0:
-        raise PretrainingError("The network has no early exit to train; give it one, or train jointly.")
 
 
 def _identity(
