@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.figure_measurements import Measured
-from experiments.figure_results import COLOURS, Claim, FigureResult, differs
+from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on
 from multi_exit.network import MultiExitNetwork
 from server.figures_style import figure_style, new_figure
 
 TITLE = "Fig. 6a: time to train"
-STUDY = "imagenet"
+STUDIES = ("resnet50", "mobilenet_v2")
 BATCH = 16
 REPEATS = 5
 WAYS = {
@@ -63,12 +63,13 @@ def claims(measured: Measured, table: pd.DataFrame) -> tuple[Claim, ...]:
     for way in ("paper's way", "features cached"):
         times = whole / table[table.way == way].seconds
         found.append(
-            Claim(
-                claim=f"training exits against training the whole network, {way}",
+            claim_on(
+                measured,
+                f"training exits against training the whole network, {way}",
                 paper="2x to 22.7x faster",
                 ours=f"{times.min():.1f}x to {times.max():.1f}x faster",
                 same_direction=bool(times.max() > 1),
-                why=f"another processor, batches of {BATCH}; {differs(measured)}",
+                as_good=bool(times.max() >= 22.7),
             )
         )
     return tuple(found)

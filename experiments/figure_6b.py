@@ -3,11 +3,11 @@
 import numpy as np
 
 from experiments.figure_measurements import Measured
-from experiments.figure_results import COLOURS, Claim, FigureResult, differs
+from experiments.figure_results import COLOURS, FigureResult, claim_on
 from server.figures_style import figure_style, new_figure
 
 TITLE = "Fig. 6b: latency against MACs"
-STUDY = "imagenet"
+STUDIES = ("resnet50", "mobilenet_v2")
 
 
 def draw(measured: Measured) -> FigureResult:
@@ -32,12 +32,12 @@ def draw(measured: Measured) -> FigureResult:
         axes.set_ylim(bottom=0)
         figure.suptitle(measured.study.title, fontsize=9.5)
         axes.legend(loc="upper left")
-    claim = Claim(
-        claim="latency is linear in the operations",
+    claim = claim_on(
+        measured,
+        "latency is linear in the operations",
         paper="linear (no number given)",
         ours=f"R² = {line[2]:.3f}",
         same_direction=line[2] > 0.9,
-        why=f"another processor, {threads} thread{'s'[: threads - 1]}; {differs(measured)}",
     )
     return FigureResult(figure=figure, numbers=table, claims=(claim,))
 

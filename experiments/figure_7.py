@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.figure_measurements import Measured
-from experiments.figure_results import COLOURS, Claim, FigureResult, differs, original_accuracy
+from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on, original_accuracy
 from server.figures_style import figure_style, new_figure
 
 TITLE = "Fig. 7: accuracy against latency"
-STUDY = "imagenet"
+STUDIES = ("resnet50", "mobilenet_v2")
 SCHEMES = {"hard labels": 3.2, "self-distillation": 2.2}
 """The paper's throughput at the original's accuracy, over the original's."""
 
@@ -85,12 +85,13 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
     for scheme, times in SCHEMES.items():
         ours = throughput_gain(measured, scheme)
         found.append(
-            Claim(
-                claim=f"throughput at the original's accuracy, {scheme}",
+            claim_on(
+                measured,
+                f"throughput at the original's accuracy, {scheme}",
                 paper=f"{times}x",
                 ours="not reached" if ours is None else f"{ours:.1f}x",
                 same_direction=ours is not None and ours > 1,
-                why=f"another processor; {differs(measured)}",
+                as_good=ours is not None and ours >= times,
             )
         )
     return tuple(found)

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.figure_measurements import Measured, write_table
-from multi_exit.atomic_files import write_text_atomically
+from experiments.figure_reasons import reason
+from multi_exit.atomic_files import write_json_atomically, write_text_atomically
 from server.figures_style import AFTER, BEFORE, FRONT, ORIGINAL, figure_style, save_figure
 
 SELF_SUPERVISION = "#cc79a7"
@@ -36,7 +37,7 @@ class Claim:
         paper: the paper's value.
         ours: ours, or that it was not reached.
         same_direction: whether ours points where the paper's does; None where the paper says nothing.
-        why: why it differs.
+        why: why it differs; empty where ours does not fall short.
     """
 
     claim: str
@@ -61,29 +62,51 @@ class FigureResult:
     claims: tuple[Claim, ...]
 
 
-def save_result(result: FigureResult, name: str, title: str, made_on: str, out: Path) -> None:
-    """Write NAME.png, NAME.svg, NAME.parquet and NAME.md into `out`."""
+def claim_on(
+    measured: Measured, claim: str, *, paper: str, ours: str, same_direction: bool | None, as_good: bool = True
+) -> Claim:
+    """Return a claim with the reason why it differs, where ours points elsewhere or is not as good as the paper's."""
+    falls_short = same_direction is False or not as_good
+    why = reason(measured.study.name, claim, falls_short=falls_short)
+    return Claim(claim=claim, paper=paper, ours=ours, same_direction=same_direction, why=why)
+
+
+def save_result(result: FigureResult, name: str, title: str, measured: Measured, scale: str, out: Path) -> None:
+    """Write NAME.png, NAME.svg, NAME.parquet, NAME-claims.parquet, NAME.md and NAME.json into `out`."""
     with figure_style():
         save_figure(result.figure, out, name)
     write_table(result.numbers, out / f"{name}.parquet")
     write_table(pd.DataFrame([asdict(claim) for claim in result.claims]), out / f"{name}-claims.parquet")
-    write_text_atomically(out / f"{name}.md", page(name, title, made_on, result.claims))
+    write_text_atomically(out / f"{name}.md", page(name, title, made_on(measured), result.claims))
+    facts = {
+        "title": title,
+        "study": measured.study.name,
+        "made_on": made_on(measured),
+        "scale": scale,
+        "cpu_seconds": round(measured.cpu_seconds),
+    }
+    write_json_atomically(out / f"{name}.json", facts)
 
 
 def page(name: str, title: str, made_on: str, claims: Sequence[Claim]) -> str:
     """Return a figure's part of the results page, in Markdown."""
-    lines = [f"## {title}", "", f"![{title}]({name}.png)", "", f"Made on: {made_on}.", ""]
-    lines += ["| claim | paper | ours | same direction | why it differs |", "|---|---|---|---|---|"]
-    lines += [f"| {c.claim} | {c.paper} | {c.ours} | {DIRECTIONS[c.same_direction]} | {c.why} |" for c in claims]
+    lines = [f"## {title}", "", f"![{title}]({name}.png)", "", f"Made on: {made_on}.", "", *claims_table(claims)]
     return "\n".join([*lines, ""])
 
 
-def differs(measured: Measured) -> str:
-    """Return what sets a study apart from the paper's, in words that hold for each of its claims."""
-    study = measured.study
-    exits, users = measured.network.num_exits, measured.exits.user.nunique()
-    samples = measured.exits[measured.exits.whole].num_train.mean()
-    return f"other data and scale: {study.title}, {exits} exits, {users} users, {samples:.0f} training samples each"
+def claims_table(claims: Sequence[Claim]) -> list[str]:
+    """Return the lines of the claims' table, in Markdown."""
+    lines = ["| claim | paper | ours | same direction | why it differs |", "|---|---|---|---|---|"]
+    return lines + [f"| {c.claim} | {c.paper} | {c.ours} | {DIRECTIONS[c.same_direction]} | {c.why} |" for c in claims]
+
+
+def made_on(measured: Measured) -> str:
+    """Return what a study is made on: data, network, users and their samples, and who was left out."""
+    study, whole = measured.study, measured.exits[measured.exits.whole]
+    users, samples = whole.user.nunique(), whole.groupby("user").num_train.first()
+    small = f"; {measured.too_small} more have fewer samples than a split needs" if measured.too_small else ""
+    size = f"{samples.min()}" if samples.min() == samples.max() else f"{samples.min()} to {samples.max()}"
+    return f"{study.title}, {measured.network.num_exits} exits, {users} users with {size} training samples each{small}"
 
 
 def exit_means(measured: Measured, scheme: str) -> pd.DataFrame:

@@ -1,10 +1,10 @@
-"""The studies behind the paper's figures: which network, which users, how much of it at each scale.
+"""The studies behind the figures: which network, which users, how much of it at each scale.
 
-`writing` stands for MobileNetV2 on FEMNIST, `imagenet` for ResNet-50 on personalised ImageNet. Without real data
-there is `writing` alone, on the built-in writers, and it takes the other's place too.
+`qmnist` and `writers` stand for MobileNetV2 on FEMNIST, `resnet50` and `mobilenet_v2` for personalised ImageNet.
+Without real data there is `writers` alone; at smoke scale one tiny study takes every place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clients.errors import ClientSettingsError
@@ -14,6 +14,8 @@ from server.global_model import GlobalModelSettings, UserShares
 from server.pretraining_settings import PretrainSettings
 
 SCALES = ("smoke", "quick", "full")
+STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
+ALL_SCHEMES = ("hard labels", "self-distillation", "self-supervision")
 SMOKE_SOURCE = "experiments.smoke_network"
 INPUT_SIZE = {"quick": 96, "full": 224}
 """Side of the photographs, in px; Tiny ImageNet's have 64 and are scaled up."""
@@ -29,26 +31,47 @@ class Study:
         data: the users.
         model: how the global model is made.
         num_users: who personalise.
+        model_folder: of a model that is there already; None trains one.
+        tuned_classifier: whether the global pool fine-tunes the original's classifier before the exits learn.
         epochs: of personalisation.
+        schemes: of Eq. (1), by the figures' names.
         sample_counts: training samples per user in Fig. 4, increasing; a user with fewer is left out there.
+        domain: only users of this domain personalise; None takes all.
+        training_domain: only users of this domain train the global model; None takes all.
+        seed: of the choice of users, the split of their samples and the order of training.
     """
 
     name: str
-    title: str
+    title: str = field(repr=False)
     data: DataSettings
     model: GlobalModelSettings
     num_users: int
-    epochs: int
-    sample_counts: tuple[int, ...]
+    model_folder: Path | None = None
+    tuned_classifier: bool = False
+    epochs: int = 10
+    schemes: tuple[str, ...] = ALL_SCHEMES
+    sample_counts: tuple[int, ...] = ()
+    domain: str | None = None
+    training_domain: str | None = None
+    seed: int = 0
 
 
-def studies_of(scale: str, real_data: Path | None, work: Path) -> dict[str, Study]:
-    """Return the studies by the names of the paper's settings, "writing" and "imagenet".
+def studies_of(
+    scale: str,
+    real_data: Path | None,
+    work: Path,
+    *,
+    qmnist_model: Path | None = None,
+    writers_model: Path | None = None,
+) -> dict[str, Study]:
+    """Return the studies that there are data for, by name.
 
     Args:
         scale: smoke, quick or full.
         real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.
         work: folder for cut weights.
+        qmnist_model: model for `qmnist` that is there already.
+        writers_model: model for `writers` that is there already.
 
     Raises:
         ClientSettingsError: the scale is unknown.
@@ -57,16 +80,16 @@ def studies_of(scale: str, real_data: Path | None, work: Path) -> dict[str, Stud
     if scale not in SCALES:
         raise ClientSettingsError(f"scale={scale} is unknown: use one of {', '.join(SCALES)}.")
     if scale == "smoke":
-        study = _smoke()
-        return {"writing": study, "imagenet": study}
-    if real_data is None:
-        study = _writing(scale, None)
-        return {"writing": study, "imagenet": study}
-    return {"writing": _writing(scale, real_data), "imagenet": _imagenet(scale, real_data, work)}
+        return dict.fromkeys(STUDIES, _smoke())
+    studies = {"writers": _writers(scale, writers_model)}
+    if real_data is not None:
+        real_data = real_data.resolve()
+        studies = {name: _photographs(name, scale, real_data, work) for name in NETWORKS} | studies
+        studies["qmnist"] = _qmnist(scale, real_data, qmnist_model)
+    return {name: studies[name] for name in STUDIES if name in studies}
 
 
 def _smoke() -> Study:
-    training = PretrainSettings(epochs=5, batch_size=32)
     return Study(
         name="smoke",
         title="built-in writers, a tiny CNN",
@@ -76,7 +99,7 @@ def _smoke() -> Study:
             num_exits=2,
             head="pooled",
             users=UserShares(personal_users=6, max_users=12),
-            training=training,
+            training=PretrainSettings(epochs=4, batch_size=32, max_samples=1_000),
             sources=(SMOKE_SOURCE,),
         ),
         num_users=6,
@@ -85,43 +108,44 @@ def _smoke() -> Study:
     )
 
 
-def _writing(scale: str, real_data: Path | None) -> Study:
+def _writers(scale: str, model_folder: Path | None) -> Study:
     full = scale == "full"
-    personal = 250 if full else 100
-    if real_data is None:
-        name, data = "built-in writers", DataSettings(num_writers=3500 if full else 700)
-    else:
-        name = "QMNIST by writer"
-        data = DataSettings(dataset="parquet", data_path=real_data / "qmnist-by-writer" / "train.parquet")
+    training = PretrainSettings(epochs=10 if full else 6, max_samples=None if full else 30_000)
+    return Study(
+        name="writers",
+        title="built-in writers, MobileNetV2 from scratch",
+        data=DataSettings(),
+        model=GlobalModelSettings(
+            users=UserShares(personal_users=250, max_users=None if full else 500), training=training
+        ),
+        model_folder=model_folder.resolve() if model_folder else None,
+        num_users=250,
+        schemes=ALL_SCHEMES if full else ALL_SCHEMES[:1],
+    )
+
+
+def _qmnist(scale: str, real_data: Path, model_folder: Path | None) -> Study:
+    full = scale == "full"
     training = PretrainSettings(epochs=10 if full else 4, max_samples=None if full else 30_000)
     return Study(
-        name="writing" if real_data is None else "qmnist",
-        title=f"{name}, MobileNetV2 from scratch",
-        data=data,
-        model=GlobalModelSettings(users=UserShares(personal_users=personal), training=training),
-        num_users=personal,
-        epochs=10,
-        sample_counts=(10, 25, 50, 100) if real_data is None else (10, 20, 30, 40),
+        name="qmnist",
+        title="QMNIST by writer, MobileNetV2 from scratch",
+        data=DataSettings(dataset="parquet", data_path=real_data / "qmnist-by-writer" / "train.parquet"),
+        model=GlobalModelSettings(users=UserShares(personal_users=100), training=training),
+        model_folder=model_folder.resolve() if model_folder else None,
+        num_users=100,
     )
 
 
-def _imagenet(scale: str, real_data: Path, work: Path) -> Study:
-    full, size, known = scale == "full", INPUT_SIZE[scale], NETWORKS["resnet50"]
+def _photographs(name: str, scale: str, real_data: Path, work: Path) -> Study:
+    full, size, known = scale == "full", INPUT_SIZE[scale], NETWORKS[name]
     tiny = real_data / "tiny-imagenet-200"
     weights = write_cut_weights(
-        "resnet50", real_data / "weights" / known.file, tiny_imagenet_classes(tiny / "classes.json"), work
-    )
-    training = PretrainSettings(
-        mode="exits",
-        epochs=6 if full else 3,
-        batch_size=64,
-        learning_rate=0.05,
-        augmentation="shift",
-        max_samples=None if full else 6_000,
+        name, real_data / "weights" / known.file, tiny_imagenet_classes(tiny / "classes.json"), work
     )
     return Study(
-        name="imagenet",
-        title=f"Tiny ImageNet scaled to {size} px, ResNet-50 with ImageNet weights",
+        name=name,
+        title=f"Tiny ImageNet scaled to {size} px, {known.title} with ImageNet weights",
         data=DataSettings(
             dataset="imagefolder",
             data_path=tiny,
@@ -132,14 +156,21 @@ def _imagenet(scale: str, real_data: Path, work: Path) -> Study:
         ),
         model=GlobalModelSettings(
             backbone=known.backbone,
-            weights=weights,
+            weights=weights.resolve(),
             mean=known.mean,
             std=known.std,
             users=UserShares(personal_users=0),
-            training=training,
+            training=PretrainSettings(
+                mode="exits",
+                epochs=10 if full else 5,
+                batch_size=64,
+                learning_rate=0.05,
+                augmentation="none",
+                max_samples=None if full else 10_000,
+            ),
             sources=(SOURCE, "torchvision"),
         ),
+        tuned_classifier=True,
         num_users=250 if full else 40,
-        epochs=10,
         sample_counts=(25, 50, 150, 500, 1_000, 2_000) if full else (25, 50, 100, 225),
     )

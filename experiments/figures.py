@@ -1,63 +1,98 @@
-"""The paper's figures from one call: `persephonee figures [NAMES] --scale S --out DIR`.
+"""The paper's figures and those beyond, from one call: `persephonee figures [NAMES] --scale S --out DIR`.
 
-DIR/shared/       models and measurements, which a second call takes up again
-DIR/figure-N.*    the picture as PNG and SVG, its numbers as parquet, its claims as parquet and Markdown
-DIR/results.md    all claims, the paper's beside ours
+DIR/shared/            models and measurements, which a second call takes up again
+DIR/FIGURE-STUDY.*     the picture as PNG and SVG, its numbers as parquet, its claims as parquet and Markdown, and what
+                       it was made on as JSON
+DIR/results.md         all of them on one page; `python -m experiments.results_page` makes the project's page
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from clients.errors import ClientSettingsError
 from experiments.figure_measurements import Measured, measure
-from experiments.figure_results import page, save_result
-from experiments.figure_studies import studies_of
+from experiments.figure_results import FigureResult, made_on, page, save_result
+from experiments.figure_studies import STUDIES, Study, studies_of
 from multi_exit.atomic_files import write_text_atomically
 
-NAMES = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline")
-"""The figures, in the paper's order; each is a module `experiments.figure_NAME`."""
+NAMES = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline", "users", "seeds", "shift", "heads", "guard")
+"""The paper's figures in its order, and those beyond; each is a module `experiments.figure_NAME`."""
 
 HEADER = """\
-# Results
+# Figures
 
 Made by `persephonee figures --scale {scale}`. A claim's direction is the same where ours points where the paper's does;
-its size may differ, and the last column says what on.
+its size may differ, and the last column says why where ours falls short.
 """
 
 
-def run_figures(names: Sequence[str], scale: str, out: Path, real_data: Path | None = None) -> list[Path]:
-    """Measure what is missing, draw the figures, and write the results page.
+def run_figures(
+    names: Sequence[str],
+    scale: str,
+    out: Path,
+    real_data: Path | None = None,
+    *,
+    only: Sequence[str] = (),
+    qmnist_model: Path | None = None,
+    writers_model: Path | None = None,
+) -> list[Path]:
+    """Measure what is missing, draw the figures, and write their page.
 
     Args:
         names: of `NAMES`; none draws all.
         scale: smoke, quick or full.
         out: folder for everything.
         real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.
+        only: studies to draw, of `STUDIES`; none draws all that there are data for.
+        qmnist_model: model for the study of QMNIST that is there already.
+        writers_model: model for the study of the built-in writers that is there already.
 
     Returns:
         The pictures' paths.
 
     Raises:
-        ClientSettingsError: a name or the scale is unknown.
+        ClientSettingsError: a name, a study or the scale is unknown.
         DataError: the data is missing or broken.
     """
     modules = _modules(names or NAMES)
-    studies = studies_of(scale, real_data, out / "shared")
-    measured: dict[str, Measured] = {}
+    unknown = [name for name in only if name not in STUDIES]
+    if unknown:
+        raise ClientSettingsError(f"study {unknown[0]} is unknown: choose of {', '.join(STUDIES)}.")
+    studies = studies_of(scale, real_data, out / "shared", qmnist_model=qmnist_model, writers_model=writers_model)
+    known: dict[str, Measured] = {}
+
+    def measured(study: Study) -> Measured:
+        # studies that differ in their title alone share a measurement
+        if repr(study) not in known:
+            known[repr(study)] = measure(study, out)
+        return known[repr(study)]
+
     pages, pictures = [HEADER.format(scale=scale)], []
     for name, module in modules.items():
-        study = studies[module.STUDY]
-        if study.name not in measured:
-            measured[study.name] = measure(study, out)
-        result = module.draw(measured[study.name])
-        file = name if name == "headline" else f"figure-{name}"
-        save_result(result, file, module.TITLE, study.title, out)
-        pages.append(page(file, module.TITLE, study.title, result.claims))
-        pictures.append(out / f"{file}.png")
+        for key, study in _studies_for(module, studies, only):
+            variants: dict[str, Study] = module.variants(study) if hasattr(module, "variants") else {}
+            result: FigureResult = module.draw(measured(study), **{k: measured(v) for k, v in variants.items()})
+            file = f"figure-{name}-{key}"
+            save_result(result, file, module.TITLE, measured(study), scale, out)
+            pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
+            pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))
     return pictures
+
+
+def _studies_for(module: ModuleType, studies: dict[str, Study], only: Sequence[str]) -> Iterator[tuple[str, Study]]:
+    """Yield the studies that a figure is drawn on; where there are none of its own, what can stand in for them."""
+    wanted = [name for name in module.STUDIES if name in studies]
+    if not wanted and not getattr(module, "NEEDS_OWN_STUDY", False):
+        wanted = list(studies)
+    drawn = set()
+    for name in wanted:
+        study = studies[name]
+        if study.name not in drawn and (not only or name in only):
+            drawn.add(study.name)
+            yield study.name, study
 
 
 def _modules(names: Sequence[str]) -> dict[str, ModuleType]:

@@ -28,12 +28,14 @@ class ImageNetNetwork:
     """A published network.
 
     Attributes:
+        title: its name for a reader.
         backbone: its name for `build_network`.
         file: of its weights.
         mean: per channel, subtracted from images in [0, 1].
         std: per channel, divides the difference.
     """
 
+    title: str
     backbone: str
     file: str
     mean: tuple[float, float, float]
@@ -42,12 +44,14 @@ class ImageNetNetwork:
 
 NETWORKS = {
     "resnet50": ImageNetNetwork(
+        title="ResNet-50",
         backbone=f"{SOURCE}:resnet50_v1",
         file="resnet50_v1_fp16.safetensors",
         mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
         std=(1 / 255, 1 / 255, 1 / 255),
     ),
     "mobilenet_v2": ImageNetNetwork(
+        title="MobileNetV2",
         backbone="mobilenet_v2",
         file="mobilenet_v2-b0353104.pth",
         mean=(0.485, 0.456, 0.406),
