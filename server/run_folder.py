@@ -1,11 +1,12 @@
 """The run folder: everything that one run leaves behind, written atomically and never over another run.
 
 config.json        everything that determines the run
-exits.parquet, clients.parquet, rounds.parquet
+exits.parquet, clients.parquet, rounds.parquet, in some runs sharing.parquet and unseen.parquet
                    the measurements, see run_folder_tables.py
 summary.json, report.html, figures/
                    drawn from the tables, see report_page.py
 model/, clients/   weights: the global model, the simulated clients' own stores
+checkpoint/        what a run that is resumed goes on from, besides its tables
 """
 
 import json
@@ -16,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from multi_exit.atomic_files import write_json_atomically
 from server.errors import ServerError
 from server.results import aggregate_round
 from server.run_folder_tables import (
-    SCHEMAS,
+    ALL_SCHEMAS,
     Row,
     RunTables,
     make_table,
     read_table,
     read_tables,
+    rows_of_rounds,
     table_path,
     write_table,
 )
@@ -40,9 +41,10 @@ OWN_FILES = (
     "report.html",
     "status.json",
     "log.txt",
-    *(f"{name}.parquet" for name in SCHEMAS),
+    "privacy.json",
+    *(f"{name}.parquet" for name in ALL_SCHEMAS),
 )
-OWN_FOLDERS = ("figures", "model", "clients")
+OWN_FOLDERS = ("figures", "model", "clients", "checkpoint")
 # A run may be continued for more rounds, and on another machine; all else has to stay as it was.
 MAY_DIFFER = frozenset({"rounds", "versions", "machine"})
 
@@ -126,7 +128,14 @@ class RunFolder:
         """
         return read_tables(self.path)
 
-    def append_round(self, exits: Iterable[Row], clients: Iterable[Row], round_row: Row) -> None:
+    def append_round(
+        self,
+        exits: Iterable[Row],
+        clients: Iterable[Row],
+        round_row: Row,
+        sharing: Iterable[Row] = (),
+        unseen: Iterable[Row] = (),
+    ) -> None:
         """Add one completed round to the tables.
 
         Args:
@@ -135,6 +144,8 @@ class RunFolder:
                 `round, client_id, status`.
             round_row: `round, replies, failures` and, where it is known, `seconds`. The other columns of
                 rounds.parquet follow from `clients` unless they are given.
+            sharing: rows of sharing.parquet; without any, there is no such table.
+            unseen: rows of unseen.parquet, likewise; with the first round also those of round 0.
 
         Raises:
             ServerError: the round is there already, or a row does not fit its table.
@@ -144,13 +155,16 @@ class RunFolder:
         if done and (number is None or number <= done[-1]):
             raise ServerError(f"Round {number} cannot follow round {done[-1]}, which stands in {self.path} already.")
         clients = [dict(row) for row in clients]
+        optional = {"sharing": list(sharing), "unseen": list(unseen)}
         added = {
+            **{name: make_table(name, rows) for name, rows in optional.items() if rows},
             "exits": make_table("exits", exits),
             "clients": make_table("clients", clients),
             "rounds": make_table("rounds", [{**aggregate_round(clients), **round_row}]),
         }
-        for name in ("exits", "clients"):
+        for name in added:
             strangers = set(added[name].column("round").to_pylist()) - {number}
+            strangers -= {0} if name == "unseen" and not done else set()
             if strangers:
                 raise ServerError(f"A row for {name}.parquet is of round {min(strangers)}, expected round {number}.")
         _drop_unfinished_round(self.path)
@@ -188,10 +202,10 @@ def _drop_unfinished_round(path: Path) -> None:
     """Remove rows of rounds that rounds.parquet does not name: the run was interrupted while writing them."""
     rounds_file = table_path(path, "rounds")
     done = read_table(path, "rounds").column("round") if rounds_file.exists() else pa.array([], pa.int32())
-    for name in ("exits", "clients"):
+    for name in ALL_SCHEMAS:
         if table_path(path, name).exists():
             table = read_table(path, name)
-            finished = table.filter(pc.is_in(table.column("round"), value_set=done))
+            finished = rows_of_rounds(table, done)
             if finished.num_rows != table.num_rows:
                 write_table(path, name, finished)
 

@@ -1,8 +1,10 @@
-"""The three tables of a run folder: their columns, their order and their bytes.
+"""The tables of a run folder: their columns, their order and their bytes.
 
 exits.parquet     one row per round, client, exit and stage ("before" | "after"); the last exit is included
 clients.parquet   one row per round and client that was asked; numbers are null where the status is not "ok"
 rounds.parquet    one row per round; written last, so a round counts once it stands here
+sharing.parquet, unseen.parquet
+                  only in some runs, see run_folder_optional.py
 
 Equal rows give equal bytes, whatever order they came in: rows are sorted, types are fixed, and NaN becomes null.
 """
@@ -10,7 +12,7 @@ Equal rows give equal bytes, whatever order they came in: rows are sorted, types
 import io
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 
 from multi_exit.atomic_files import write_bytes_atomically
 from server.errors import ServerError
+from server.run_folder_optional import OPTIONAL_SCHEMAS
 
 Row = Mapping[str, Any]
 
@@ -82,6 +85,7 @@ ROUNDS_SCHEMA = pa.schema(
 )
 
 SCHEMAS = {"exits": EXITS_SCHEMA, "clients": CLIENTS_SCHEMA, "rounds": ROUNDS_SCHEMA}
+ALL_SCHEMAS = {**SCHEMAS, **OPTIONAL_SCHEMAS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,8 @@ class RunTables:
     exits: pa.Table
     clients: pa.Table
     rounds: pa.Table
+    sharing: pa.Table = field(default_factory=OPTIONAL_SCHEMAS["sharing"].empty_table)
+    unseen: pa.Table = field(default_factory=OPTIONAL_SCHEMAS["unseen"].empty_table)
 
     @property
     def round_numbers(self) -> tuple[int, ...]:
@@ -107,7 +113,7 @@ class RunTables:
 
 
 def table_path(run: Path, name: str) -> Path:
-    """Return where the table `name` ("exits", "clients" or "rounds") of a run lies."""
+    """Return where the table `name` of a run lies, one of ALL_SCHEMAS."""
     return run / f"{name}.parquet"
 
 
@@ -115,14 +121,14 @@ def make_table(name: str, rows: Iterable[Row]) -> pa.Table:
     """Return `rows` as the table `name`, sorted, with the columns and types of its schema.
 
     Args:
-        name: "exits", "clients" or "rounds".
+        name: one of ALL_SCHEMAS.
         rows: one mapping per row; a column that may be null can be left out. NaN and infinities become null.
 
     Raises:
         ServerError: a row has an unknown column, lacks a required one, stands there twice, or holds a value of another
             type.
     """
-    schema = SCHEMAS[name]
+    schema = ALL_SCHEMAS[name]
     checked = [_checked(name, row) for row in rows]
     try:
         checked.sort(key=_sort_key)
@@ -146,7 +152,7 @@ def read_table(run: Path, name: str) -> pa.Table:
         ServerError: the file is missing, cut off, or lacks columns.
     """
     path = table_path(run, name)
-    schema = SCHEMAS[name]
+    schema = ALL_SCHEMAS[name]
     if not path.is_file():
         raise ServerError(f"{run} has no {path.name}, which a run folder holds: has the run finished a round?")
     try:
@@ -169,24 +175,29 @@ def read_tables(run: Path) -> RunTables:
     Raises:
         ServerError: a table is missing, cut off, or lacks columns.
     """
-    tables = {name: read_table(run, name) for name in SCHEMAS}
+    names = [*SCHEMAS, *(name for name in OPTIONAL_SCHEMAS if table_path(run, name).exists())]
+    tables = {name: read_table(run, name) for name in names}
     done = tables["rounds"].column("round")
-    for name in ("exits", "clients"):
-        tables[name] = tables[name].filter(pc.is_in(tables[name].column("round"), value_set=done))
-    return RunTables(**tables)
+    return RunTables(**{name: rows_of_rounds(table, done) for name, table in tables.items()})
+
+
+def rows_of_rounds(table: pa.Table, done: pa.Array) -> pa.Table:
+    """Return a table's rows of completed rounds; what was measured before round 1 counts with round 1."""
+    numbers = table.column("round")
+    return table.filter(pc.is_in(pc.max_element_wise(numbers, pa.scalar(1, pa.int32())), value_set=done))
 
 
 def _checked(name: str, row: Row) -> dict[str, Any]:
     """Return the row with every column of the schema, plain Python values, and null in place of NaN."""
-    schema = SCHEMAS[name]
+    schema = ALL_SCHEMAS[name]
     unknown = sorted(set(row) - set(schema.names))
     if unknown:
         raise ServerError(f"{name}.parquet has no column {unknown[0]!r}; it has {', '.join(schema.names)}.")
     plain = {column: _plain(row.get(column)) for column in schema.names}
-    for field in schema:
-        if plain[field.name] is None and not field.nullable:
-            raise ServerError(f"A row for {name}.parquet lacks its {field.name!r}.")
-    if name == "exits" and plain["stage"] not in STAGES:
+    for column in schema:
+        if plain[column.name] is None and not column.nullable:
+            raise ServerError(f"A row for {name}.parquet lacks its {column.name!r}.")
+    if "stage" in plain and plain["stage"] not in (*STAGES, *([None] if schema.field("stage").nullable else [])):
         raise ServerError(f"stage={plain['stage']!r} is neither 'before' nor 'after'.")
     return plain
 
@@ -209,7 +220,7 @@ def _plain(value: Any) -> Any:
 
 def _sort_key(row: Row) -> tuple[int, str, int, int]:
     stage = row.get("stage")
-    return (row["round"], row.get("client_id", ""), row.get("exit", 0), STAGES.index(stage) if stage else 0)
+    return (row["round"], row.get("client_id", ""), row.get("exit") or 0, STAGES.index(stage) if stage else 0)
 
 
 def _rows_of(table: pa.Table, round_number: int) -> list[dict[str, Any]]:
