@@ -1,5 +1,6 @@
 """What the exits answer on a set of samples, and what a policy makes of it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clients.calibration import exit_rates
-from clients.features import FeatureCache
+from clients.features import FeatureCache, compute_features
 from clients.policy import ExitPolicy
 from clients.reports import ExitMetrics
 from multi_exit.costs import CostTable
+from multi_exit.network import MultiExitNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,4 +106,32 @@ def exit_metrics(
             num_test=len(labels),
         )
         for exit in range(policy.num_exits + 1)
+    )
+
+
+def evaluate_exits(
+    network: MultiExitNetwork, heads: nn.ModuleList, images: Tensor, labels: Tensor
+) -> tuple[ExitMetrics, ...]:
+    """Return a row "before" for each of the M+1 exits, trained by nobody and under no policy, so without exit rates.
+
+    Args:
+        network: its backbone.
+        heads: M exit heads.
+        images: of the test samples, uint8, shape [N, C, H, W].
+        labels: class indices, shape [N].
+    """
+    outputs = run_exits(heads, compute_features(network, images), torch.arange(len(images)))
+    accuracies, losses = outputs.accuracies(labels), outputs.losses(labels)
+    return tuple(
+        ExitMetrics(
+            exit=exit,
+            stage="before",
+            accuracy=float(accuracies[exit]),
+            loss=float(losses[exit]),
+            exit_rate=math.nan,
+            kept=True,
+            macs=network.costs.alone_macs(exit),
+            num_test=len(labels),
+        )
+        for exit in range(len(heads) + 1)
     )

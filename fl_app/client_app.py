@@ -1,27 +1,38 @@
 """The client's side: one message per round in, one report out; everything else stays on the device.
 
-`train` runs the on-device pipeline (clients/personalisation.py) for one round; `query.status` says who this client is
-and which model it has. Whatever goes wrong becomes a status in the reply, in a sentence, so that the server can count
-and name it.
+`train` runs the on-device pipeline (clients/personalisation.py) for one round; `evaluate` measures exits on a user who
+takes no part; `query.status` says who this client is and which model it has. Exits leave where the run asks for them
+and the device's owner permits it (client_sharing.py). Whatever goes wrong becomes a status in the reply, in a
+sentence, so that the server can count and name it.
 """
 
+import copy
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from clients.errors import ClientError
+from clients.evaluation import evaluate_exits
 from clients.exit_store import ExitStore
 from clients.personalisation import personalise
 from data_partitions.errors import DataError, UserTooSmallError
-from data_partitions.user_splits import split_samples
+from data_partitions.samples import UserSamples
+from data_partitions.user_splits import SampleSplit, split_samples
 from fl_app import wire
 from fl_app.client_node import ClientNode
+from fl_app.client_sharing import attach_exits, received_exits
 from fl_app.code_fingerprint import code_fingerprint
 from fl_app.errors import AppError, WireError
+from fl_app.exit_arrays import ExitLayout
 from fl_app.settings import AppSettings
 from multi_exit.errors import MultiExitError
+from multi_exit.network import MultiExitNetwork
 
 log = logging.getLogger("persephonee.client")
 
@@ -47,12 +58,43 @@ def status(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Personalise for one round and report; a client that cannot says why."""
-    user = ""
+    return Message(_answer(message.content, context, _personalise), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the global exits on a user who takes no part, and personal ones if asked; nothing is kept."""
+    return Message(_answer(message.content, context, _evaluate), reply_to=message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What a message asks of a client, and what the client has for it."""
+
+    request: Mapping[str, Any]
+    settings: AppSettings
+    node: ClientNode
+    user: str
+    network: MultiExitNetwork
+    layout: ExitLayout
+    exits: dict[str, Tensor] | None
+    """The global exits of a federated round; None where the run shares none."""
+    samples: UserSamples
+    split: SampleSplit
+
+
+def _answer(content: RecordDict, context: Context, does: Callable[[_Task], RecordDict]) -> RecordDict:
+    """Do what a message asks, say why where that cannot be done, and let nothing leave but what is allowed."""
+    user, layout = "", None
     try:
         node = _node(context)
-        request = wire.read_request(message.content)
+        request = wire.read_request(content)
         user = node.user(str(request["user"]))
-        reply = _personalise(message.content, context, node, user)
+        task = _task(request, content, context, node, user)
+        if isinstance(task, RecordDict):
+            return _checked(task, user, None)
+        layout = task.layout if task.settings.sharing.share_exits and node.permits_sharing(user) else None
+        reply = does(task)
     except UserTooSmallError as error:
         reply = wire.refusal(user, f"{wire.TOO_SMALL}: {error}")
     except (ClientError, MultiExitError, AppError) as error:
@@ -63,11 +105,13 @@ def train(message: Message, context: Context) -> Message:
         # an unforeseen error's text may hold the user's data: its kind leaves the device, the rest stays in its log
         log.exception("Personalisation failed.")
         reply = wire.refusal(user, f"{wire.FAILED}: {type(error).__name__}, see the client's own log")
-    return Message(_checked(reply, user), reply_to=message)
+    return _checked(reply, user, layout)
 
 
-def _personalise(content: RecordDict, context: Context, node: ClientNode, user: str) -> RecordDict:
-    request = wire.read_request(content)
+def _task(
+    request: Mapping[str, Any], content: RecordDict, context: Context, node: ClientNode, user: str
+) -> _Task | RecordDict:
+    """Gather what a task needs; a client that lacks the code or the model answers so."""
     if request["code"] != code_fingerprint():
         server, own = str(request["code"])[:8], code_fingerprint()[:8]
         return wire.refusal(
@@ -81,23 +125,74 @@ def _personalise(content: RecordDict, context: Context, node: ClientNode, user: 
     if node.is_simulated:
         # the simulation runs one client per core; torch would start a thread per core in each of them
         torch.set_num_threads(1)
+    layout = ExitLayout.of(network, settings.sharing.share_dtype)
+    exits = received_exits(content, network, layout, settings.sharing)
     samples = node.samples(user, network)
-    done = personalise(
-        network,
-        samples,
-        split_samples(samples, settings.split, settings.seed),
-        settings.personalisation,
-        store=ExitStore(node.store(user)),
-        round_number=int(request["round"]),
-        seed=settings.seed,
+    split = split_samples(samples, settings.split, settings.seed)
+    if 0 < len(split.test) < wire.FEWEST_TEST_SAMPLES:
+        needed = f"the figures need {wire.FEWEST_TEST_SAMPLES} test samples, got {len(split.test)}"
+        raise UserTooSmallError(user, len(samples), needed)
+    return _Task(
+        request=request,
+        settings=settings,
+        node=node,
+        user=user,
+        network=network,
+        layout=layout,
+        exits=exits,
+        samples=samples,
+        split=split,
     )
-    return wire.to_reply(done.report)
 
 
-def _checked(reply: RecordDict, user: str) -> RecordDict:
-    """Let nothing leave but what the wire records allow: the last step before sending."""
+def _personalise(task: _Task) -> RecordDict:
+    done = personalise(
+        task.network,
+        task.samples,
+        task.split,
+        task.settings.personalisation,
+        store=ExitStore(task.node.store(task.user)),
+        round_number=int(task.request["round"]),
+        seed=task.settings.seed,
+        global_exits=task.exits,
+        run=str(task.request["run"]),
+    )
+    reply = wire.to_reply(done.report)
+    if task.settings.sharing.share_exits and task.exits is not None:
+        permitted = task.node.permits_sharing(task.user)
+        attach_exits(reply, done, task.exits, task.layout, permitted, task.settings.privacy)
+    return reply
+
+
+def _evaluate(task: _Task) -> RecordDict:
+    number, exits = int(task.request["round"]), task.exits or task.network.exit_state()
+    if task.request["personalise"]:
+        settings, seed = task.settings.personalisation, task.settings.seed
+        done = personalise(
+            task.network, task.samples, task.split, settings, round_number=number, seed=seed, global_exits=exits
+        )
+        return wire.to_reply(done.report)
+    task.network.freeze_backbone()
+    heads = copy.deepcopy(task.network.heads)
+    heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in exits.items()})
+    test = task.split.test
+    rows = evaluate_exits(task.network, heads, task.samples.images[test], task.samples.labels[test])
+    report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exits=rows)
+    return wire.to_reply(report)
+
+
+def _checked(reply: RecordDict, user: str, layout: ExitLayout | None) -> RecordDict:
+    """Let nothing leave but what the wire records allow: the last step before sending.
+
+    Args:
+        reply: what is about to leave.
+        user: whose it is.
+        layout: of the exits that may leave; None where the run asks for none or the owner permits none.
+    """
     try:
-        wire.check_reply(reply)
+        wire.check_reply(reply, exits_allowed=layout is not None)
+        if layout is not None and "exits" in reply:
+            layout.from_record(reply["exits"])
     except WireError:
         log.exception("The reply was held back.")
         return wire.refusal(user, f"{wire.REFUSED}: the reply held something that may not travel")

@@ -7,12 +7,13 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     dataset, data-path, user-column, ...   its data, as in the run settings
     model-store    folder of models by fingerprint; default: `models` in the store
     backbones      sources that it builds backbones from, with commas; default: torchvision,timm
-    share-exits    true allows its exits to leave it; default: false
+    share-exits    true allows its exits to leave it when a run asks for them; default: false
 
 Nothing here comes from the server: a run configuration cannot make a device read another folder or share anything.
 """
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,12 @@ class ClientNode:
     model_seen: Path | None
     sources: tuple[str, ...]
     sharing_allowed: bool
+    """Whether the device's owner lets exits leave it; a simulated node asks `permits_sharing` once it plays a user."""
+
+    sharing_share: float = 0.0
+    """Share of a simulation's users who let exits leave their devices."""
+
+    seed: int = 0
 
     @property
     def is_simulated(self) -> bool:
@@ -76,7 +83,9 @@ class ClientNode:
             model_store=places.model_store,
             model_seen=settings.model_folder(run_id),
             sources=settings.sources,
-            sharing_allowed=False,
+            sharing_allowed=settings.sharing.sharing_share == 1,
+            sharing_share=settings.sharing.sharing_share,
+            seed=settings.seed,
         )
 
     @classmethod
@@ -107,6 +116,13 @@ class ClientNode:
     def user(self, named_by_server: str) -> str:
         """Return whose data this client holds: a device's own id, or the user that a simulated node is to play."""
         return named_by_server if self.is_simulated else self.client_id
+
+    def permits_sharing(self, user: str) -> bool:
+        """Return whether the user's exits may leave: by a device's own configuration, or drawn for a simulated user."""
+        if not self.is_simulated:
+            return self.sharing_allowed
+        digest = hashlib.sha256(f"{self.seed}/{user}/sharing permission".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64 < self.sharing_share
 
     def samples(self, user: str, network: MultiExitNetwork) -> UserSamples:
         """Load the user's samples, which the network is to take.

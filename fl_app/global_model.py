@@ -2,13 +2,18 @@
 
 import functools
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from data_partitions.opening import open_partitions
 from fl_app.model_store import model_records
 from fl_app.settings import AppSettings
 from fl_app.strategy import GlobalModel
 from multi_exit.network import MultiExitNetwork
+from multi_exit.storage import ModelMetadata, save_network
 from server.global_model import MODEL_NAME, make_global_model
 from server.pretraining_progress import PretrainProgress
 
@@ -37,6 +42,22 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
     partitions = open_partitions(settings.data, for_pretraining=True)
     make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress)
     return folder
+
+
+def save_merged_model(
+    network: MultiExitNetwork, metadata: ModelMetadata, exits: dict[str, Tensor], contributors: Sequence[str], run: Path
+) -> Path:
+    """Save the model with merged exits as `model/` of a run folder, and return the folder.
+
+    Whoever contributed counts among the users that the model was trained on, so that no later run takes one of them
+    for a new user.
+    """
+    before = network.exit_state()
+    network.load_exit_state(exits)
+    trained_on = tuple(sorted({*metadata.trained_on, *contributors}))
+    save_network(network, run / "model", replace(metadata, trained_on=trained_on))
+    network.load_exit_state(before)
+    return run / "model"
 
 
 def as_global_model(network: MultiExitNetwork) -> GlobalModel:

@@ -7,8 +7,6 @@ says why in one sentence.
 import logging
 import platform
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,13 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from data_partitions.opening import open_partitions
-from data_partitions.user_splits import choose_users
 from fl_app.code_fingerprint import code_fingerprint
-from fl_app.global_model import as_global_model, obtain_model
-from fl_app.model_fit import check_fit
+from fl_app.global_model import obtain_model
+from fl_app.run_rounds import Rounds
 from fl_app.run_status import FAILED, FINISHED, RunStatus, StatusFile
 from fl_app.settings import PATH_KEYS, AppSettings
-from fl_app.strategy import PersonalisationStrategy, check_quota
 from multi_exit.network import MultiExitNetwork
-from multi_exit.storage import ModelMetadata, load_network
+from multi_exit.storage import load_network
 from server.pretraining_progress import LogProgress
 from server.report_page import draw_report
 from server.run_folder import RunFolder
@@ -70,7 +65,7 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path) -> Path
     )
     file = StatusFile(folder.path)
     try:
-        _run_rounds(grid, settings, network, metadata, folder, file)
+        Rounds(grid, settings, network, metadata, folder, file).run()
         file.write(RunStatus(doing="drawing the report"))
         report = draw_report(folder.path)
     except ValueError as error:
@@ -98,44 +93,6 @@ def config_of(settings: AppSettings, network: MultiExitNetwork) -> dict[str, Any
             "torch-threads": torch.get_num_threads(),
         },
     }
-
-
-def _run_rounds(
-    grid: Grid,
-    settings: AppSettings,
-    network: MultiExitNetwork,
-    metadata: ModelMetadata,
-    folder: RunFolder,
-    file: StatusFile,
-) -> None:
-    status = RunStatus(rounds=settings.rounds.num_server_rounds, doing="waiting for clients")
-    file.write(status)
-
-    def progress(done: int, asked: int) -> None:
-        file.write(replace(status, done=done, asked=asked), often=True)
-
-    def users(count: int) -> Sequence[str]:
-        # only a simulation's server opens data: it runs on the machine that owns it
-        partitions = open_partitions(settings.data)
-        check_fit(network, partitions)
-        return choose_users(partitions.client_ids, count, settings.seed, exclude=metadata.trained_on)
-
-    strategy = PersonalisationStrategy(
-        grid, as_global_model(network), code_fingerprint(), settings.rounds, on_progress=progress
-    )
-    enrolment = strategy.enrol(users)
-    for number in range(1, settings.rounds.num_server_rounds + 1):
-        if number not in folder.completed_rounds:
-            status = replace(status, round=number, doing="personalising", asked=len(enrolment.clients))
-            file.write(status)
-            result = strategy.run_round(number, enrolment)
-            row = {"round": number, "replies": result.replies, "failures": result.failures, "seconds": result.seconds}
-            folder.append_round(result.exits, result.clients, row)
-            log.info("Round %d: %d replies, %d failures", number, result.replies, result.failures)
-        # also of rounds that a resumed run finds: one that failed stays failed
-        tables = folder.tables()
-        row = next(row for row in tables.rounds.to_pylist() if row["round"] == number)
-        check_quota(settings.rounds, row, [client["status"] for client in tables.clients_of(number)])
 
 
 def _log_to_stdout() -> None:

@@ -16,6 +16,7 @@ from data_partitions.opening import DataSettings
 from data_partitions.user_splits import SplitSettings
 from fl_app.errors import RunConfigError
 from fl_app.run_config import Value, from_flat, key_of, keys_below, to_flat
+from fl_app.sharing_settings import PrivacySettings, SharingSettings
 from multi_exit.backbones import DEFAULT_SOURCES
 from multi_exit.losses import LossWeights
 from server.global_model import GlobalModelSettings
@@ -37,6 +38,9 @@ class RoundSettings:
     clients: int = 0
     """How many clients take part; 0 takes every node that is there."""
 
+    unseen_share: float = 0.0
+    """Share of these clients that never takes part, in [0, 1): the merged exits are measured on them."""
+
     min_reply_share: float = 0.5
     """The run fails when a smaller share of the clients asked sends a valid reply, in [0, 1]; one must in any case."""
 
@@ -51,11 +55,17 @@ class RoundSettings:
             raise RunConfigError(f"num-server-rounds={self.num_server_rounds} is below 1; ask for 1 or more.")
         if self.clients < 0:
             raise RunConfigError(f"clients={self.clients} is negative; give a number of clients, or 0 for all nodes.")
+        if not 0 <= self.unseen_share < 1:
+            raise RunConfigError(f"unseen-share={self.unseen_share} is out of range; give a number in [0, 1).")
         if not 0 <= self.min_reply_share <= 1:
             raise RunConfigError(f"min-reply-share={self.min_reply_share} is not a share; give a number in [0, 1].")
         for name in ("round_deadline", "node_wait"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RunConfigError(f"{key_of(name)}={getattr(self, name)} is no time; give seconds, above 0.")
+
+    def num_unseen(self, clients: int) -> int:
+        """Return how many of so many clients never take part: one at least on either side where there are two."""
+        return min(max(round(self.unseen_share * clients), 1), clients - 1) if self.unseen_share else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +133,7 @@ class AppSettings:
     """Everything that a run can be told.
 
     Raises:
-        RunConfigError: seed is negative.
+        RunConfigError: seed is negative, or settings exclude each other.
     """
 
     data: DataSettings = field(default_factory=DataSettings)
@@ -134,6 +144,8 @@ class AppSettings:
     pretraining: GlobalModelSettings = field(default_factory=GlobalModelSettings)
     """How to make a model where none is named; its seed and sources are those of the run."""
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    sharing: SharingSettings = field(default_factory=SharingSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     places: PlaceSettings = field(default_factory=PlaceSettings)
     seed: int = 0
     """All randomness follows from it, together with the client, the round and the purpose."""
@@ -141,6 +153,9 @@ class AppSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise RunConfigError(f"seed={self.seed} is negative; give 0 or more.")
+        self.privacy.check_sharing(self.sharing)
+        if clients := self.rounds.clients:
+            self.sharing.check_participants(clients - self.rounds.num_unseen(clients))
         weights = self.loss.weights(self.split.labels)
         training = replace(self.pretraining.training, seed=self.seed)
         object.__setattr__(self, "personalisation", replace(self.personalisation, weights=weights))

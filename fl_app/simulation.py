@@ -80,6 +80,7 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     places = settings.places
     if not places.resume:
         check_room(run_dir, places.overwrite)
+    settings.privacy.check_accountant()
     partitions = open_partitions(settings.data)
     with shown_progress() as progress:
         model = obtain_model(settings, settings.model_folder(0), progress)

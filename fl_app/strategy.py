@@ -1,14 +1,17 @@
-"""The strategy of a run: metrics-only rounds, one message per client and round.
+"""The strategy of a run: rounds with one message per client, metrics-only or with exits that clients share.
 
-The server knows each node's client id from a status query, sends the fingerprint of the global model and the round's
-number, adds the model only for a client without it, and takes what arrived when the deadline is over. It averages
-nothing: the frozen backbone and the personal exits stay where they are. Clients are sorted by client id, so node ids,
-which are random, play no part in the result.
+The server knows each node's client id from a status query, sends the fingerprint of the model that the run began with
+and the round's number, adds the model only for a client without it and the merged exits once there are any, and takes
+what arrived when the deadline is over. The frozen backbone is the same for everybody and never travels again; what
+clients share is merged by exit_sharing.py. Clients are sorted by client id, so node ids, which are random, play no
+part in the result.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -19,6 +22,8 @@ from fl_app import wire
 from fl_app.enrolment import Client, Enrolment, enrol
 from fl_app.errors import RunFailedError, WireError
 from fl_app.exchange import Answer, exchange
+from fl_app.exit_sharing import ExitSharing
+from fl_app.merging import Contribution
 from fl_app.settings import RoundSettings
 
 
@@ -44,6 +49,8 @@ class RoundResult:
     failures: int
     """No reply, an error, a refusal, or a node that did not say who it is."""
     seconds: float
+    sharing: list[dict[str, Any]] = field(default_factory=list)
+    """What became of the request for exits, client by client; empty where the run asks for none."""
 
 
 class PersonalisationStrategy:
@@ -54,6 +61,8 @@ class PersonalisationStrategy:
         model: what clients personalise.
         code: fingerprint of the code that this server runs.
         settings: who takes part, deadlines and the quota.
+        run: names the run to its clients, also when another process goes on with it.
+        sharing: of the exits; None for metrics-only rounds.
         on_progress: called with (answers so far, clients asked) while a round runs.
     """
 
@@ -63,12 +72,16 @@ class PersonalisationStrategy:
         model: GlobalModel,
         code: str,
         settings: RoundSettings,
+        run: str = "",
+        sharing: ExitSharing | None = None,
         on_progress: Callable[[int, int], None] = lambda done, asked: None,
     ) -> None:
         self._grid = grid
         self._model = model
         self._code = code
         self._settings = settings
+        self._run = run
+        self._sharing = sharing
         self._on_progress = on_progress
 
     def enrol(self, users: Callable[[int], Sequence[str]]) -> Enrolment:
@@ -81,54 +94,113 @@ class PersonalisationStrategy:
         return enrol(self._grid, self._settings, request, users)
 
     def run_round(self, number: int, enrolment: Enrolment) -> RoundResult:
-        """Ask every client for one personalisation round and return what arrived in time."""
+        """Ask every client for one personalisation round, merge what they share, and return what arrived in time."""
         start = time.monotonic()
-        clients = enrolment.clients
-        reports = self._collect(number, clients, self._settings.round_deadline)
-        lacking = [c for c in clients if reports[c.client_id].status.startswith(wire.MODEL_MISSING)]
+        replies = self._ask(wire.TRAIN, number, enrolment.clients)
+        reports = {name: reply.report for name, reply in replies.items()}
+        result = _result(number, enrolment, reports, time.monotonic() - start)
+        for client in enrolment.clients:
+            client.bytes_up = client.bytes_down = 0
+        return result if self._sharing is None else replace(result, sharing=self._merge(number, replies))
+
+    def evaluate(self, number: int, clients: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
+        """Measure the global exits after round `number` on clients that take no part in any round.
+
+        Args:
+            number: 0 for the model that the run began with.
+            clients: whom to ask.
+            personalise: let each of them personalise first, for the figures after; nothing of it is kept.
+
+        Returns:
+            Rows of unseen.parquet; one with a status alone for a client that has no figures.
+        """
+        rows: list[dict[str, Any]] = []
+        for client_id, reply in self._ask(wire.EVALUATE, number, clients, personalise).items():
+            key = {"round": number, "client_id": client_id, "status": reply.report.status}
+            exits = [asdict(row) for row in reply.report.exits if not math.isnan(row.accuracy)]
+            rows += [{**row, **key} for row in exits] or [key]
+        return [{k: v for k, v in row.items() if k != "kept"} for row in rows]
+
+    def _merge(self, number: int, replies: Mapping[str, "_Reply"]) -> list[dict[str, Any]]:
+        assert self._sharing is not None
+        ok = {name: reply for name, reply in replies.items() if reply.report.status == wire.OK}
+        shared = [reply.shared for reply in ok.values() if reply.shared is not None]
+        self._sharing.merge(number, shared)
+        return self._sharing.rows(number, {name: reply.outcome for name, reply in ok.items()}, shared)
+
+    def _ask(self, kind: str, number: int, clients: Sequence[Client], personalise: bool = False) -> dict[str, "_Reply"]:
+        """Return each client's reply; a client that turns out to lack the model is sent it, within the deadline."""
+        start = time.monotonic()
+        make = partial(self._message, kind, number, personalise=personalise)
+        replies = self._collect(number, clients, make, self._settings.round_deadline)
+        lacking = [c for c in clients if replies[c.client_id].report.status.startswith(wire.MODEL_MISSING)]
         if lacking:
             left = self._settings.round_deadline - (time.monotonic() - start)
             for client in lacking:
                 client.has_model = False
-            reports.update(self._collect(number, lacking, max(left, 0.0)))
-        result = _result(number, enrolment, reports, time.monotonic() - start)
-        for client in clients:
-            client.bytes_up = client.bytes_down = 0
-        return result
+            replies.update(self._collect(number, lacking, make, max(left, 0.0)))
+        return replies
 
-    def _collect(self, number: int, clients: Sequence[Client], deadline: float) -> dict[str, PersonalisationReport]:
+    def _collect(
+        self, number: int, clients: Sequence[Client], make: Callable[[Client, float], Message], deadline: float
+    ) -> dict[str, "_Reply"]:
         of_node = {client.node_id: client for client in clients}
-        messages = [self._train_message(number, client, deadline) for client in clients]
-        done = 0
+        messages = [make(client, deadline) for client in clients]
+        replies: dict[int, _Reply] = {}
 
-        def count(_: Answer) -> None:
-            nonlocal done
-            done += 1
-            self._on_progress(done, len(messages))
+        def keep(answer: Answer) -> None:
+            # as they arrive: the bytes of shared exits are let go, one message after the other
+            replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
+            self._on_progress(len(replies), len(messages))
 
-        answers = exchange(self._grid, messages, deadline, count)
-        return {of_node[a.node_id].client_id: self._report(number, of_node[a.node_id], a) for a in answers}
+        answers = exchange(self._grid, messages, deadline, keep)
+        for answer in answers:
+            if answer.node_id not in replies:
+                replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
+        return {client.client_id: replies[client.node_id] for client in clients}
 
-    def _train_message(self, number: int, client: Client, deadline: float) -> Message:
-        user = client.client_id if client.is_simulated else ""
-        content = wire.make_request(round_number=number, model=self._model.fingerprint, code=self._code, user=user)
+    def _message(self, kind: str, number: int, client: Client, deadline: float, *, personalise: bool) -> Message:
+        content = wire.make_request(
+            round_number=number,
+            model=self._model.fingerprint,
+            code=self._code,
+            user=client.client_id if client.is_simulated else "",
+            run=self._run,
+            personalise=personalise,
+        )
         if not client.has_model:
             content.update(self._model.records())
             client.has_model = True
+        if self._sharing is not None:
+            content.update(self._sharing.records())
         client.bytes_down += wire.content_bytes(content)
-        return Message(content, client.node_id, wire.TRAIN, ttl=max(deadline, 1.0), group_id=str(number))
+        return Message(content, client.node_id, kind, ttl=max(deadline, 1.0), group_id=str(number))
 
-    def _report(self, number: int, client: Client, answer: Answer) -> PersonalisationReport:
+    def _reply(self, number: int, client: Client, answer: Answer) -> "_Reply":
         if answer.content is None:
-            return wire.no_report(client.client_id, f"{wire.FAILED}: {answer.cause}")
+            return _Reply(wire.no_report(client.client_id, f"{wire.FAILED}: {answer.cause}"))
         client.bytes_up += wire.content_bytes(answer.content)
         try:
-            report = wire.from_reply(answer.content, self._model.num_exits)
+            report = wire.from_reply(answer.content, self._model.num_exits, exits_allowed=self._sharing is not None)
         except WireError as error:
-            return wire.no_report(client.client_id, f"{wire.REFUSED}: the reply held something else: {error}")
+            words = f"{wire.REFUSED}: the reply held something else: {error}"
+            return _Reply(wire.no_report(client.client_id, words))
         if report.client_id != client.client_id or (report.status == wire.OK and report.round != number):
-            return wire.no_report(client.client_id, f"{wire.REFUSED}: the reply is of another client or round")
-        return report
+            words = f"{wire.REFUSED}: the reply is of another client or round"
+            return _Reply(wire.no_report(client.client_id, words))
+        if self._sharing is None or report.status != wire.OK:
+            return _Reply(report)
+        return _Reply(report, *self._sharing.take(client.client_id, answer.content, report))
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What a client answered, as far as it is of use."""
+
+    report: PersonalisationReport
+    shared: Contribution | None = None
+    outcome: str = ""
+    """What became of the request for exits."""
 
 
 def check_quota(settings: RoundSettings, row: Mapping[str, Any], statuses: Sequence[str]) -> None:

@@ -1,13 +1,15 @@
 """The wire records: everything that may travel between server and client, and nothing else may.
 
 One message per round and client. The server sends REQUEST (and the model, once, to a client without it); the client
-answers with REPORT and, if it has figures to report, METRICS. No sample, label, per-sample output or weight stands in
-these tables, so none can leave: `check_reply` runs on the client as the last step before sending, and again on the
-server on arrival.
+answers with REPORT and, if it has figures to report, METRICS. No sample, label or per-sample output stands in these
+tables, so none can leave: `check_reply` runs on the client as the last step before sending, and again on the server on
+arrival. Exits leave a client only where the run asks for them and the client's owner permits it (exit_arrays.py).
 
     query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
-    train          ->  request {round, model, code, user}    <-  report {client-id, status, labels}
-                       [model: arrays; spec {json}]              [metrics: counts, accuracies, a number per exit]
+    train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, sharing}
+                       [model: arrays; spec {json}]                   [metrics: counts, accuracies, a number per exit]
+                       [exits: arrays, once some were merged]         [exits: arrays, by permission]
+    evaluate       ->  as for train                               <-  report, [metrics]
 
 Every list in `metrics` has M+1 numbers, one per exit with the last exit at the end; a pruned exit does not shorten it.
 A number that does not exist is NaN. Client ids and statuses are strings, which only a ConfigRecord holds.
@@ -22,72 +24,27 @@ from flwr.common.serde import recorddict_to_proto
 
 from clients.reports import ExitMetrics, PersonalisationReport
 from fl_app.errors import WireError
-from fl_app.wire_kinds import Kind, Number, PerExit, Text, Truth, Whole, shown
+from fl_app.wire_kinds import Kind, Number, PerExit, shown
+from fl_app.wire_records import EXIT_FIELDS, METRICS, REPORT, REQUEST, SPEC, STAGES, STATUS
 
 STATUS_QUERY = "query.status"
-TRAIN = "train"
-STAGES = ("before", "after")
+TRAIN, EVALUATE = "train", "evaluate"
 
 OK, TOO_SMALL, REFUSED, FAILED, MODEL_MISSING = "ok", "too small", "refused", "failed", "model-missing"
 STATUS_KINDS = (OK, TOO_SMALL, REFUSED, FAILED, MODEL_MISSING)
 
+NOT_ASKED, SHARED, NOT_PERMITTED, HELD_BACK = "", "shared", "not permitted", "held back"
+SHARING_KINDS = (NOT_ASKED, SHARED, NOT_PERMITTED, HELD_BACK)
 
-FINGERPRINT = Text(length=64)
-
-REQUEST: Mapping[str, Kind] = {
-    "round": Whole(),  # from 1; 0 in a status query
-    "model": FINGERPRINT,  # of the global model
-    "code": FINGERPRINT,  # of the code that the server runs
-    "user": Text(length=128),  # whose data a simulated node plays; empty to a device, which knows its own
-}
-SPEC: Mapping[str, Kind] = {"json": Text(length=100_000)}
-
-STATUS: Mapping[str, Kind] = {
-    "client-id": Text(length=128),  # from the node's configuration; empty on a simulated node, which has none
-    "partition-id": Whole(low=-1),  # of a simulated node; -1 on a device
-    "code": FINGERPRINT,  # of the code that this client runs
-    "model-held": Truth(),  # whether the client has the model that the request names
-    "sharing-allowed": Truth(),  # whether the device's owner allows exits to leave it
-}
-
-REPORT: Mapping[str, Kind] = {
-    "client-id": Text(length=128),
-    "status": Text(length=300),  # "ok", or one of STATUS_KINDS, a colon and a sentence
-    "labels": Text(length=16),  # "all", "none" or the labelled fraction; empty where nothing was trained
-}
-
-_EXIT_FIELDS: Mapping[str, Kind] = {
-    "accuracy": PerExit(),  # of this exit alone on the user's test part
-    "loss": PerExit(high=1e300),  # nats
-    "exit_rate": PerExit(),  # share of the test samples that leave here
-    "kept": PerExit(),  # 1, or 0 once pruned
-    "macs": PerExit(high=1e15),  # per sample, to leave here
-}
-
-METRICS: Mapping[str, Kind] = {
-    "round": Whole(),
-    "num_train": Whole(),
-    "num_calibration": Whole(),
-    "num_test": Whole(),
-    "threshold": Number(),
-    "accuracy_original": Number(),
-    "accuracy_before": Number(),
-    "accuracy_after": Number(),
-    "mean_macs": Number(high=1e15),
-    "mean_macs_before": Number(high=1e15),
-    "original_macs": Whole(high=10**15),
-    "seconds_personalise": Number(high=1e9),
-    "rolled_back": PerExit(),  # 1 where the earlier exit stayed, else 0
-    **{f"{stage}.{name}": kind for stage in STAGES for name, kind in _EXIT_FIELDS.items()},
-}
+FEWEST_TEST_SAMPLES = 5
+"""A mean over fewer samples would say something about each of them: no figure over fewer leaves a client."""
 
 _SCALARS = tuple(name for name, kind in METRICS.items() if not isinstance(kind, PerExit))
 
 
 def to_reply(report: PersonalisationReport) -> RecordDict:
     """Return the reply to a train message; `check_reply` decides whether it may leave."""
-    head = ConfigRecord({"client-id": report.client_id, "status": report.status[:300], "labels": report.labels})
-    reply = RecordDict({"report": head})
+    reply = RecordDict({"report": _head(report.client_id, report.status[:300], report.labels)})
     if report.status == OK:
         reply["metrics"] = MetricRecord(_metrics(report))
     return reply
@@ -99,41 +56,48 @@ def refusal(client_id: str, status: str) -> RecordDict:
         "".join(letter if letter.isprintable() else " " for letter in text)[:length]
         for text, length in ((client_id, 128), (status, 300))
     )
-    return RecordDict({"report": ConfigRecord({"client-id": name, "status": reason, "labels": ""})})
+    return RecordDict({"report": _head(name, reason, labels="")})
 
 
-def check_reply(reply: RecordDict, num_exits: int | None = None) -> None:
-    """Refuse a reply to a train message that holds anything but what stands in REPORT and METRICS.
+def check_reply(reply: RecordDict, num_exits: int | None = None, exits_allowed: bool = False) -> None:
+    """Refuse a reply that holds anything but what stands in REPORT and METRICS, and exits where they may travel.
 
     Args:
         reply: what a client is about to send, or has sent.
         num_exits: M, where it is known; then the lists must have M+1 numbers.
+        exits_allowed: whether exits may be among it; their arrays are checked in exit_arrays.py.
 
     Raises:
         WireError: names the record and key.
     """
-    _check_records(reply, required={"report"}, optional={"metrics"})
+    _check_records(reply, required={"report"}, optional={"metrics"} | ({"exits"} if exits_allowed else set()))
     _check_record("report", reply["report"], ConfigRecord, REPORT)
-    status = str(reply.config_records["report"]["status"])
-    if status.split(":")[0] not in STATUS_KINDS:
-        raise WireError(f"report/status: expected one of {', '.join(STATUS_KINDS)}, got {shown(status)}.")
+    status, sharing = (str(reply.config_records["report"][key]) for key in ("status", "sharing"))
+    for key, value, kinds in (("status", status, STATUS_KINDS), ("sharing", sharing, SHARING_KINDS)):
+        if value.split(":")[0] not in kinds:
+            raise WireError(f"report/{key}: expected one of {', '.join(filter(None, kinds))}, got {shown(value)}.")
     if ("metrics" in reply) != (status == OK):
         raise WireError(f"metrics travel with the status 'ok' and no other, got {shown(status)}.")
+    if ("exits" in reply) != (sharing == SHARED) or (sharing == SHARED and status != OK):
+        raise WireError(f"exits travel with 'shared' and 'ok' and nothing else, got {shown(sharing)}.")
     if status == OK:
         _check_record("metrics", reply["metrics"], MetricRecord, METRICS)
+        num_test = int(reply.metric_records["metrics"]["num_test"])  # type: ignore[arg-type]
+        if 0 < num_test < FEWEST_TEST_SAMPLES:
+            raise WireError(f"metrics: figures over {num_test} samples, expected {FEWEST_TEST_SAMPLES} or more.")
         lengths = {len(value) for value in reply.metric_records["metrics"].values() if isinstance(value, list)}
         if len(lengths) != 1 or lengths != {num_exits + 1 if num_exits is not None else min(lengths)}:
             wanted = "the same number of" if num_exits is None else str(num_exits + 1)
             raise WireError(f"metrics: expected lists of {wanted} numbers, got {sorted(lengths)}.")
 
 
-def from_reply(reply: RecordDict, num_exits: int) -> PersonalisationReport:
+def from_reply(reply: RecordDict, num_exits: int, exits_allowed: bool = False) -> PersonalisationReport:
     """Return what a client reports; M, the number of early exits, is `num_exits`.
 
     Raises:
         WireError: the reply holds something that may not travel, or lacks something that must.
     """
-    check_reply(reply, num_exits)
+    check_reply(reply, num_exits, exits_allowed)
     head: Mapping[str, Any] = reply.config_records["report"]
     names = {"client_id": head["client-id"], "status": head["status"], "labels": head["labels"]}
     if "metrics" not in reply:
@@ -147,18 +111,22 @@ def from_reply(reply: RecordDict, num_exits: int) -> PersonalisationReport:
     )
 
 
-def make_request(*, round_number: int, model: str, code: str, user: str = "") -> RecordDict:
-    """Return what the server asks of a client; the model is added for a client that lacks it."""
-    return RecordDict({"request": ConfigRecord({"round": round_number, "model": model, "code": code, "user": user})})
+def make_request(
+    *, round_number: int, model: str, code: str, user: str = "", run: str = "", personalise: bool = False
+) -> RecordDict:
+    """Return what the server asks of a client; the model is added for a client that lacks it, and merged exits."""
+    record = ConfigRecord({"run": run, "round": round_number, "personalise": personalise})
+    record["model"], record["code"], record["user"] = model, code, user
+    return RecordDict({"request": record})
 
 
 def read_request(content: RecordDict) -> Mapping[str, Any]:
     """Return the request in a message from the server.
 
     Raises:
-        WireError: it holds anything but REQUEST and the model.
+        WireError: it holds anything but REQUEST, the model and exits; whoever uses the exits checks them.
     """
-    _check_records(content, required={"request"}, optional={"model", "spec"})
+    _check_records(content, required={"request"}, optional={"model", "spec", "exits"})
     _check_record("request", content["request"], ConfigRecord, REQUEST)
     if ("model" in content) != ("spec" in content):
         raise WireError("a model travels with its specification, and one of them is missing.")
@@ -203,6 +171,10 @@ def content_bytes(content: RecordDict) -> int:
     return arrays + int(recorddict_to_proto(rest).ByteSize())
 
 
+def _head(client_id: str, status: str, labels: str) -> ConfigRecord:
+    return ConfigRecord({"client-id": client_id, "status": status, "labels": labels, "sharing": NOT_ASKED})
+
+
 def _metrics(report: PersonalisationReport) -> dict[str, Any]:
     by_place = {(metrics.stage, metrics.exit): metrics for metrics in report.exits}
     places = range(max((place for _, place in by_place), default=0) + 1)
@@ -212,7 +184,7 @@ def _metrics(report: PersonalisationReport) -> dict[str, Any]:
         values[name] = float(value) if isinstance(METRICS[name], Number) else int(value)
     values["rolled_back"] = [float(place in report.rolled_back_exits) for place in places]
     for stage in STAGES:
-        for name in _EXIT_FIELDS:
+        for name in EXIT_FIELDS:
             values[f"{stage}.{name}"] = [_number(by_place.get((stage, place)), name) for place in places]
     return values
 
@@ -223,7 +195,7 @@ def _number(metrics: ExitMetrics | None, name: str) -> float:
 
 
 def _exit(metrics: Mapping[str, Any], stage: str, place: int) -> ExitMetrics:
-    values = {name: metrics[f"{stage}.{name}"][place] for name in _EXIT_FIELDS}
+    values = {name: metrics[f"{stage}.{name}"][place] for name in EXIT_FIELDS}
     values["kept"] = values["kept"] == 1.0
     values["macs"] = 0 if math.isnan(values["macs"]) else int(values["macs"])
     return ExitMetrics(exit=place, stage=stage, num_test=metrics["num_test"], **values)

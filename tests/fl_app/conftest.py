@@ -105,7 +105,8 @@ class InProcessGrid(Grid):
                 return None
             reply = Message(content, reply_to=message)
         if reply.has_content():
-            node.sent.append(reply.content)
+            # a copy: the server takes exits out of what it received
+            node.sent.append(RecordDict(dict(reply.content)))
         return reply
 
 

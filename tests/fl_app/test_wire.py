@@ -113,6 +113,9 @@ ARRAYS = ArrayRecord([np.zeros(3, dtype=np.float32)])
         (with_head("status", "fine"), "expected one of"),
         (with_head("status", "failed: no idea"), "metrics travel with the status 'ok' and no other"),
         (with_head("labels", b"all"), "expected a string"),
+        (with_head("sharing", "gladly"), "report/sharing: expected one of shared, not permitted, held back"),
+        (with_head("sharing", "shared"), "exits travel with 'shared' and 'ok' and nothing else"),
+        (with_metric("num_test", 4), "figures over 4 samples, expected 5 or more"),
         (with_head("latencies", [1.0, 2.0]), "report/latencies may not travel"),
         (without("metrics", "threshold"), "metrics/threshold is missing"),
         (without("report", "status"), "report/status is missing"),
@@ -131,8 +134,9 @@ def test_the_server_refuses_lists_of_another_network(reply):
 
 
 def test_a_request_holds_nothing_else_and_a_model_comes_with_its_specification():
-    request = wire.make_request(round_number=2, model="a" * 64, code="b" * 64, user="u1")
-    assert wire.read_request(request) == {"round": 2, "model": "a" * 64, "code": "b" * 64, "user": "u1"}
+    values = {"model": "a" * 64, "code": "b" * 64, "user": "u1", "run": "c" * 16, "personalise": True}
+    request = wire.make_request(round_number=2, **values)
+    assert wire.read_request(request) == {"round": 2, **values}
     request["model"] = ARRAYS
     with pytest.raises(WireError, match="specification"):
         wire.read_request(request)
