@@ -1,0 +1,117 @@
+"""The global models that the benchmarks run on, where none is named: trained in minutes, kept below OUT/models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_partitions.opening import DataSettings, open_partitions
+from experiments.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
+from multi_exit.backbones import DEFAULT_SOURCES
+from multi_exit.building import rebuild_network
+from multi_exit.network import MultiExitNetwork
+from multi_exit.storage import load_network, save_network
+from server.global_model import MODEL_NAME, GlobalModelSettings, UserShares, make_global_model
+from server.pretraining import pretrain
+from server.pretraining_settings import PretrainSettings
+
+SMOKE_SOURCE = "experiments.smoke_network"
+SOURCES = (*DEFAULT_SOURCES, SOURCE, SMOKE_SOURCE)
+PHOTO_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much a benchmark's own models learn.
+
+    Attributes:
+        backbone: of the writers' network.
+        num_exits: M of the writers' network.
+        writers: users whose data trains it.
+        epochs: of its training.
+        photos: images that train the exits at 224 px.
+    """
+
+    backbone: str = "mobilenet_v2"
+    num_exits: int = 6
+    writers: int = 40
+    epochs: int = 3
+    photos: int = 600
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "smoke": Effort(backbone=f"{SMOKE_SOURCE}:build", num_exits=2, writers=6, epochs=1, photos=64),
+    "quick": Effort(),
+}
+
+
+def writers_model(data: DataSettings, folder: Path, effort: Effort) -> Path:
+    """Return the folder of a network trained from scratch on some users' characters; made once."""
+    settings = GlobalModelSettings(
+        backbone=effort.backbone,
+        num_exits=effort.num_exits,
+        users=UserShares(max_users=effort.writers),
+        training=PretrainSettings(epochs=effort.epochs, batch_size=64, learning_rate=0.05),
+        sources=SOURCES,
+    )
+    return _made(settings, data, folder)
+
+
+def photo_model(name: str, data: DataSettings, real_data: Path, folder: Path, effort: Effort) -> Path:
+    """Return the folder of a published ImageNet network whose exits learned from some photographs; made once.
+
+    Args:
+        name: "resnet50" or "mobilenet_v2".
+        data: `imagefolder`, 224 px.
+        real_data: the folder with `tiny-imagenet-200` and `weights`.
+        folder: of the model.
+        effort: how many photographs.
+    """
+    known = NETWORKS[name]
+    classes = tiny_imagenet_classes(real_data / "tiny-imagenet-200" / "classes.json")
+    weights = write_cut_weights(name, real_data / "weights" / known.file, classes, folder.parent)
+    settings = GlobalModelSettings(
+        backbone=known.backbone,
+        weights=weights,
+        mean=known.mean,
+        std=known.std,
+        users=UserShares(personal_users=0),
+        training=PretrainSettings(
+            mode="exits",
+            epochs=2,
+            batch_size=32,
+            learning_rate=0.05,
+            augmentation="none",
+            max_samples=effort.photos,
+        ),
+        sources=SOURCES,
+    )
+    return _made(settings, data, folder)
+
+
+def pooled_model(model: Path, data: DataSettings, folder: Path, effort: Effort) -> Path:
+    """Return the folder of the same backbone with `pooled` exits, trained on the users that made the model."""
+    if (folder / MODEL_NAME).exists():
+        return folder
+    given, metadata = load_network(model, SOURCES)
+    network = rebuild_network(replace(given.spec, head="pooled"), SOURCES)
+    network.stages.load_state_dict(given.stages.state_dict())
+    partitions = open_partitions(data)
+    users = [user for user in metadata.trained_on if user in partitions.client_ids] or list(partitions.client_ids)
+    users = users[: max(2, effort.writers)]
+    held_out = max(1, len(users) // 10)
+    training = PretrainSettings(mode="exits", epochs=effort.epochs, batch_size=64, learning_rate=0.05)
+    folder.mkdir(parents=True, exist_ok=True)
+    pretrain(network, partitions, users[held_out:], users[:held_out], training, folder / "checkpoint.safetensors")
+    save_network(network, folder, metadata)
+    return folder
+
+
+def with_exits(network: MultiExitNetwork, num_exits: int) -> MultiExitNetwork:
+    """Return an untrained network of the same backbone with its first `num_exits` exits."""
+    return rebuild_network(replace(network.spec, cuts=network.spec.cuts[:num_exits]), SOURCES)
+
+
+def _made(settings: GlobalModelSettings, data: DataSettings, folder: Path) -> Path:
+    if not (folder / MODEL_NAME).exists():
+        make_global_model(settings, open_partitions(data, for_pretraining=True), folder, resume=True)
+    return folder

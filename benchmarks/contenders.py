@@ -1,0 +1,108 @@
+"""Who simulates the same users in `benchmarks.simulation`, each as a command of its own, timed from outside."""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks import schedules
+from benchmarks.plain_flower.task import TaskSettings
+from benchmarks.users import PERSEPHONEE, data_options, run_command
+
+OURS, FLOWER, PFL = "persephonee simulate", "plain Flower app", "pfl-research"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One column of the comparison.
+
+    Attributes:
+        name: `OURS`, `FLOWER` or `PFL`.
+        schedule: "paper" or "fast"; opponents know the paper's only.
+        head: "msdnet" or "pooled".
+    """
+
+    name: str
+    schedule: str = schedules.PAPER
+    head: str = "msdnet"
+
+
+def contenders() -> list[Contender]:
+    """Return all that this machine can run, opponents between ours."""
+    known = schedules.available()
+    found = [Contender(name=OURS, schedule=schedule) for schedule in known]
+    found.insert(1, Contender(name=FLOWER))
+    if has_pfl():
+        found.append(Contender(name=PFL))
+    return [*found, *(Contender(name=OURS, schedule=schedule, head="pooled") for schedule in known)]
+
+
+def has_pfl() -> bool:
+    """Whether apple/pfl-research is installed: `pip install 'persephonee[bench]'`."""
+    return importlib.util.find_spec("pfl") is not None
+
+
+def run_contender(contender: Contender, settings: TaskSettings, folder: Path, cores: int) -> dict[str, Any]:
+    """Run a contender over the settings' users.
+
+    Returns:
+        seconds from start to end, mean accuracy of the early exits over all test samples, and for ours the seconds of
+        the round and of the start, which Flower's and Ray's share is measured with.
+
+    Raises:
+        CommandFailed: the contender failed.
+    """
+    folder.mkdir(parents=True)
+    path = folder / "settings.json"
+    path.write_text(json.dumps(asdict(settings)))
+    run: Callable[..., dict[str, Any]] = {OURS: _run_ours, FLOWER: _run_flower, PFL: _run_pfl}[contender.name]
+    return {**asdict(contender), "clients": len(settings.users), **run(contender, settings, path, cores)}
+
+
+def _run_ours(contender: Contender, settings: TaskSettings, path: Path, cores: int) -> dict[str, Any]:
+    run_dir = path.parent / "run"
+    command = [*PERSEPHONEE, "simulate", "--model", settings.model]
+    command += ["--sources", ",".join(settings.sources), "--seed", str(settings.seed)]
+    command += ["--clients", str(len(settings.users)), "--run-dir", str(run_dir), *data_options(settings.data)]
+    if contender.schedule == schedules.PAPER:
+        command += ["--epochs", str(settings.epochs)]
+    else:
+        command += ["--schedule", contender.schedule]
+    seconds = _timed(command)
+    exits = pd.read_parquet(run_dir / "exits.parquet")
+    early = exits[(exits.stage == "after") & (exits.exit < exits.exit.max())]
+    accuracy = float((early.accuracy * early.num_test).sum() / early.num_test.sum())
+    in_round = float(pd.read_parquet(run_dir / "rounds.parquet").seconds.sum())
+    answered = int((pd.read_parquet(run_dir / "clients.parquet").status == "ok").sum())
+    return {"seconds": seconds, "accuracy": accuracy, "round_seconds": in_round, "clients": answered}
+
+
+def _run_flower(contender: Contender, settings: TaskSettings, path: Path, cores: int) -> dict[str, Any]:
+    result = path.parent / "result.json"
+    log = path.parent / "log.txt"
+    seconds = _timed([sys.executable, "-m", "benchmarks.plain_flower_run", str(path), str(result), str(log)])
+    return {"seconds": seconds, "accuracy": _accuracy(result)}
+
+
+def _run_pfl(contender: Contender, settings: TaskSettings, path: Path, cores: int) -> dict[str, Any]:
+    result = path.parent / "result.json"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={cores}"]
+    seconds = _timed([*launch, "-m", "benchmarks.pfl_opponent", str(path), str(result)], threads=1)
+    return {"seconds": seconds, "accuracy": _accuracy(result)}
+
+
+def _timed(command: list[str], threads: int | None = None) -> float:
+    begin = time.perf_counter()
+    run_command(command, threads)
+    return time.perf_counter() - begin
+
+
+def _accuracy(result: Path) -> float:
+    accuracies: list[float] = json.loads(result.read_text())["accuracies"]
+    return sum(accuracies) / len(accuracies)

@@ -1,0 +1,78 @@
+"""The machine that a benchmark runs on: what it is, how fast it multiplies matrices, what a process has resident."""
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.profiler import peak_memory_bytes
+
+SIDE = 2048
+WARM_UP, REPEATS = 2, 7
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Return the processor, the threads and the versions that times depend on."""
+    card = {"card": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    return {
+        "processor": _processor(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **card,
+    }
+
+
+def matrix_macs_per_second(dtype: torch.dtype = torch.float32, device: str = "cpu", side: int = SIDE) -> float:
+    """Return how many multiply-adds a second this machine does in a product of two square matrices.
+
+    The median of a few products after two that are not timed, with PyTorch's threads. What a plan's MACs would take at
+    this rate is the limit that its time is compared with.
+    """
+    left = torch.rand(side, side, device=device).to(dtype)
+    right = torch.rand(side, side, device=device).to(dtype)
+    times = []
+    for repeat in range(-WARM_UP, REPEATS):
+        _wait(device)
+        begin = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        if repeat >= 0:
+            times.append(time.perf_counter() - begin)
+    return side**3 / float(np.median(times))
+
+
+def peak_resident_bytes(process: int | str = "self") -> int:
+    """Return the most that a process has had resident since it began its program; 0 where it is gone.
+
+    Linux says it per program; what `getrusage` says begins with the memory of the process that started this one.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return peak_memory_bytes() if process == "self" else 0
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(line.split()[1]) * 1024
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

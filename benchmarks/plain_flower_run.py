@@ -1,0 +1,69 @@
+"""Run the plain Flower app once, from start to end: `python -m benchmarks.plain_flower_run SETTINGS RESULT LOG`."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import plain_flower
+from benchmarks.plain_flower.task import read_settings
+from fl_app.app_folder import toml_value
+from fl_app.errors import RunFailedError
+from fl_app.superlink import SuperLink, scratch_folder
+
+SECONDS_BETWEEN_LOOKS = 0.3
+SECONDS_BETWEEN_CHECKS = 10.0
+
+_PYPROJECT = """\
+[project]
+name = "plain-flower"
+version = "1"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "persephonee"
+
+[tool.flwr.app.components]
+serverapp = "benchmarks.plain_flower.server_app:app"
+clientapp = "benchmarks.plain_flower.client_app:app"
+
+[tool.flwr.app.config]
+settings = {settings}
+result = {result}
+"""
+
+
+def run(settings: Path, result: Path, log: Path) -> None:
+    """Simulate all of the settings' users, one client per core.
+
+    Raises:
+        RunFailedError: Flower ended without a result.
+    """
+    with scratch_folder() as scratch:
+        app = _write_app(scratch / "app", settings, result)
+        with SuperLink(scratch, log) as superlink:
+            run_id = superlink.start_run(app, len(read_settings(str(settings)).users))
+            checked = time.monotonic()
+            while not result.exists():
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                if time.monotonic() - checked > SECONDS_BETWEEN_CHECKS:
+                    # asking takes a second of a core
+                    ending = superlink.ending_of(run_id)
+                    if ending and not result.exists():
+                        raise RunFailedError(f"{ending} ({superlink.read_log(run_id)}); the log is {log}.")
+                    checked = time.monotonic()
+
+
+def _write_app(folder: Path, settings: Path, result: Path) -> Path:
+    source = Path(plain_flower.__file__).parent
+    target = folder / "benchmarks" / source.name
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    (target.parent / "__init__.py").touch()
+    places = {"settings": toml_value(str(settings)), "result": toml_value(str(result))}
+    (folder / "pyproject.toml").write_text(_PYPROJECT.format(**places))
+    return folder
+
+
+if __name__ == "__main__":
+    run(*map(Path, sys.argv[1:]))

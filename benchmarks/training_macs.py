@@ -1,0 +1,39 @@
+"""The multiply-adds that training takes, per sample-pass: what a plan's time is compared with."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from multi_exit.network import MultiExitNetwork
+
+
+def head_training_macs(head: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the MACs of a forward and a backward pass of one sample through a head, with cached maps [C, H, W].
+
+    No gradient flows into the maps. torch.utils.flop_counter counts two operations per multiply-add; heads have no
+    depthwise convolutions, whose backward pass it counts too high.
+    """
+    model = copy.deepcopy(head).to("meta").eval()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        # on the meta device nothing is computed
+        model(torch.empty(1, *shape, device="meta")).sum().backward()
+    return int(counter.get_total_flops()) // 2
+
+
+def exits_training_macs(network: MultiExitNetwork, exits: Sequence[int]) -> int:
+    """Return the MACs of a sample-pass that trains these exits on cached maps."""
+    return sum(head_training_macs(network.heads[i], network.feature_shapes[i]) for i in exits)
+
+
+def backbone_macs(network: MultiExitNetwork, exits: Sequence[int]) -> int:
+    """Return the MACs of one sample's way through the frozen backbone, up to the last of these exits."""
+    return network.costs.exits[max(exits)].macs
+
+
+def whole_training_macs(network: MultiExitNetwork) -> int:
+    """Return the MACs of a sample-pass that trains the whole original network: the backward pass counts twice."""
+    return 3 * network.costs.original_macs
