@@ -101,6 +101,10 @@ def _answer(content: RecordDict, context: Context, does: Callable[[_Task], Recor
         reply = wire.refusal(user, f"{wire.REFUSED}: {error}")
     except DataError as error:
         reply = wire.refusal(user, f"{wire.FAILED}: {error}")
+    except OSError as error:
+        # the system's words for it, and no path, which may tell about the user
+        cause = error.strerror or type(error).__name__
+        reply = wire.refusal(user, f"{wire.FAILED}: the device cannot read or write its files ({cause})")
     except Exception as error:
         # an unforeseen error's text may hold the user's data: its kind leaves the device, the rest stays in its log
         log.exception("Personalisation failed.")

@@ -1,6 +1,8 @@
 """Whole runs in one process: ServerApp, strategy, wire and ClientApp, without Ray."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -116,9 +118,21 @@ def test_no_array_travels_in_a_metrics_only_round(settings, simulated_nodes, mak
     assert not any(content.array_records for content in contents)
 
 
-def test_a_client_that_fails_is_named_and_the_others_go_on(settings, simulated_nodes, make_grid, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("a letter that u7 wrote in private"), "KeyError, see the client's own log"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/ada"),
+            "the device cannot read or write its files (No space left on device)",
+        ),
+    ],
+)
+def test_a_client_that_fails_is_named_and_the_others_go_on(
+    settings, simulated_nodes, make_grid, monkeypatch, error, words
+):
     def broken(*arguments, **more):
-        raise KeyError("a letter that u7 wrote in private")
+        raise error
 
     nodes = simulated_nodes(3)
     good = client_app.personalise
@@ -128,7 +142,7 @@ def test_a_client_that_fails_is_named_and_the_others_go_on(settings, simulated_n
     settings = changed(settings, clients=3, seed=seed_with(settings, "u1", 3))
     run_dir = run(make_grid(nodes, settings), settings)
     status = with_status(run_dir)
-    assert status["u1"] == "failed: KeyError, see the client's own log"
+    assert status["u1"] == f"failed: {words}"
     assert sorted(status)[-2:] == ["ok", "ok"]
     rounds = table(run_dir, "rounds")
     assert (rounds.replies[0], rounds.failures[0]) == (2, 1)
