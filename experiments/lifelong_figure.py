@@ -38,11 +38,12 @@ def draw_lives(lives: Lives, originals: Sequence[NDArray[np.bool_]], title: str)
         figure = Figure(figsize=(11.0, 9.4), layout="constrained")
         heights = [0.28 + 0.09 * len(originals), 1.25, 1.25, 0.9, 0.9, 0.9]
         axes = figure.subplots(6, len(lives), sharex=True, sharey="row", height_ratios=heights, squeeze=False)
+        last = max(record.num_exits for records in lives.values() for record in records)
         for column, (strategy, records) in enumerate(lives.items()):
             _bands(axes[0, column], records)
             axes[0, column].set_title(strategy, color=COLOURS[strategy], fontweight="bold")
             _accuracy(axes[1, column], records, originals, COLOURS[strategy])
-            _exit_rates(axes[2, column], records)
+            _exit_rates(axes[2, column], records, last)
             _curve(axes[3, column], [record.cost for record in records], COLOURS[strategy])
             _curve(axes[4, column], [_median(record.latency_ms) for record in records], COLOURS[strategy], window=1)
             _curve(axes[5, column], [record.thresholds for record in records], COLOURS[strategy], window=1)
@@ -63,6 +64,8 @@ def draw_lives(lives: Lives, originals: Sequence[NDArray[np.bool_]], title: str)
         axes[4, 0].set_ylim(bottom=0)
         axes[5, 0].set_ylim(0, 1.05)
         axes[1, 0].legend(loc="lower left", fontsize=8, frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9)
+        handles, labels = axes[2, -1].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside right center", fontsize=8)
         patches = (
             Patch(color=INFERENCE, label="inference, a share of it explored"),
             Line2D([], [], marker="v", color=WAITING, linestyle="", label="shift noticed (rightly or not)"),
@@ -87,7 +90,8 @@ def _bands(axis: Axes, records: Sequence[LifeRecord]) -> None:
             axis.broken_barh([(place / SAMPLES_PER_DAY - 0.9, 1.8)], (row - 0.35, 0.7), color=ROUND)
         # a night is too short a wait to be seen as a band
         noticed = [event.details["frame"] / SAMPLES_PER_DAY for event in record.events if event.kind in NOTICED]
-        axis.plot(noticed, [row - 0.45] * len(noticed), "v", color=WAITING, markersize=5, clip_on=False)
+        # scatter, since the layout takes an empty line that is not clipped to lie at the figure's corner
+        axis.scatter(noticed, [row - 0.45] * len(noticed), marker="v", color=WAITING, s=25, zorder=3, clip_on=False)
     axis.set_ylim(len(records) - 0.5, -0.75)
     axis.set_yticks([])
     axis.grid(visible=False)
@@ -103,9 +107,8 @@ def _accuracy(axis: Axes, records: Sequence[LifeRecord], originals: Sequence[NDA
     _curve(axis, [record.correct for record in records], colour, label="the device")
 
 
-def _exit_rates(axis: Axes, records: Sequence[LifeRecord]) -> None:
+def _exit_rates(axis: Axes, records: Sequence[LifeRecord], last: int) -> None:
     length = min(len(record.exits) for record in records)
-    last = max(int(record.exits.max()) for record in records)
     shares = [
         _mean([(record.exits[:length] == exit).astype(np.float64) for record in records]) for exit in range(last + 1)
     ]
@@ -114,9 +117,6 @@ def _exit_rates(axis: Axes, records: Sequence[LifeRecord]) -> None:
     labels = [*(f"exit {exit}" for exit in range(last)), "last"]
     axis.stackplot(np.arange(length) / SAMPLES_PER_DAY, shares, colors=colours, labels=labels, linewidth=0)
     axis.set_ylim(0, 1)
-    if axis.get_subplotspec().is_last_col():  # type: ignore[union-attr]
-        handles, names = axis.get_legend_handles_labels()
-        axis.legend(handles[::-1], names[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5)
 
 
 def _curve(axis: Axes, values: Sequence[NDArray[Any]], colour: str, window: int = WINDOW, **style: Any) -> None:

@@ -35,6 +35,7 @@ class LifeRecord:
 
     Attributes:
         stream: that was lived through.
+        num_exits: M, early exits of the network.
         correct: whether the answer was the label.
         exits: that answered.
         cost: of the answer over the original network's, exploration not counted.
@@ -46,6 +47,7 @@ class LifeRecord:
     """
 
     stream: Stream
+    num_exits: int
     correct: NDArray[np.bool_]
     exits: NDArray[np.int64]
     cost: NDArray[np.float64]
@@ -100,6 +102,7 @@ def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettin
     correct, exits, cost, latency, thresholds, asked = (np.array(column) for column in zip(*rows, strict=True))
     return LifeRecord(
         stream=stream,
+        num_exits=len(network.heads),
         correct=correct,
         exits=exits,
         cost=cost,
