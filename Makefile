@@ -9,6 +9,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 DEMO_RUN ?= runs/demo
+BENCH_OUT ?= runs/bench
+BENCH_ARGS ?=
+FAULTS ?= runs/faults.xml
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -18,7 +21,7 @@ PAIR = $$($(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproje
 # a pair that the machine brings along (a Jetson's own build) is used; a virtual environment's cannot be
 HAS_PAIR := import sys, torch, torchvision; sys.exit(sys.prefix != sys.base_prefix)
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo bench test test-slow test-faults lint clean
 
 install: $(STAMP)
 
@@ -38,11 +41,22 @@ $(STAMP): pyproject.toml
 demo: install
 	$(BIN)/persephonee simulate --dataset synthetic-writers --clients 20 --rounds 1 --run-dir $(DEMO_RUN) --overwrite
 
+# writes docs/performance.md; BENCH_ARGS=--resume goes on with a run that was broken off
+bench: install
+	$(BIN)/pip install --quiet --editable '.[dev,bench]' || echo "without pfl-research, which could not be installed"
+	$(BIN)/python -m benchmarks.everything --out $(BENCH_OUT) $(BENCH_ARGS)
+
 test: install
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 test-slow: install
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+# faults of devices and servers on loopback, about ten minutes; the table in docs/reliability.md is what they record
+test-faults: install
+	$(BIN)/pytest -m slow tests/fl_app/test_devices_slow.py tests/fl_app/test_faults_slow.py \
+		--junitxml=$(FAULTS) $(PYTEST_ARGS)
+	$(BIN)/python -m tests.fault_table $(FAULTS) docs/reliability.md
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,7 +17,16 @@ import typer
 from benchmarks.bench_models import SOURCES
 from benchmarks.machine import describe_machine, peak_resident_bytes
 from benchmarks.result_tables import write_result
-from benchmarks.users import PERSEPHONEE, ROOT, CommandFailed, data_options, environment, load_user, run_command
+from benchmarks.users import (
+    PERSEPHONEE,
+    ROOT,
+    CommandFailed,
+    data_name,
+    data_options,
+    environment,
+    load_user,
+    run_command,
+)
 from data_partitions.opening import DataSettings, open_partitions
 from fl_app.command_groups import takes
 from fl_app.command_options import data_settings
@@ -48,7 +57,7 @@ def main(
         rows.append({"user": user, "samples": len(samples), **measure_device(model, data, user, len(samples), seed)})
     about = {
         "machine": describe_machine(),
-        "dataset": partitions.name,
+        "dataset": data_name(data),
         "backbone": network.spec.backbone.split(":")[-1],
         "input_size": network.spec.input_size,
         "import_bytes": 1024 * int(run_command([sys.executable, "-c", f"import torch; {_PRINT_PEAK}"]).split()[-1]),

@@ -19,7 +19,7 @@ from benchmarks import schedules
 from benchmarks.bench_models import SOURCES, with_exits
 from benchmarks.machine import describe_machine
 from benchmarks.result_tables import write_result
-from benchmarks.users import choose, load_user
+from benchmarks.users import choose, data_name, load_user
 from clients.personalisation import personalise
 from clients.settings import PersonalisationSettings
 from data_partitions.opening import DataSettings, open_partitions
@@ -64,7 +64,7 @@ def main(
     rows = [{"kind": kind, **row} for kind, of in work.items() for row in timed_in_turn(of, repeats)]
     about = {
         "machine": describe_machine(),
-        "dataset": partitions.name,
+        "dataset": data_name(data),
         "backbone": network.spec.backbone.split(":")[-1],
         "head": network.spec.head,
         "repeats": repeats,

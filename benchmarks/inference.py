@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import torch
 import typer
 
-from benchmarks.inference_report import write_report
 from benchmarks.interleaved import Call, time_pairs
+from benchmarks.machine import describe_machine
+from benchmarks.result_tables import write_result
+from benchmarks.users import choose, data_name
 from clients.engine import Engine
 from clients.exit_store import ExitStore, StoredExits
 from clients.inference_engine import InferenceEngine
@@ -32,7 +35,7 @@ from clients.profiler import profile_exits
 from clients.settings import PersonalisationSettings, loss_weights
 from data_partitions.opening import DataSettings, open_partitions
 from data_partitions.samples import Partitions, UserSamples, to_float
-from data_partitions.user_splits import SplitSettings, choose_users, split_samples
+from data_partitions.user_splits import SplitSettings, split_samples
 from fl_app.command_errors import sentence_of
 from fl_app.command_groups import takes
 from fl_app.command_options import DEFAULT_SOURCES, data_settings, source_names
@@ -201,7 +204,7 @@ def _subject(stored: StoredExits, labels: str, samples: UserSamples, test: torch
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
-    out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
     store: Annotated[Path | None, typer.Option(help="A device's store: its user only, as it is.")] = None,
     users: Annotated[int, typer.Option(help="How many users to personalise, without --store.")] = 5,
@@ -219,7 +222,7 @@ def main(
     stored = ExitStore(store).load(network.backbone_fingerprint, None) if store is not None else None
     if store is not None and stored is None:
         raise typer.BadParameter(f"{store} holds no personal exits.")
-    chosen = (stored.client_id,) if stored else _choose(partitions, users, seed, metadata.trained_on)
+    chosen = (stored.client_id,) if stored else choose(partitions, users, seed, metadata.trained_on)
     samples = {user: _load(partitions, user) for user in chosen}
     first = next(iter(samples.values()))
     overhead = overhead_rows(network, to_float(first.images).numpy())
@@ -237,14 +240,16 @@ def main(
         export_onnx(network, unpersonal, Path(folder))
         speed = [row for subject in subjects for row in speed_rows(network, subject, Path(folder), repeats)]
     tables = {"overhead": overhead, "speed": speed, "latency": latency}
-    write_report(out, {name: pd.DataFrame(rows) for name, rows in tables.items()}, threads, repeats)
-    typer.echo(f"Report: {out / 'inference.md'}")
-
-
-def _choose(partitions: Partitions, users: int, seed: int, trained_on: tuple[str, ...]) -> tuple[str, ...]:
-    sizes = zip(partitions.client_ids, partitions.counts, strict=True)
-    small = [user for user, count in sizes if count < SplitSettings().min_samples]
-    return choose_users(partitions.client_ids, users, seed, exclude=(*trained_on, *small))
+    about = {
+        "machine": describe_machine(),
+        "onnxruntime": onnxruntime.__version__,
+        "dataset": data_name(data),
+        "backbone": network.spec.backbone.split(":")[-1],
+        "input_size": network.spec.input_size,
+        "repeats": repeats,
+        "overhead_repeats": OVERHEAD_REPEATS,
+    }
+    write_result(out, "inference", about, {name: pd.DataFrame(rows) for name, rows in tables.items()})
 
 
 def _load(partitions: Partitions, user: str) -> UserSamples:

@@ -19,7 +19,7 @@ from benchmarks.cost_ways import WAYS
 from benchmarks.machine import describe_machine
 from benchmarks.personalisation_way import WaySettings, to_json
 from benchmarks.result_tables import write_result
-from benchmarks.users import choose, run_command
+from benchmarks.users import choose, data_name, run_command
 from data_partitions.opening import DataSettings, open_partitions
 from fl_app.command_groups import takes
 from fl_app.command_options import data_settings
@@ -81,7 +81,7 @@ def main(
         "backbone": network.spec.backbone.split(":")[-1],
         "head": network.spec.head,
         "input_size": network.spec.input_size,
-        "dataset": partitions.name,
+        "dataset": data_name(data),
         "rounds": rounds,
         "epochs": epochs,
         "batch_size": batch_size,

@@ -24,6 +24,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.plain_flower.task import TaskSettings
 from benchmarks.plain_loop import loop
 from benchmarks.result_tables import write_result
+from benchmarks.users import data_name
 from data_partitions.opening import DataSettings, open_partitions
 from data_partitions.samples import Partitions
 from data_partitions.user_splits import SplitSettings, choose_users
@@ -83,7 +84,7 @@ def main(
             rows.append({"kind": kind, "repeat": repeat, **row})
     about = {
         "machine": {**machine, "threads": 1},
-        "dataset": partitions.name,
+        "dataset": data_name(data),
         "repeats": repeats,
         "sizes": sizes,
         "skipped": [] if has_pfl() else ["pfl-research is not installed: pip install 'persephonee[bench]'"],

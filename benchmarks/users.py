@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_partitions.opening import Flat
+from data_partitions.opening import DataSettings, Flat
 from data_partitions.samples import Partitions, UserSamples
 from data_partitions.user_splits import SplitSettings, choose_users
 
@@ -29,6 +29,12 @@ def choose(partitions: Partitions, count: int, seed: int, trained_on: Sequence[s
 def load_user(partitions: Partitions, user: str) -> UserSamples:
     """Return the samples of a user."""
     return partitions.load_partition(partitions.client_ids.index(user))
+
+
+def data_name(data: DataSettings) -> str:
+    """Return what the page calls the data: its folder's name, not where that lies."""
+    path = data.data_path
+    return data.dataset if path is None else path.parent.name if path.suffix else path.name
 
 
 def data_options(data: Flat) -> list[str]:

@@ -1,13 +1,12 @@
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from benchmarks import inference
-from benchmarks.inference_report import write_report
+from benchmarks.inference_report import inference_section
 from benchmarks.interleaved import Pair, time_pairs
+from benchmarks.result_tables import Result
 from data_partitions.samples import to_float
 from multi_exit.building import build_network
 from multi_exit.storage import ModelMetadata, save_network
@@ -42,8 +41,7 @@ def test_overhead_is_measured_at_every_exit(network, monkeypatch):
     assert all(row["by_hand_ms"] > 0 for row in rows)
 
 
-def test_the_report_names_the_medians_over_users(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["inference", "--model", "M"])
+def test_the_section_names_the_medians_over_users():
     overhead = [{"exit": e, "heads_run": 1, "by_hand_ms": 1.0, "engine_ms": 1.02} for e in range(2)]
     quartiles = {"overhead": 0.02, "overhead_q25": 0.01, "overhead_q75": 0.03}
     of_user = {"labels": "all", "runtime": "PyTorch", "batch": 1, "left_early": 0.5, "original_ms": 4.0}
@@ -55,14 +53,13 @@ def test_the_report_names_the_medians_over_users(tmp_path, monkeypatch):
         "speed": pd.DataFrame(speed),
         "latency": pd.DataFrame(latency),
     }
-    write_report(tmp_path, tables, threads=1, repeats=7)
-    page = (tmp_path / "inference.md").read_text()
-    assert "`python -m benchmarks.inference --model M`" in page
-    assert "| all | PyTorch | 1 | 4.000 | 1.600 | **2.50x** | 1.00 to 4.00 | 70.0% | 80.0% | 50% | 3 |" in page
-    assert "| last | 1 | 1.000 | 1.020 | +2.0% | +1.0% to +3.0% |" in page
-    assert "r = 1.000" in page
-    assert len(pd.read_csv(tmp_path / "speed.csv")) == 3
-    assert (tmp_path / "latency_against_macs.png").stat().st_size > 1000
+    about = {"backbone": "tiny", "input_size": 12, "dataset": "users", "onnxruntime": "1", "repeats": 7}
+    machine = {"processor": "A processor", "cores": 2, "threads": 1, "torch": "2"}
+    section = inference_section(Result({**about, "overhead_repeats": 300, "machine": machine}, tables), "latency.svg")
+    assert "| all | PyTorch | 1 | 4.000 | 1.600 | **2.50x** | 1.00 to 4.00 | 70.0% | 80.0% | 50% | 3 |" in section
+    assert "| last | 1 | 1.000 | 1.020 | +2.0% | +1.0% to +3.0% |" in section
+    assert "A processor, 2 cores, 1 thread, PyTorch 2" in section
+    assert "r = 1.000" in section
 
 
 @pytest.mark.slow
@@ -76,7 +73,7 @@ def test_the_whole_benchmark_runs_on_a_tiny_network(network, tmp_path, monkeypat
     where = {"dataset": "parquet", "data_path": tmp_path / "users.parquet"}
     inference.main(**{**options, **given, **where})
     torch.set_num_threads(threads)
-    speed = pd.read_csv(tmp_path / "out" / "speed.csv")
+    speed = pd.read_parquet(tmp_path / "out" / "inference" / "speed.parquet")
     assert set(speed["labels"]) == {"all", "none"}
     assert set(speed["runtime"]) == {"PyTorch", "ONNX Runtime"}
     assert set(speed["batch"]) == {1, 32}

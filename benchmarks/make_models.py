@@ -1,0 +1,37 @@
+"""Make one global model that the benchmarks need: `python -m benchmarks.make_models --kind KIND DATA --out DIR`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.bench_models import EFFORTS, photo_model, pooled_model, writers_model
+from data_partitions.opening import DataSettings
+from fl_app.command_groups import takes
+from fl_app.command_options import data_settings
+
+
+@takes(data=data_settings)
+def main(
+    *,
+    kind: Annotated[str, typer.Option(help="writers, pooled, mobilenet_v2 or resnet50.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    data: DataSettings,
+    scale: Annotated[str, typer.Option(help="smoke or quick.")] = "quick",
+    model: Annotated[Path | None, typer.Option(help="pooled: the model whose backbone it takes.")] = None,
+    real_data: Annotated[Path | None, typer.Option(help="Photographs and published weights.")] = None,
+) -> None:
+    """Train the model, unless it is there."""
+    effort = EFFORTS[scale]
+    if kind == "writers":
+        writers_model(data, out, effort)
+    elif kind == "pooled" and model is not None:
+        pooled_model(model, data, out, effort)
+    elif real_data is not None:
+        photo_model(kind, data, real_data, out, effort)
+    else:
+        raise typer.BadParameter(f"--kind {kind} needs --model or --real-data.")
+
+
+if __name__ == "__main__":
+    typer.run(main)
