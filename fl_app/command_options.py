@@ -194,6 +194,12 @@ def schedule_settings(
             help="What the threshold saves: macs, or latency, measured on this device.", rich_help_panel=PERSONALISATION
         ),
     ] = "macs",
+    proximal_mu: Annotated[
+        float,
+        typer.Option(
+            help="FedProx: mu of the pull towards the global exits, 0 or more.", rich_help_panel=PERSONALISATION
+        ),
+    ] = 0.0,
 ) -> "PersonalisationSettings":
     """Make the settings of a personalisation round; its weights follow from the loss."""
     from clients.settings import PersonalisationSettings
@@ -204,4 +210,5 @@ def schedule_settings(
         batch_size=batch_size,
         drop_tolerance=drop_tolerance,
         cost=cost,
+        proximal_mu=proximal_mu,
     )

@@ -17,13 +17,15 @@ from fl_app.command_options import (
     split_settings,
 )
 from fl_app.command_pretrain import Backbone, Head, NumExits
+from fl_app.command_sharing import privacy_settings, sharing_settings
 from server.pretraining_settings import PretrainSettings
 
 if TYPE_CHECKING:
     from clients.settings import PersonalisationSettings
     from data_partitions.opening import DataSettings
     from data_partitions.user_splits import SplitSettings
-    from fl_app.settings import LossSettings, PlaceSettings, RoundSettings
+    from fl_app.settings import AppSettings, LossSettings, PlaceSettings, RoundSettings
+    from fl_app.sharing_settings import PrivacySettings, SharingSettings
     from server.global_model import GlobalModelSettings
 
 
@@ -56,6 +58,9 @@ def round_settings(
     *,
     clients: Annotated[int, typer.Option(help="Users who personalise.")] = 20,
     rounds: Annotated[int, typer.Option(help="Personalisation rounds.")] = 1,
+    unseen_share: Annotated[
+        float, typer.Option(help="Share of them who never take part and serve to measure, in [0, 1).")
+    ] = 0.0,
     min_reply_share: Annotated[
         float, typer.Option(help="The run fails if a smaller share of the clients answers, in [0, 1].")
     ] = 0.5,
@@ -65,7 +70,9 @@ def round_settings(
 
     if clients < 1:
         raise typer.BadParameter(f"--clients {clients} is too small; give 1 or more.")
-    return RoundSettings(num_server_rounds=rounds, clients=clients, min_reply_share=min_reply_share)
+    return RoundSettings(
+        num_server_rounds=rounds, clients=clients, unseen_share=unseen_share, min_reply_share=min_reply_share
+    )
 
 
 def place_settings(
@@ -75,7 +82,9 @@ def place_settings(
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder for the run; runs/ and the time by default.")] = None,
     sources: Sources = DEFAULT_SOURCES,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder, with the settings that it began with.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
 ) -> "PlaceSettings":
     """Say where things lie."""
@@ -91,6 +100,8 @@ def place_settings(
 @takes(
     places=place_settings,
     rounds=round_settings,
+    sharing=sharing_settings,
+    privacy=privacy_settings,
     data=data_settings,
     split=split_settings,
     loss=loss_settings,
@@ -101,14 +112,23 @@ def simulate(
     *,
     places: "PlaceSettings",
     rounds: "RoundSettings",
+    sharing: "SharingSettings",
+    privacy: "PrivacySettings",
     data: "DataSettings",
     split: "SplitSettings",
     loss: "LossSettings",
     schedule: "PersonalisationSettings",
     network: "GlobalModelSettings",
     seed: Seed = 0,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of a Ray cluster that is there; its machines see model, data and run folder as this one."
+        ),
+    ] = "",
 ) -> None:
-    """Simulate a federation on this machine with Flower and Ray, and draw the report."""
+    """Simulate a federation with Flower and Ray, and draw the report."""
+    from fl_app.resuming import resumed_settings
     from fl_app.settings import AppSettings
     from fl_app.simulation import simulate as run_simulation
     from server.report_page import REPORT_NAME
@@ -123,9 +143,28 @@ def simulate(
         personalisation=schedule,
         pretraining=network,
         rounds=rounds,
+        sharing=sharing,
+        privacy=privacy,
         places=places,
         seed=seed,
     )
-    run = run_simulation(settings)
+    if places.resume:
+        settings = resumed_settings(settings, _without_options())
+    run = run_simulation(settings, ray_address)
     print_summary(summarise(RunFolder.open(run).tables()))
     typer.echo(f"Report: {run / REPORT_NAME}")
+
+
+def _without_options() -> "AppSettings":
+    """Return the settings that the verb makes when no option is given."""
+    from fl_app.settings import AppSettings
+
+    return AppSettings(
+        data=data_settings(),
+        split=split_settings(),
+        loss=loss_settings(),
+        personalisation=schedule_settings(),
+        pretraining=network_settings(),
+        rounds=round_settings(),
+        places=place_settings(),
+    )

@@ -21,6 +21,8 @@ from fl_app.close_up import close_up_of
 from fl_app.errors import AppError, RunFailedError
 from fl_app.global_model import obtain_model
 from fl_app.model_fit import check_fit
+from fl_app.ray_cluster import check_cluster
+from fl_app.resuming import keep_settings, noted_scratch, stop_killed_run
 from fl_app.run_progress import shown_run
 from fl_app.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
 from fl_app.server_app import MAY_DIFFER, config_of
@@ -38,11 +40,13 @@ ATTEMPTS = 2
 """Ray gives up when it does not start within 30 s, as on a machine that is busy with something else."""
 
 
-def simulate(settings: AppSettings) -> Path:
+def simulate(settings: AppSettings, ray_address: str = "") -> Path:
     """Run a simulation and return its run folder.
 
     Args:
         settings: all of the run; without a run folder one is made below runs/, without a model one is pretrained.
+        ray_address: HOST:PORT of a Ray cluster whose machines see the model, the data and the folder that the run
+            folder lies in under the same paths; without it, Ray is started on this machine.
 
     Raises:
         RunFailedError: the run ended without the replies that it needs; the sentence names the cause and the log.
@@ -50,10 +54,12 @@ def simulate(settings: AppSettings) -> Path:
     """
     settings = _located(settings)
     run_dir = settings.run_folder(0)
+    if ray_address:
+        check_cluster(ray_address)
     with _terminated_like_interrupted():
         settings = _prepared(settings, run_dir)
-        with scratch_folder() as scratch:
-            _run(settings, run_dir, scratch)
+        with scratch_folder(run_dir.parent if ray_address else None) as scratch, noted_scratch(run_dir, scratch):
+            _run(settings, run_dir, scratch, ray_address)
         _look_closely(settings, run_dir)
     return run_dir
 
@@ -80,6 +86,7 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     places = settings.places
     if not places.resume:
         check_room(run_dir, places.overwrite)
+    stop_killed_run(run_dir)
     settings.privacy.check_accountant()
     partitions = open_partitions(settings.data)
     with shown_progress() as progress:
@@ -93,14 +100,15 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     settings = replace(settings, rounds=rounds, places=replace(places, model=model))
     config = config_of(settings, network)
     RunFolder.create(run_dir, config, overwrite=places.overwrite, resume=places.resume, may_differ=MAY_DIFFER)
+    keep_settings(settings, run_dir)
     (run_dir / STATUS_NAME).unlink(missing_ok=True)
     # from here on the folder exists, and the ServerApp goes on in it
     return replace(settings, places=replace(settings.places, resume=True, overwrite=False))
 
 
-def _run(settings: AppSettings, run_dir: Path, scratch: Path) -> None:
+def _run(settings: AppSettings, run_dir: Path, scratch: Path, ray_address: str) -> None:
     app = write_app_folder(scratch / "app", settings.to_run_config())
-    with SuperLink(scratch, run_dir / LOG_NAME) as superlink, shown_run() as show:
+    with SuperLink(scratch, run_dir / LOG_NAME, ray_address) as superlink, shown_run() as show:
         for _ in range(ATTEMPTS):
             run_id = superlink.start_run(app, settings.rounds.clients)
             status = _followed(superlink, run_id, run_dir, show)

@@ -53,19 +53,20 @@ class SuperLink:
     Args:
         folder: a `scratch_folder` for its home, its working directory and Ray's files.
         log: file that its output and that of everything it starts is appended to.
+        ray_address: HOST:PORT of a Ray cluster that is there; without it, a Ray of its own is started and stopped.
 
     Raises:
         RunFailedError: on entering: it does not start.
     """
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path, log: Path, ray_address: str = "") -> None:
         self._home = folder / "home"
         # its real path, since that is what the system says of the processes that work in it
         self._work = folder.resolve() / "work"
         self._log = log
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = _environment(self._home, folder / "ray")
+        self._environment = _environment(self._home, folder / "ray", ray_address)
 
     def __enter__(self) -> Self:
         self._home.mkdir(parents=True)
@@ -153,8 +154,7 @@ class SuperLink:
         return error[0] if error else ""
 
     def _everything(self) -> set[psutil.Process]:
-        """Return all processes that work in our folder: a parent may be gone, and a title hides the environment."""
-        return {process for process in psutil.process_iter() if _folder_of(process) == str(self._work)}
+        return _working_in(self._work)
 
     def _wait_until_healthy(self) -> None:
         end = time.monotonic() + STARTUP_SECONDS
@@ -186,22 +186,37 @@ class SuperLink:
         )
 
 
+def stop_leftovers(folder: Path) -> None:
+    """Kill what a SuperLink with this scratch folder started, its own process is gone or not."""
+    for _ in range(2):
+        # a second time: what was just starting is there by now
+        _end(_working_in(folder.resolve() / "work"), psutil.Process.kill, ENDING_SECONDS)
+
+
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Yield a new folder for a SuperLink, short enough for Ray, and remove it afterwards."""
-    place = tempfile.gettempdir()
-    if len(place) + len(_PREFIX) + 9 > _LONGEST_FOLDER:
+def scratch_folder(within: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder for a SuperLink, and remove it afterwards.
+
+    Args:
+        within: where a Ray cluster's machines find it; None takes a temporary folder whose path is short enough for
+            the sockets of a Ray of its own.
+    """
+    if within is not None:
+        within.mkdir(parents=True, exist_ok=True)
+    place = str(within or tempfile.gettempdir())
+    if within is None and len(place) + len(_PREFIX) + 9 > _LONGEST_FOLDER:
         place = "/tmp"
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-def _environment(home: Path, ray: Path) -> Mapping[str, str]:
+def _environment(home: Path, ray: Path, ray_address: str = "") -> Mapping[str, str]:
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     own.update(_ENVIRONMENT)
     own["FLWR_HOME"] = str(home)
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
-    own["RAY_TMPDIR"] = str(ray)
+    # to an existing cluster, or with a folder of our own for one that we start
+    own.update({"RAY_ADDRESS": ray_address} if ray_address else {"RAY_TMPDIR": str(ray)})
     if "PYTHONPATH" in own:
         # it may lead to a backbone of one's own, and these processes work in another folder
         own["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in own["PYTHONPATH"].split(os.pathsep) if p)
@@ -212,6 +227,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _working_in(folder: Path) -> set[psutil.Process]:
+    """Return all processes that work in the folder: a parent may be gone, and a title hides the environment."""
+    return {process for process in psutil.process_iter() if _folder_of(process) == str(folder)}
 
 
 def _folder_of(process: psutil.Process) -> str | None:

@@ -54,7 +54,6 @@ class InProcessGrid(Grid):
     """Calls the ClientApp for each message; what a node raises becomes an error as in Flower."""
 
     def __init__(self, nodes: list[Node], run_config: dict) -> None:
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
         self.nodes = {node.node_id: node for node in nodes}
         self.waiting: dict[str, Message] = {}
         for node in nodes:
@@ -153,6 +152,12 @@ def settings(tmp_path, data, model) -> AppSettings:
         "round-deadline": 20.0,
     }
     return AppSettings.from_run_config(config)
+
+
+@pytest.fixture(autouse=True)
+def inside_a_run():
+    """Messages can be made inside a run only."""
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
 
 @pytest.fixture(autouse=True)

@@ -106,13 +106,6 @@ def test_the_next_round_begins_with_the_merged_exits(sharing, simulated_nodes, m
     assert found.sort_values("exit").accuracy.tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"])
-def test_every_strategy_merges_to_a_finite_model(sharing, simulated_nodes, make_grid, strategy):
-    one = changed(sharing, num_server_rounds=1, strategy=strategy)
-    run_dir = run(make_grid(simulated_nodes(4), one), one)
-    assert all(torch.isfinite(t).all() for t in merged_model(run_dir, one)[0].exit_state().values())
-
-
 def test_only_exits_travel_down_and_only_once_some_were_merged(sharing, device_node, make_grid):
     nodes = [device_node(f"u{i}", i + 1, **{"share-exits": True}) for i in range(3)]
     run_dir = run(make_grid(nodes, sharing), sharing)
@@ -167,52 +160,29 @@ def test_a_simulations_users_permit_in_the_share_that_was_set(sharing, simulated
     assert {"shared", "not permitted"} == set(outcomes)
 
 
-def spoilt(kind):
+def test_bad_arrays_are_refused_and_counted_and_not_averaged(sharing, simulated_nodes, make_grid, tmp_path):
     def spoil(message, reply):
         arrays = {name: array.numpy().copy() for name, array in reply["exits"].items()}
-        name = next(iter(arrays))
-        if kind == "not finite":
-            arrays[name][0] = np.nan
-        elif kind == "wrong shape":
-            arrays[name] = arrays[name][:-1]
-        elif kind == "a hundred times too large":
-            arrays[name] = np.tile(arrays[name], 100)
-        elif kind == "another type":
-            arrays[name] = arrays[name].astype(np.float64)
-        else:
-            arrays["stages.0.weight"] = arrays[name]
+        next(iter(arrays.values()))[0] = np.nan
         reply["exits"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         return reply
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    "kind", ["not finite", "wrong shape", "a hundred times too large", "another type", "an unknown array"]
-)
-def test_bad_arrays_are_refused_and_counted_and_not_averaged(sharing, simulated_nodes, make_grid, tmp_path, kind):
-    one = changed(sharing, num_server_rounds=1, min_sharers=1)
-    nodes = simulated_nodes(3)
-    nodes[2].reply_with = spoilt(kind)
-    run_dir = run(make_grid(nodes, one), one)
-    shared = table(run_dir, "sharing").set_index("client_id")
-    refused = shared[shared.outcome != "shared"]
-    assert len(refused) == 1
-    assert refused.outcome.iloc[0].startswith("refused: exits")
-    assert table(run_dir, "clients").status.eq("ok").all()
-
-    # the same federation in which this client permits nothing merges to the same exits
-    silent = changed(one, run_dir=str(tmp_path / "silent"))
-    nodes = simulated_nodes(3)
 
     def silence(message, reply):
         del reply["exits"]
         reply["report"]["sharing"] = wire.NOT_PERMITTED
         return reply
 
-    nodes[2].reply_with = silence
-    other = merged_model(run(make_grid(nodes, silent), silent), one)[0]
-    assert other.fingerprint == merged_model(run_dir, one)[0].fingerprint
+    runs = []
+    for name, reply_with in (("spoilt", spoil), ("silent", silence)):
+        one = changed(sharing, num_server_rounds=1, min_sharers=1, run_dir=str(tmp_path / name))
+        nodes = simulated_nodes(3)
+        nodes[2].reply_with = reply_with
+        runs.append(run(make_grid(nodes, one), one))
+    spoilt, silent = (table(run_dir, "sharing").set_index("client_id").outcome for run_dir in runs)
+    assert sorted(spoilt)[0].startswith("refused: exits/0.parameters: a value is not finite")
+    assert (spoilt == "shared").sum() == (silent == "shared").sum() == 2
+    assert table(runs[0], "clients").status.eq("ok").all()
+    assert merged_model(runs[0], sharing)[0].fingerprint == merged_model(runs[1], sharing)[0].fingerprint
 
 
 def test_an_exit_that_too_few_sent_stays_as_it_was(sharing, simulated_nodes, make_grid):

@@ -1,0 +1,63 @@
+"""What `persephonee simulate --resume RUN` finds: the settings that the run began with, and what it left running."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl_app.checkpoint import FOLDER
+from fl_app.errors import AppError
+from fl_app.run_config import Value
+from fl_app.settings import AppSettings
+from fl_app.superlink import stop_leftovers
+from multi_exit.atomic_files import write_json_atomically, write_text_atomically
+
+# what a resumed run says anew
+_OF_THE_CALL = ("run-dir", "resume", "overwrite")
+
+
+def keep_settings(settings: AppSettings, run_dir: Path) -> None:
+    """Keep all settings, paths included, so that a resumed run need not be told them again."""
+    write_json_atomically(run_dir / FOLDER / "settings.json", settings.to_run_config())
+
+
+def resumed_settings(given: AppSettings, defaults: AppSettings) -> AppSettings:
+    """Return the settings of the run in `given`'s run folder, changed where `given` differs from the defaults.
+
+    Args:
+        given: as the command line says.
+        defaults: as it would say with no option at all.
+
+    Raises:
+        AppError: what the run kept is damaged.
+    """
+    path = given.run_folder(0) / FOLDER / "settings.json"
+    if not path.is_file():
+        return given
+    try:
+        kept: dict[str, Value] = json.loads(path.read_text())
+    except ValueError as error:
+        raise AppError(f"{path} is damaged ({error}): delete it, and give all options again.") from None
+    now, before = given.to_run_config(), defaults.to_run_config()
+    changed = {key: value for key, value in now.items() if value != before[key] or key in _OF_THE_CALL}
+    return AppSettings.from_run_config({**kept, **changed})
+
+
+@contextlib.contextmanager
+def noted_scratch(run_dir: Path, scratch: Path) -> Iterator[None]:
+    """Note where a run works, so that whoever resumes it after a kill can stop what goes on there."""
+    note = run_dir / FOLDER / "works-in.txt"
+    write_text_atomically(note, str(scratch))
+    yield
+    note.unlink(missing_ok=True)
+
+
+def stop_killed_run(run_dir: Path) -> None:
+    """Stop what a killed run left behind: its SuperLink goes on without it, and would write the same tables."""
+    note = run_dir / FOLDER / "works-in.txt"
+    if note.is_file():
+        scratch = Path(note.read_text())
+        stop_leftovers(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        note.unlink()

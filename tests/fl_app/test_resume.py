@@ -1,0 +1,163 @@
+"""A run that is killed at any moment and resumed leaves the tables and the model of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clients import exit_store
+from fl_app import checkpoint, resuming, server_app
+from fl_app.errors import AppError
+from fl_app.run_status import read_status
+from fl_app.settings import AppSettings
+from fl_app.strategy import PersonalisationStrategy
+from multi_exit.building import build_network
+from multi_exit.storage import ModelMetadata, save_network
+from server.run_folder import RunFolder
+
+TIMES = {"clients": ["seconds_personalise"], "rounds": ["seconds"], "exits": [], "sharing": [], "unseen": []}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no handler of the program sees it."""
+
+
+@pytest.fixture
+def two_rounds(settings, monkeypatch) -> AppSettings:
+    monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
+    more = {"share-exits": True, "strategy": "fedadam", "num-server-rounds": 2, "unseen-share": 0.3, "epochs": 1}
+    return AppSettings.from_run_config({**settings.to_run_config(), **more})
+
+
+def at(settings, run_dir, **more):
+    return AppSettings.from_run_config({**settings.to_run_config(), "run-dir": str(run_dir), **more})
+
+
+def serve(settings, make_grid, simulated_nodes):
+    grid = make_grid(simulated_nodes(4), settings)
+    return server_app.serve(grid, settings, settings.places.model, settings.places.run_dir).parent
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for name, columns in TIMES.items():
+        frames = [pd.read_parquet(run / f"{name}.parquet").drop(columns=columns) for run in (one, other)]
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+        if not columns:
+            assert (one / f"{name}.parquet").read_bytes() == (other / f"{name}.parquet").read_bytes()
+    for folder in ("model", "clients"):
+        files = [sorted(p.relative_to(run) for p in (run / folder).rglob("*.safetensors")) for run in (one, other)]
+        assert files[0] == files[1] and files[0]
+        assert all((one / path).read_bytes() == (other / path).read_bytes() for path in files[0])
+
+
+def killed_after(calls, honest):
+    """Return a function that does what `honest` does, and then dies, the so manieth time that it is called."""
+    left = [calls]
+
+    def dies(*arguments, **more):
+        result = honest(*arguments, **more)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return result
+
+    return dies
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("clients done", "tables", "first evaluation")]
+
+
+@pytest.fixture(params=["client saved round 2", "checkpoint", *SLOW])
+def kill(request, monkeypatch):
+    """Let the run die once: in round 2 after the second client's save, before or after the checkpoint, and so on."""
+    place, name, calls = {
+        "client saved round 2": (exit_store.ExitStore, "save", 4),
+        "clients done": (PersonalisationStrategy, "run_round", 2),
+        "checkpoint": (checkpoint.Checkpoint, "write", 3),
+        "tables": (RunFolder, "append_round", 1),
+        "first evaluation": (PersonalisationStrategy, "evaluate", 1),
+    }[request.param]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, killed_after(calls, getattr(place, name)))
+        yield patch
+
+
+def test_a_resumed_run_gives_the_tables_and_the_model_of_one_that_was_not_killed(
+    two_rounds, simulated_nodes, make_grid, tmp_path, kill
+):
+    killed = at(two_rounds, tmp_path / "killed")
+    with pytest.raises(Killed):
+        serve(killed, make_grid, simulated_nodes)
+    kill.undo()
+    kill.setattr(server_app, "draw_report", lambda run: run / "report.html")
+    serve(at(killed, tmp_path / "killed", resume=True), make_grid, simulated_nodes)
+    whole = serve(at(two_rounds, tmp_path / "whole"), make_grid, simulated_nodes)
+    assert_same(whole, tmp_path / "killed")
+
+
+def test_a_missing_checkpoint_is_named(two_rounds, simulated_nodes, make_grid):
+    run_dir = serve(two_rounds, make_grid, simulated_nodes)
+    assert [p.name for p in sorted((run_dir / "checkpoint").iterdir())] == [
+        "round-000001.safetensors",
+        "round-000002.safetensors",
+    ]
+    (run_dir / "checkpoint" / "round-000002.safetensors").write_bytes(b"cut")
+    with pytest.raises(AppError, match=r"round-000002.safetensors is missing or damaged .* start it anew"):
+        serve(at(two_rounds, run_dir, resume=True), make_grid, simulated_nodes)
+
+
+def test_a_resumed_run_needs_not_be_told_its_settings_again(tmp_path):
+    begun = AppSettings.from_run_config({"clients": 7, "epochs": 3, "run-dir": str(tmp_path), "model": "m"})
+    resuming.keep_settings(begun, tmp_path)
+    defaults = AppSettings()
+    given = AppSettings.from_run_config({"run-dir": str(tmp_path), "resume": True, "num-server-rounds": 5})
+    found = resuming.resumed_settings(given, defaults).to_run_config()
+    assert (found["clients"], found["epochs"], found["model"]) == (7, 3, "m")
+    assert (found["num-server-rounds"], found["resume"]) == (5, True)
+    assert resuming.resumed_settings(at(given, tmp_path / "older"), defaults) == at(given, tmp_path / "older")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_of_a_simulation_in_its_second_round_changes_nothing(tmp_path):
+    network = build_network("squeezenet1_1", num_exits=2, num_classes=62, input_size=28, head="msdnet")
+    save_network(network, tmp_path / "model", ModelMetadata())
+    words = ["simulate", "--num-writers", "6", "--clients", "5", "--unseen-share", "0.2", "--rounds", "3"]
+    words += ["--epochs", "8", "--share-exits", "--model", str(tmp_path / "model")]
+    program = "from fl_app.command_line import main; main()"
+    command = [sys.executable, "-c", program, *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    def start(*more):
+        return subprocess.Popen([*command, *more], env=environment, stdout=subprocess.DEVNULL)
+
+    assert start("--run-dir", str(tmp_path / "whole")).wait(timeout=400) == 0
+    killed = start("--run-dir", str(tmp_path / "killed"))
+    end = time.monotonic() + 300
+    while not second_round_began(tmp_path / "killed") and time.monotonic() < end:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert 1 <= rounds_in(tmp_path / "killed") < 3
+    resume = [sys.executable, "-c", program, "simulate", "--resume", str(tmp_path / "killed")]
+    assert subprocess.run(resume, env=environment, timeout=400, check=False).returncode == 0
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def second_round_began(run: Path) -> bool:
+    try:
+        status = read_status(run)
+    except json.JSONDecodeError:
+        return False
+    saved = [json.loads(path.read_text())["round"] for path in run.glob("clients/*/state.json")]
+    return status is not None and status.round == 2 and saved.count(2) >= 2
+
+
+def rounds_in(run: Path) -> int:
+    return len(pd.read_parquet(run / "rounds.parquet"))
