@@ -7,15 +7,20 @@ DIR/results.md         all of them on one page; `python -m experiments.results_p
 """
 
 import importlib
+import os
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+
+import torch
 
 from clients.errors import ClientSettingsError
 from experiments.figure_measurements import Measured, measure
 from experiments.figure_results import FigureResult, made_on, page, save_result
 from experiments.figure_studies import STUDIES, Study, studies_of
-from multi_exit.atomic_files import write_text_atomically
+from experiments.results_sources import FIGURES_FILE, as_seen_from_here
+from multi_exit.atomic_files import write_json_atomically, write_text_atomically
 
 NAMES = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline", "users", "seeds", "shift", "heads", "guard")
 """The paper's figures in its order, and those beyond; each is a module `experiments.figure_NAME`."""
@@ -79,7 +84,20 @@ def run_figures(
             pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
             pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))
+    _describe(out, scale, real_data, qmnist_model, writers_model)
     return pictures
+
+
+def _describe(out: Path, scale: str, real_data: Path | None, *models: Path | None) -> None:
+    """Say how the figures are made again, for the results page."""
+    options = {"--real-data": real_data, "--qmnist-model": models[0], "--writers-model": models[1], "--out": out}
+    words = [f"{option} {as_seen_from_here(path)}" for option, path in options.items() if path is not None]
+    facts = {
+        "command": ["persephonee figures", f"--scale {scale}", *words],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+    write_json_atomically(out / FIGURES_FILE, facts)
 
 
 def _studies_for(module: ModuleType, studies: dict[str, Study], only: Sequence[str]) -> Iterator[tuple[str, Study]]:

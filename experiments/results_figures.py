@@ -1,0 +1,86 @@
+"""The results page's part on figures: the picture, the claims, and what they were made on, as their tables say it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.figure_results import Claim, claims_table
+from experiments.figures import NAMES
+from experiments.results_sources import FIGURES_FILE, Sources, shell_block
+
+PAPERS = NAMES[: NAMES.index("headline") + 1]
+"""The figures that the paper has too; the others go beyond it."""
+
+PREFIX = "results-"
+"""Of a copied picture's name."""
+
+
+def render_figures(sources: Sources, names: tuple[str, ...], images: Path) -> list[str]:
+    """Return the lines of some figures on all their studies, and copy their pictures into the folder `images`."""
+    lines: list[str] = []
+    for name in names:
+        titled = False
+        for folder in sources.figures:
+            for path in sorted(folder.glob(f"figure-{name}-*.json")):
+                facts = json.loads(path.read_text())
+                if not titled:
+                    lines += [f"### {facts['title']}", ""]
+                    titled = True
+                lines += _figure(folder, path.stem, facts, images)
+    return lines
+
+
+def render_commands(sources: Sources) -> list[str]:
+    """Return how the figures were made, and what each study took."""
+    lines: list[str] = []
+    for folder in sources.figures:
+        facts = json.loads((folder / FIGURES_FILE).read_text())
+        lines += shell_block(facts["command"])
+        lines += [
+            f"On {facts['machine']}, with {facts['versions']}. What each study took, in one thread's minutes:",
+            "",
+        ]
+        lines += ["| study | scale | CPU minutes |", "|---|---|---|"]
+        studies: dict[str, dict[str, Any]] = {}
+        for path in sorted(folder.glob("figure-*.json")):
+            own = json.loads(path.read_text())
+            studies[own["study"]] = own
+        lines += [f"| {s['made_on']} | {s['scale']} | {s['cpu_seconds'] / 60:.0f} |" for s in studies.values()] + [""]
+    return lines
+
+
+def claims_of(sources: Sources, name: str) -> dict[str, list[Claim]]:
+    """Return a figure's claims by what they were made on."""
+    found: dict[str, list[Claim]] = {}
+    for folder in sources.figures:
+        for path in sorted(folder.glob(f"figure-{name}-*.json")):
+            facts = json.loads(path.read_text())
+            found[facts["made_on"]] = read_claims(folder / f"{path.stem}-claims.parquet")
+    return found
+
+
+def read_claims(path: Path) -> list[Claim]:
+    """Return the claims of a figure's table."""
+    rows: Any = pd.read_parquet(path).to_dict("records")
+    return [
+        Claim(**{**row, "same_direction": None if pd.isna(row["same_direction"]) else bool(row["same_direction"])})
+        for row in rows
+    ]
+
+
+def _figure(folder: Path, stem: str, facts: dict[str, Any], images: Path) -> list[str]:
+    images.mkdir(parents=True, exist_ok=True)
+    picture = f"{PREFIX}{stem.removeprefix('figure-')}.png"
+    shutil.copyfile(folder / f"{stem}.png", images / picture)
+    claims = read_claims(folder / f"{stem}-claims.parquet")
+    table = claims_table(claims) if any(c.paper != "not given" for c in claims) else _findings(claims)
+    lines = [f"![{facts['title']}: {facts['study']}]({images.name}/{picture})", ""]
+    return [*lines, f"Made on: {facts['made_on']}.", "", *table, ""]
+
+
+def _findings(claims: list[Claim]) -> list[str]:
+    """Return a table for what the paper says nothing about."""
+    return ["| what | ours |", "|---|---|", *(f"| {claim.claim} | {claim.ours} |" for claim in claims)]

@@ -1,0 +1,161 @@
+r"""The results page, from tables alone.
+
+    python -m experiments.results_page FIGURES RUN ... MODEL ... META --out docs/results.md --readme README.md
+
+Each folder is recognised by what it holds. A part whose tables are not given is named as missing. Pictures are copied
+into images/ beside the page; in the README the part between the two markers is replaced.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clients.errors import ClientSettingsError
+from experiments.figure_results import claims_table
+from experiments.figures import NAMES
+from experiments.results_figures import PAPERS, claims_of, render_commands, render_figures
+from experiments.results_runs import render_models, render_runs
+from experiments.results_sharing import render_sharing, render_starts
+from experiments.results_sources import Sources, recognise
+from multi_exit.atomic_files import write_text_atomically
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README_STUDY = "ResNet-50"
+
+HEADER = """\
+# Results
+
+The paper's evaluation on the data that was at hand, its values beside ours. This page is generated from tables; only
+the reasons are written by hand, in `experiments/figure_reasons.py`. To make it again, run the commands below and then
+
+```sh
+python -m experiments.results_page FOLDERS --out docs/results.md --readme README.md
+```
+
+with the folders that they wrote. What stands in for what:
+
+| in the paper | here |
+|---|---|
+| ImageNet, 1,000 classes, 224 px | Tiny ImageNet: 200 of the classes, 64 px, scaled up |
+| ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned |
+| personalised ImageNet, 250 users | users drawn in the same way; how many: with each figure |
+| FEMNIST, 3,250 writers and 250 users | QMNIST (10 digits, real writers); built-in writers (62 characters, drawn) |
+| a Jetson Xavier's CPU | this machine's CPU |
+
+A claim's direction is the same where ours points where the paper's does; the last column gives a reason where ours
+falls short of the paper's value.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    render: Callable[[Sources, Path], list[str]]
+    missing: str
+    """What to run when there are no tables for it."""
+
+
+SECTIONS = (
+    Section(
+        title="The paper's figures",
+        render=lambda sources, images: render_figures(sources, PAPERS, images),
+        missing="`persephonee figures --scale quick --real-data DIR --out DIR`",
+    ),
+    Section(
+        title="Beyond the paper",
+        render=lambda sources, images: render_figures(sources, NAMES[len(PAPERS) :], images),
+        missing="`persephonee figures users seeds shift heads guard --scale quick --real-data DIR --out DIR`",
+    ),
+    Section(
+        title="How the figures were made",
+        render=lambda sources, _: render_commands(sources),
+        missing="`persephonee figures`",
+    ),
+    Section(
+        title="Global models of the simulations",
+        render=lambda sources, _: render_models(sources),
+        missing="the folders of the models that the simulations ran on",
+    ),
+    Section(
+        title="Simulated federations, one round, metrics only",
+        render=lambda sources, _: render_runs(sources),
+        missing="`persephonee simulate --rounds 1`",
+    ),
+    Section(
+        title="Sharing exits",
+        render=render_sharing,
+        missing="`persephonee simulate --rounds 10 --unseen-share 0.2`, with `--share-exits` and without",
+    ),
+    Section(
+        title="Where new users' exits start",
+        render=render_starts,
+        missing="`python -m experiments.meta_learning`",
+    ),
+)
+
+
+def results_page(sources: Sources, images: Path) -> str:
+    """Return the page in Markdown; pictures are written into `images`."""
+    images.mkdir(parents=True, exist_ok=True)
+    lines = [HEADER]
+    for section in SECTIONS:
+        body = section.render(sources, images)
+        lines += [f"## {section.title}", "", *(body or [f"Missing: no tables were given. Run {section.missing}.", ""])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def readme_part(sources: Sources, page: Path, images: Path, readme: Path) -> str:
+    """Return the README's part: one figure and the headline claims.
+
+    Raises:
+        ClientSettingsError: there are no headline claims.
+    """
+    found = claims_of(sources, "headline")
+    chosen = next((made_on for made_on in found if README_STUDY in made_on), None)
+    if chosen is None:
+        raise ClientSettingsError(f"No folder has the figure 'headline' on {README_STUDY}: draw it, or leave --readme.")
+    here = readme.parent.resolve()
+    picture, link = (path.resolve().relative_to(here) for path in (images / "results-3a-resnet50.png", page))
+    lines = [f"![Accuracy per exit, before and after personalisation]({picture})", ""]
+    lines += [f"Made on: {chosen}. All figures, and what stands in for which data: [{link}]({link}).", ""]
+    return "\n".join([*lines, *claims_table(found[chosen])])
+
+
+def replace_part(text: str, part: str) -> str:
+    """Return the text with `part` between the two markers.
+
+    Raises:
+        ClientSettingsError: a marker is missing.
+    """
+    begin, end = text.find(BEGIN), text.find(END)
+    if begin < 0 or end < begin:
+        raise ClientSettingsError(f"The README needs the markers {BEGIN} and {END}, in this order; put them in.")
+    return f"{text[: begin + len(BEGIN)]}\n{part}\n{text[end:]}"
+
+
+def main(
+    *,
+    folders: Annotated[list[Path], typer.Argument(help="Folders of figures, runs, models and meta-learning tables.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    readme: Annotated[Path | None, typer.Option(help="Replace the part between the markers in this file too.")] = None,
+) -> None:
+    """Write the page, its pictures, and on request the README's part."""
+    images = out.parent / "images"
+    try:
+        sources = recognise(folders)
+        write_text_atomically(out, results_page(sources, images))
+        if readme is not None:
+            part = readme_part(sources, out, images, readme)
+            write_text_atomically(readme, replace_part(readme.read_text(), part))
+    except ClientSettingsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
