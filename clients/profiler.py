@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import benchmark
 
 from clients.errors import StoreError
 from data_partitions.samples import to_float
@@ -140,14 +139,17 @@ class _Run:
 
 @torch.inference_mode()
 def _run(network: MultiExitNetwork, heads: nn.ModuleList, image: Tensor) -> _Run:
+    # here, since this import takes PyTorch's build tools along, and most who import this measure nothing
+    from torch.utils.benchmark import timer
+
     run, features = _Run([], [], [], []), image
     for exit, stage in enumerate(network.stages):
-        begin = benchmark.timer()
+        begin = timer()
         features = stage(features)
-        between = benchmark.timer()
+        between = timer()
         logits = heads[exit](features) if exit < len(heads) else features
         confidence, label = torch.softmax(logits, dim=1, dtype=torch.float64).max(dim=1)
-        end = benchmark.timer()
+        end = timer()
         run.stages.append(between - begin)
         run.heads.append(end - between if exit < len(heads) else 0.0)
         run.labels.append(int(label))
@@ -177,6 +179,8 @@ def _rows(runs: list[_Run], labels: NDArray[np.int64]) -> tuple[ExitProfile, ...
 
 
 def _median_ms(seconds: NDArray[np.float64]) -> float:
+    from torch.utils import benchmark
+
     task = benchmark.TaskSpec(stmt="one run", setup="", num_threads=torch.get_num_threads())
     return 1000 * benchmark.Measurement(number_per_run=1, raw_times=seconds.tolist(), task_spec=task).median
 
