@@ -1,5 +1,6 @@
 """The machine that a benchmark runs on: what it is, how fast it multiplies matrices, what a process has resident."""
 
+import contextlib
 import os
 import platform
 import time
@@ -58,6 +59,12 @@ def peak_resident_bytes(process: int | str = "self") -> int:
         return peak_memory_bytes() if process == "self" else 0
     line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
     return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak of this process begin anew with what it has resident now, where Linux allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _wait(device: str) -> None:

@@ -13,12 +13,11 @@ Results = Mapping[str, Result]
 def way_costs(result: Result) -> pd.DataFrame:
     """Return a row for each way and choice of exits: medians over the rounds of the means over the users.
 
-    Columns: way, exits, seconds, low and high (the range over the rounds), peak_bytes, own_bytes (the peak without what
-    the process had before), accuracy (NaN where training was not finished), limit_seconds (the plan's MACs over the
-    rate of float32 matrix products), over_limit, steps, num_train.
+    Columns: way, exits, seconds, low and high (the range over the rounds), peak_bytes, own_bytes (how far memory rose
+    above what the process had when the way began), accuracy (NaN where training was not finished), limit_seconds (the
+    plan's MACs over the rate of float32 matrix products), over_limit, steps, num_train.
     """
     table = result.tables["ways"].copy()
-    table["own_bytes"] = table.peak_bytes - table.start_bytes
     table["limit_seconds"] = table.macs / table.float32_rate
     keys = ["way", "exits"]
     rounds = table.groupby([*keys, "round"], sort=False).mean(numeric_only=True).groupby(keys, sort=False)

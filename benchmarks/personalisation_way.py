@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.cost_ways import WAYS, Cost, Task
-from benchmarks.machine import matrix_macs_per_second, peak_resident_bytes
+from benchmarks.machine import forget_peak, matrix_macs_per_second, peak_resident_bytes
 from benchmarks.users import load_user
 from clients.settings import PersonalisationSettings
 from data_partitions.opening import DataSettings, Flat, open_partitions
@@ -78,6 +78,8 @@ def _measure_user(settings: WaySettings, network: MultiExitNetwork, samples: Use
         steps=settings.steps,
         seed=settings.seed,
     )
+    earlier = peak_resident_bytes()
+    forget_peak()
     before = peak_resident_bytes()
     cost = WAYS[settings.way](task)
     peak = peak_resident_bytes()
@@ -89,8 +91,8 @@ def _measure_user(settings: WaySettings, network: MultiExitNetwork, samples: Use
         "steps": cost.steps,
         "passes": cost.passes,
         "macs": cost.macs,
-        "peak_bytes": peak,
-        "start_bytes": before,
+        "peak_bytes": max(earlier, peak),
+        "own_bytes": peak - before,
         "accuracy": _accuracy(cost, network, samples, split, settings.max_test),
     }
 
