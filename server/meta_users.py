@@ -15,7 +15,7 @@ from server.meta_settings import MetaSettings
 
 BATCH_SIZE = 64
 MIB = 2**20
-MOST_VALIDATING = 32
+MOST_VALIDATING = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
