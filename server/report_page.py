@@ -14,6 +14,7 @@ from markupsafe import Markup
 from multi_exit.atomic_files import write_json_atomically, write_text_atomically
 from server import figures, figures_style
 from server.report_page_close_up import CloseUp, keep_close_up, read_close_up
+from server.report_page_sharing import draw_unseen, sharing_part, unseen_words
 from server.report_template import STYLE, TEMPLATE
 from server.results import summarise
 from server.results_summary import ExitSummary, Spread, Summary
@@ -65,6 +66,7 @@ def draw_report(run: Path, close_up: CloseUp | None = None) -> Path:
         summary=summary,
         drawn=draw_figures(tables, summary, figures_folder),
         close_up=_close_up_part(shown, tables, summary) if shown else None,
+        sharing=sharing_part(summary.sharing, summary.unseen, folder.path),
         config=folder.config,
     )
     write_text_atomically(folder.path / REPORT_NAME, page)
@@ -95,6 +97,9 @@ def draw_figures(tables: RunTables, summary: Summary, folder: Path) -> list[dict
         if len(summary.rounds) > 1:
             svg = figures_style.save_figure(figures.draw_rounds(summary), folder, "rounds")
             drawn.append(_figure_part("rounds", "Over the rounds", rounds_caption(summary), svg))
+        if summary.unseen and len(summary.unseen.rounds) > 1:
+            svg = figures_style.save_figure(draw_unseen(summary.unseen), folder, "unseen")
+            drawn.append(_figure_part("unseen", "Users who took no part", unseen_words(summary.unseen), svg))
     return drawn
 
 
@@ -103,6 +108,7 @@ def render_page(
     summary: Summary,
     drawn: list[dict[str, Any]],
     close_up: Mapping[str, Any] | None,
+    sharing: Mapping[str, Any] | None,
     config: Mapping[str, Any],
 ) -> str:
     """Return the page as HTML; everything that came from outside is escaped."""
@@ -116,6 +122,7 @@ def render_page(
         figures=drawn,
         exits=_exits_part(summary) if summary.exits else None,
         close_up=close_up,
+        sharing=sharing,
         left_out=_left_out_part(summary),
         config=list(_flat(config)),
     )

@@ -131,6 +131,31 @@ policy still has it.</p>
 </section>
 {% endif %}
 
+{% if sharing %}
+<section class="whole">
+<h2>Shared exits</h2>
+{% for sentence in sharing.words %}<p class="see">{{ sentence }}</p>
+{% endfor %}
+{% if sharing.rows %}
+<div class="card wide">
+<table>
+<thead><tr>{% for column in sharing.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in sharing.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{% if sharing.left_out %}
+<div class="card wide long"><table class="words">
+<thead><tr><th>client</th><th>what happened</th></tr></thead>
+<tbody>{% for row in sharing.left_out %}
+<tr><td>{{ row.client_id }}</td><td>{{ row.status }}</td></tr>{% endfor %}
+</tbody></table></div>
+{% endif %}
+</section>
+{% endif %}
+
 <section class="whole">
 <h2>One user looked at closely</h2>
 {% if close_up %}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from server.errors import ServerError
+from server.results_sharing import summarise_sharing, summarise_unseen
 from server.results_summary import (
     Change,
     ExitSummary,
@@ -58,6 +59,8 @@ def summarise(tables: RunTables) -> Summary:
         left_out=left_out,
         rolled_back=rolled_back,
         rounds=tuple(_round_point(row) for row in round_rows),
+        sharing=summarise_sharing(tables),
+        unseen=summarise_unseen(tables),
     )
 
 

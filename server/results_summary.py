@@ -5,8 +5,12 @@ Accuracies, shares and rates lie in [0, 1]; costs are MACs per sample; None stan
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from server.results_sharing import SharingSummary, UnseenSummary
 
 # Two accuracies closer than this are the same: they are ratios of counts, computed in float.
 SAME = 1e-9
@@ -165,3 +169,7 @@ class Summary:
     left_out: tuple[LeftOut, ...]
     rolled_back: tuple[RolledBack, ...]
     rounds: tuple[RoundPoint, ...]
+    sharing: "SharingSummary | None" = None
+    """None where the run asked for no exits."""
+    unseen: "UnseenSummary | None" = None
+    """None where everybody took part."""

@@ -4,6 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from server.results_sharing import UnseenSummary
 from server.results_summary import ExitSummary, Spread, Summary
 from server.results_words import (
     UNKNOWN,
@@ -27,6 +28,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     if summary.exits:
         console.print(exits_table(summary))
         console.print(key_numbers_table(summary))
+    if summary.unseen:
+        console.print(unseen_table(summary.unseen))
     for line in left_out_lines(summary):
         console.print(line, highlight=False, markup=False)
 
@@ -46,6 +49,19 @@ def exits_table(summary: Summary) -> Table:
     return table
 
 
+def unseen_table(unseen: UnseenSummary) -> Table:
+    """Return the exits on users who took no part, in percent: as the run began and merged, each also personalised."""
+    title = f"{unseen.users} users who took no part, accuracy in %, means over users"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("exit", no_wrap=True)
+    for name in ("initial", "personalised", "merged", "personalised"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in unseen.exits:
+        values = (entry.initial_before, entry.initial_after, entry.merged_before, entry.merged_after)
+        table.add_row("last" if entry.is_last else str(entry.exit), *(_number(value, 1) for value in values))
+    return table
+
+
 def key_numbers_table(summary: Summary) -> Table:
     """Return the key numbers of the whole policy as a table of two columns."""
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -59,6 +75,8 @@ def key_numbers_table(summary: Summary) -> Table:
 def key_numbers(summary: Summary) -> list[tuple[str, str]]:
     """Return the names and values of the key numbers, in the order in which a reader asks for them."""
     policy, counts = summary.policy, summary.counts
+    sharing = summary.sharing
+    shared = f"{sharing.shared} of {counts.ok}, {sharing.not_permitted} do not permit it" if sharing else ""
     change, kept = policy.change, policy.exits_kept
     threshold = policy.threshold
     return [
@@ -81,6 +99,7 @@ def key_numbers(summary: Summary) -> list[tuple[str, str]]:
         ),
         ("early exits kept", f"{kept.mean:.1f} of {summary.num_exits} on average" if kept else UNKNOWN),
         ("users", f"{counts.ok} of {counts.asked} clients asked"),
+        *([("shared exits", shared)] if shared else []),
         (
             "per client",
             f"{number_of_bytes(_mean(summary.bytes_up))} up, {number_of_bytes(_mean(summary.bytes_down))} down, "
@@ -91,8 +110,13 @@ def key_numbers(summary: Summary) -> list[tuple[str, str]]:
 
 def left_out_lines(summary: Summary) -> list[str]:
     """Return one line for each client that was left out, and one for the exits that kept earlier weights."""
-    lines = [f"left out: {entry.client_id}: {entry.status}" for entry in summary.left_out[:SHOWN_LEFT_OUT]]
-    more = len(summary.left_out) - SHOWN_LEFT_OUT
+    entries = [
+        *summary.left_out,
+        *(summary.sharing.refusals if summary.sharing else ()),
+        *(summary.unseen.left_out if summary.unseen else ()),
+    ]
+    lines = [f"left out: {entry.client_id}: {entry.status}" for entry in entries[:SHOWN_LEFT_OUT]]
+    more = len(entries) - SHOWN_LEFT_OUT
     if more > 0:
         lines.append(f"left out: {more} more, see the report page")
     if summary.rolled_back:
