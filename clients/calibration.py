@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.policy import ExitPolicy
-
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """0 to 1 in steps of 0.05, one threshold for all exits, as in the paper."""
 
@@ -48,21 +46,22 @@ def sweep(
         exits: early exits in use.
         leaving_costs: what a sample costs that leaves at each exit in use and, at the end, at the last exit.
     """
-    num_exits, num_samples = confidences.shape[0] - 1, confidences.shape[1]
+    num_exits = confidences.shape[0] - 1
     costs = np.full(num_exits + 1, np.nan)
     costs[[*exits, num_exits]] = leaving_costs
-    points = []
-    for threshold in THRESHOLDS:
-        leaves = ExitPolicy(threshold=threshold, exits=exits, num_exits=num_exits).exit_of(confidences)
-        points.append(
-            OperatingPoint(
-                threshold=threshold,
-                accuracy=float(correct[leaves, np.arange(num_samples)].mean()),
-                cost=float(costs[leaves].mean()),
-                exit_rates=tuple(exit_rates(leaves, num_exits).tolist()),
-            )
+    # all thresholds at once, as in ExitPolicy.exit_of: shape [T, N]
+    thresholds = np.array(THRESHOLDS)[:, None]
+    leaves = np.full((len(THRESHOLDS), confidences.shape[1]), num_exits)
+    for exit in reversed(exits):
+        leaves[confidences[exit] > thresholds] = exit
+    rates = (leaves[:, :, None] == np.arange(num_exits + 1)).mean(axis=1)
+    accuracies = correct[leaves, np.arange(confidences.shape[1])].mean(axis=1)
+    return tuple(
+        OperatingPoint(threshold=threshold, accuracy=accuracy, cost=cost, exit_rates=tuple(shares))
+        for threshold, accuracy, cost, shares in zip(
+            THRESHOLDS, accuracies.tolist(), costs[leaves].mean(axis=1).tolist(), rates.tolist(), strict=True
         )
-    return tuple(points)
+    )
 
 
 def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:

@@ -1,6 +1,7 @@
 """What the exits answer on a set of samples, and what a policy makes of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,12 @@ class ExitOutputs:
         # in float64, since in float32 a sure exit's softmax rounds to 1
         confidences, predictions = functional.softmax(logits.double(), dim=2).max(dim=2)
         return cls(logits, predictions.numpy(), confidences.numpy())
+
+    def replaced(self, exits: Sequence[int], by: "ExitOutputs") -> "ExitOutputs":
+        """Return the same with what another set of heads answers at these exits."""
+        logits = self.logits.clone()
+        logits[list(exits)] = by.logits[list(exits)]
+        return self.of(logits)
 
     def losses(self, reference: Tensor) -> NDArray[np.float64]:
         """Return each exit's mean cross-entropy against classes [N], shape [M+1], in nats."""

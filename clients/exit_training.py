@@ -19,7 +19,7 @@ def train_exits(
     generator: torch.Generator,
     anchor: nn.ModuleList | None = None,
 ) -> None:
-    """Train the heads in place by SGD on the sum of their losses; they share nothing, so each learns alone.
+    """Train the heads in place by SGD on the sum of their losses; they share nothing, so one follows the other.
 
     Args:
         heads: M exit heads.
@@ -27,33 +27,43 @@ def train_exits(
         labels: class indices, shape [N], int64, -1 for unlabelled.
         samples: indices of the training samples, shape [n], at least 2.
         settings: the schedule and the weights of Eq. (1).
-        generator: of the order of the samples.
+        generator: of the order of the samples, which is the same for all exits.
         anchor: M global heads that settings.proximal_mu pulls towards; None pulls towards the heads as they come.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite; the heads are then useless.
+        NonFiniteLossError: a loss became NaN or infinite; the heads are then useless.
     """
-    optimiser = torch.optim.SGD(heads.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
-    origin = [p.detach().clone() for p in (anchor or heads).parameters()] if settings.proximal_mu else []
-    heads.train()
-    for epoch in range(settings.epochs):
-        order = samples[torch.randperm(len(samples), generator=generator)]
-        for batch in _batches(order, settings.batch_size):
-            teacher, truth = features.last_logits[batch], labels[batch]
-            losses = [
-                personalisation_loss(head(maps[batch]), teacher, truth, settings.weights)
-                for head, maps in zip(heads, features.maps, strict=True)
-            ]
-            loss = torch.stack(losses).sum()
+    orders = [samples[torch.randperm(len(samples), generator=generator)] for _ in range(settings.epochs)]
+    epochs = [batches(order, settings.batch_size) for order in orders]
+    for head, maps, origin in zip(heads, features.maps, anchor or heads, strict=True):
+        _train_exit(head, maps, features.last_logits, labels, epochs, settings, origin)
+
+
+def _train_exit(
+    head: nn.Module,
+    maps: Tensor,
+    last_logits: Tensor,
+    labels: Tensor,
+    epochs: list[list[Tensor]],
+    settings: PersonalisationSettings,
+    anchor: nn.Module,
+) -> None:
+    optimiser = torch.optim.SGD(head.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
+    origin = [p.detach().clone() for p in anchor.parameters()] if settings.proximal_mu else []
+    head.train()
+    for epoch, chosen in enumerate(epochs):
+        for batch in chosen:
+            loss = personalisation_loss(head(maps[batch]), last_logits[batch], labels[batch], settings.weights)
             _require_finite(loss, epoch, settings)
             optimiser.zero_grad()
             loss.backward()
             if settings.proximal_mu:
-                add_proximal_gradient(heads, origin, settings.proximal_mu)
+                add_proximal_gradient(head, origin, settings.proximal_mu)
             optimiser.step()
     # the last step's damage would show in no loss any more
-    _require_finite(torch.stack([p.detach().sum() for p in heads.parameters()]).sum(), settings.epochs - 1, settings)
-    heads.eval()
+    sums = torch.stack([p.detach().sum() for p in head.parameters()])
+    _require_finite(sums.sum(), settings.epochs - 1, settings)
+    head.eval()
 
 
 def _require_finite(value: Tensor, epoch: int, settings: PersonalisationSettings) -> None:
@@ -64,9 +74,10 @@ def _require_finite(value: Tensor, epoch: int, settings: PersonalisationSettings
         )
 
 
-def _batches(order: Tensor, size: int) -> list[Tensor]:
-    batches = list(order.split(size))
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Return the samples of one epoch, divided into batches of `size`; a batch of one joins the one before."""
+    divided = list(order.split(size))
     # BatchNorm cannot normalise a single sample on a 1x1 map
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    if len(divided) > 1 and len(divided[-1]) == 1:
+        divided[-2:] = [torch.cat(divided[-2:])]
+    return divided

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clients.frozen_backbone import frozen_backbone
 from data_partitions.samples import to_float
 from multi_exit.network import MultiExitNetwork
 
@@ -35,6 +36,7 @@ def compute_features(network: MultiExitNetwork, images: Tensor) -> FeatureCache:
     The network must be frozen (`freeze_backbone`), else a later train() would make the cache stale.
     """
     network.eval()
-    batches = [network.features(to_float(batch)) for batch in images.split(BATCH_SIZE)]
+    backbone = frozen_backbone(network)
+    batches = [backbone.features(to_float(batch)) for batch in images.split(BATCH_SIZE)]
     maps = tuple(torch.cat([features[i] for features, _ in batches]) for i in range(network.num_exits))
     return FeatureCache(maps=maps, last_logits=torch.cat([logits for _, logits in batches]))
