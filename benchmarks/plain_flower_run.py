@@ -9,7 +9,8 @@ from benchmarks import plain_flower
 from benchmarks.plain_flower.task import read_settings
 from fl_app.app_folder import toml_value
 from fl_app.errors import RunFailedError
-from fl_app.superlink import SuperLink, scratch_folder
+from fl_app.scratch import scratch_folder
+from fl_app.superlink import SuperLink
 
 SECONDS_BETWEEN_LOOKS = 0.3
 SECONDS_BETWEEN_CHECKS = 10.0

@@ -25,9 +25,10 @@ from fl_app.ray_cluster import check_cluster
 from fl_app.resuming import keep_settings, noted_scratch, stop_killed_run
 from fl_app.run_progress import shown_run
 from fl_app.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
+from fl_app.scratch import scratch_folder
 from fl_app.server_app import MAY_DIFFER, config_of
 from fl_app.settings import AppSettings
-from fl_app.superlink import SuperLink, scratch_folder
+from fl_app.superlink import SuperLink
 from multi_exit.storage import load_network
 from server.pretraining_progress import shown_progress
 from server.report_page import draw_report

@@ -11,11 +11,10 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,9 +31,6 @@ ENDING_SECONDS = 10.0
 """How long a process may take to end when it is told to."""
 _ERROR = re.compile(r"^(?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception): .+", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-# Ray's sockets lie 68 letters below our folder, and the path of a socket has at most 107.
-_LONGEST_FOLDER = 107 - 68
-_PREFIX = "persephonee-"
 _ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -191,23 +187,6 @@ def stop_leftovers(folder: Path) -> None:
     for _ in range(2):
         # a second time: what was just starting is there by now
         _end(_working_in(folder.resolve() / "work"), psutil.Process.kill, ENDING_SECONDS)
-
-
-@contextlib.contextmanager
-def scratch_folder(within: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder for a SuperLink, and remove it afterwards.
-
-    Args:
-        within: where a Ray cluster's machines find it; None takes a temporary folder whose path is short enough for
-            the sockets of a Ray of its own.
-    """
-    if within is not None:
-        within.mkdir(parents=True, exist_ok=True)
-    place = str(within or tempfile.gettempdir())
-    if within is None and len(place) + len(_PREFIX) + 9 > _LONGEST_FOLDER:
-        place = "/tmp"
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def _environment(home: Path, ray: Path, ray_address: str = "") -> Mapping[str, str]:

@@ -7,6 +7,7 @@ import pytest
 from fl_app import simulation, superlink
 from fl_app.errors import AppError
 from fl_app.ray_cluster import check_cluster
+from fl_app.scratch import scratch_folder
 from fl_app.settings import AppSettings
 from multi_exit.building import build_network
 from multi_exit.storage import ModelMetadata, save_network
@@ -25,7 +26,7 @@ def test_a_cluster_that_does_not_answer_is_refused_in_a_sentence():
 
 
 def test_a_cluster_finds_the_app_beside_the_run_folder_and_not_in_this_machines_own_temporary_folder(tmp_path):
-    with superlink.scratch_folder(tmp_path / "runs") as folder:
+    with scratch_folder(tmp_path / "runs") as folder:
         assert folder.parent == tmp_path / "runs"
         environment = superlink._environment(folder / "home", folder / "ray", "10.8.0.1:6379")
         assert environment["RAY_ADDRESS"] == "10.8.0.1:6379"

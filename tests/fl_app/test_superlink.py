@@ -6,6 +6,7 @@ import pytest
 
 from fl_app import superlink
 from fl_app.errors import RunFailedError
+from fl_app.scratch import scratch_folder
 
 
 def test_nothing_of_another_flower_or_ray_reaches_ours(tmp_path, monkeypatch):
@@ -24,7 +25,7 @@ def test_scratch_paths_are_short_enough_for_the_sockets_of_ray(tmp_path, monkeyp
     long = tmp_path / ("x" * 80)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    with superlink.scratch_folder() as folder:
+    with scratch_folder() as folder:
         assert folder.is_dir()
         session = "/ray/session_2026-11-21_04-15-08_425492_4194304/sockets/plasma_store"
         assert len(str(folder) + session) <= 107
@@ -35,7 +36,7 @@ def test_a_superlink_that_does_not_start_is_an_error_that_names_its_log(tmp_path
     monkeypatch.setattr(superlink, "program", lambda name: "false")
     with (
         pytest.raises(RunFailedError, match=r"did not start; its log is .*log\.txt"),
-        superlink.scratch_folder() as folder,
+        scratch_folder() as folder,
     ):
         superlink.SuperLink(folder, tmp_path / "log.txt").__enter__()
 
@@ -48,7 +49,7 @@ def test_everything_that_works_in_its_folder_ends_with_it(tmp_path, monkeypatch)
     monkeypatch.setattr(superlink, "program", lambda name: str(program))
     monkeypatch.setattr(superlink.SuperLink, "_wait_until_healthy", lambda self: None)
     monkeypatch.setattr(superlink, "ENDING_SECONDS", 0.5)
-    with superlink.scratch_folder() as folder:
+    with scratch_folder() as folder:
         with superlink.SuperLink(folder, tmp_path / "log.txt") as link:
             assert link.is_running
             started = link._everything()
