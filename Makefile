@@ -55,7 +55,7 @@ test-slow: install
 # faults of devices and servers on loopback, about ten minutes; the table in docs/reliability.md is what they record
 test-faults: install
 	$(BIN)/pytest -m slow tests/fl_app/test_devices_slow.py tests/fl_app/test_faults_slow.py \
-		--junitxml=$(FAULTS) $(PYTEST_ARGS)
+		-o junit_family=xunit1 --junitxml=$(FAULTS) $(PYTEST_ARGS)
 	$(BIN)/python -m tests.fault_table $(FAULTS) docs/reliability.md
 
 lint: install
