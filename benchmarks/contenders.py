@@ -40,7 +40,7 @@ def contenders() -> list[Contender]:
     found.insert(1, Contender(name=FLOWER))
     if has_pfl():
         found.append(Contender(name=PFL))
-    return [*found, *(Contender(name=OURS, schedule=schedule, head="pooled") for schedule in known)]
+    return [*found, Contender(name=OURS, schedule=known[-1], head="pooled")]
 
 
 def has_pfl() -> bool:

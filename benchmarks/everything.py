@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.bench_models import SOURCES
 from benchmarks.parts import DONE, Part, is_done, run_part
 from benchmarks.users import ROOT, data_options
 from data_partitions.opening import DataSettings
@@ -53,9 +54,9 @@ SCALES = {
         device="--users 1",
     ),
     "quick": Scale(
-        cost="--users 3 --rounds 3",
+        cost="--users 3 --rounds 2",
         photo_cost={
-            "mobilenet_v2": "--users 1 --rounds 2 --steps 4 --max-train 128 --max-test 50",
+            "mobilenet_v2": "--users 1 --rounds 1 --steps 4 --max-train 128 --max-test 50",
             "resnet50": "--users 1 --rounds 1 --steps 3 --max-train 512 --max-test 50",
         },
         # a test part of a fifth or so, and a quarter of the rest to calibrate
@@ -63,7 +64,7 @@ SCALES = {
         simulation="--clients 250 --opponents-clients 50 --many-clients 2000 --repeats 2",
         growth="--users 2,4,8,16 --samples 50,100,200,400,800 --repeats 3",
         inference="--users 3 --repeats 5",
-        device="--users 3",
+        device="--users 1",
     ),
 }
 
@@ -110,7 +111,7 @@ def parts(scale: str, data: DataSettings, out: Path, model: Path | None, real_da
     found = [] if model else [_part("model-writers", *make, "--kind", "writers", "--out", str(network), *options)]
     found += [
         _part("model-pooled", *make, "--kind", "pooled", "--model", str(network), "--out", str(pooled), *options),
-        _part("inference", "inference", *on_network, *sizes.inference.split()),
+        _part("inference", "inference", *on_network, "--sources", ",".join(SOURCES), *sizes.inference.split()),
         _part("device", "device_memory", *on_network, *sizes.device.split()),
         _part("growth", "growth", *on_network, *sizes.growth.split()),
         _part("simulation", "simulation", *on_network, "--pooled-model", str(pooled), *sizes.simulation.split()),

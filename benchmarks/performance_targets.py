@@ -13,7 +13,9 @@ from benchmarks.schedules import FAST, PAPER
 RESNET, SIMULATION = "personalisation-resnet50-224", "simulation"
 ALL, FIRST = "all exits", "exit 0"
 
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "device": "what PyTorch itself takes depends on its build, see below; a device takes the CPU build",
+}
 """Why a target is missed, or what one has to know about it."""
 
 
@@ -53,7 +55,9 @@ class Target:
         return self._shown(value), "met" if met else f"missed by {short:.0%}"
 
     def _shown(self, value: float) -> str:
-        return f"{value:.1%}" if self.unit == "%" else f"{value:.3g}{self.unit}"
+        if self.unit == "%":
+            return f"{value:.1%}"
+        return f"{value:,.0f}{self.unit}" if value >= 100 else f"{value:.3g}{self.unit}"
 
 
 def _ways(first: tuple[str, str], second: tuple[str, str], column: str) -> Callable[[Results], float | None]:
@@ -154,7 +158,7 @@ TARGETS = (
         _own_megabytes,
     ),
     _target("fast-flower", "Clients a second over the plain Flower app's", 10, "x", SIMULATION, _faster(FAST, FLOWER)),
-    _target("fast-pfl", "Clients per second over pfl-research's", 6, "x", SIMULATION, _faster(FAST, PFL)),
+    _target("fast-pfl", "Clients a second over pfl-research's", 6, "x", SIMULATION, _faster(FAST, PFL)),
     _target(
         "paper-flower",
         "The same over the plain Flower app's, with the paper's schedule",
@@ -173,7 +177,7 @@ TARGETS = (
     ),
     Target(
         name="pooled",
-        text="Clients per second with `pooled` heads",
+        text="Clients a second with `pooled` heads",
         goal=68,
         at_least=True,
         unit=" a second",
