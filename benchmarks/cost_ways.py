@@ -9,23 +9,23 @@ All begin with uint8 images and end with trained weights; calibration and report
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.training_macs import backbone_macs, exits_training_macs, whole_training_macs
 from clients.exit_training import train_exits
-from clients.features import FeatureCache
+from clients.features import BATCH_SIZE, FeatureCache
+from clients.frozen_backbone import frozen_backbone
 from clients.settings import PersonalisationSettings
 from data_partitions.samples import to_float
 from multi_exit.network import MultiExitNetwork
 
 WARM_UP_STEPS = 1
-FEATURE_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def train_as_the_paper(task: Task) -> Cost:
 
     def step(batch: Tensor) -> None:
         with torch.no_grad():
-            maps = _maps(network, to_float(task.images[batch]), task.exits)
+            maps = _maps(network.stages, to_float(task.images[batch]), task.exits)
         losses = [functional.cross_entropy(h(m), task.labels[batch]) for h, m in zip(heads, maps, strict=True)]
         _descend(optimiser, torch.stack(losses).sum())
 
@@ -116,12 +116,16 @@ def train_on_cached_features(task: Task) -> Cost:
     """Compute the features once, and train the exits on them."""
     network = task.network.eval()
     begin = time.perf_counter()
+    stages = frozen_backbone(network).stages
     with torch.no_grad():
-        batches = [_maps(network, to_float(batch), task.exits) for batch in task.images.split(FEATURE_BATCH)]
+        images = (
+            to_float(batch).contiguous(memory_format=torch.channels_last) for batch in task.images.split(BATCH_SIZE)
+        )
+        batches = [_maps(stages, batch, task.exits) for batch in images]
     maps = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     count = len(task.labels)
     features = FeatureCache(maps=maps, last_logits=torch.zeros(count, network.num_classes))
-    heads = torch.nn.ModuleList(network.heads[i] for i in task.exits)
+    heads = nn.ModuleList(network.heads[i] for i in task.exits)
     generator = torch.Generator().manual_seed(task.seed)
     train_exits(heads, features, task.labels, torch.arange(count), task.settings, generator)
     seconds, passes = time.perf_counter() - begin, task.settings.epochs * count
@@ -136,9 +140,9 @@ WAYS: dict[str, Callable[[Task], Cost]] = {
 }
 
 
-def _maps(network: MultiExitNetwork, images: Tensor, exits: Sequence[int]) -> list[Tensor]:
+def _maps(stages: Iterable[nn.Module], images: Tensor, exits: Sequence[int]) -> list[Tensor]:
     current, maps = images, {}
-    for number, stage in enumerate(list(network.stages)[: max(exits) + 1]):
+    for number, stage in enumerate(list(stages)[: max(exits) + 1]):
         current = stage(current)
         if number in exits:
             maps[number] = current
