@@ -14,7 +14,6 @@ from experiments.figure_results import (
     named,
     original_accuracy,
 )
-from experiments.figure_rounds import SCHEMES
 from server.figures_style import figure_style, new_figure
 
 TITLE = "Fig. 3a: accuracy per exit"
@@ -29,7 +28,7 @@ def draw(measured: Measured) -> FigureResult:
         figure = new_figure()
         axes = figure.subplots()
         early = measured.network.num_exits
-        means = {name: exit_means(measured, name) for name in SCHEMES}
+        means = {name: exit_means(measured, name) for name in measured.study.schemes}
         drawn = {"before": (means["hard labels"], "before"), **{name: (t, "after") for name, t in means.items()}}
         for place, (name, (table, stage)) in enumerate(drawn.items()):
             table = table.iloc[:early]

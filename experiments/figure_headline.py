@@ -19,14 +19,15 @@ def draw(measured: Measured) -> FigureResult:
     with figure_style():
         figure = new_figure()
         axes = figure.subplots()
-        for y, (_, paper, ours) in enumerate(factors):
+        for y, (what, paper, ours) in enumerate(factors):
             axes.plot([paper], [y], "D", mfc="none", mec=COLOURS["original"], markersize=8)
             if ours is None:
                 axes.annotate("not reached", (paper, y), (10, 0), textcoords="offset points", va="center", fontsize=8.5)
             else:
-                axes.plot([ours], [y], "o", color=COLOURS["hard labels"], markersize=7)
+                axes.plot([ours], [y], "o", color=_colour(what), markersize=7)
         axes.plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper")
-        axes.plot([], [], "o", color=COLOURS["hard labels"], label="ours")
+        for name in ("hard labels", "self-distillation"):
+            axes.plot([], [], "o", color=COLOURS[name], label=f"ours, {name}")
         axes.axvline(1, color=COLOURS["original"], linewidth=0.8)
         axes.set_yticks(range(len(factors)), [name for name, _, _ in factors])
         axes.invert_yaxis()
@@ -36,9 +37,13 @@ def draw(measured: Measured) -> FigureResult:
         axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlim(0.4, 60)
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=3)
     numbers = pd.DataFrame(factors, columns=["what", "paper", "ours"]).astype({"ours": float})
     return FigureResult(figure=figure, numbers=numbers, claims=claims(measured))
+
+
+def _colour(what: str) -> str:
+    return COLOURS["self-distillation" if "no labels" in what else "hard labels"]
 
 
 def factors_of(measured: Measured) -> list[tuple[str, float, float | None]]:

@@ -38,8 +38,11 @@ def draw(measured: Measured, other: Measured) -> FigureResult:
             axes.axhline(original, color=COLOURS["original"], linewidth=0.9, label="original")
             axes.set(xlabel="MACs of a network with this exit / original (%)", title=scheme)
             axes.set_xlim(left=0)
-            axes.legend(loc="lower right", fontsize=8)
         axes_of[0].set_ylabel("accuracy (mean of users)")
+        handles = {
+            label: handle for axes in axes_of for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
 

@@ -50,8 +50,11 @@ def draw(measured: Measured, seed_1: Measured, seed_2: Measured) -> FigureResult
                 axes.axhline(original, color=COLOURS["original"], linewidth=0.8, label=None if seed else "original")
             axes.set(xlabel="exit", title=scheme)
             axes.set_xticks(range(early))
-            axes.legend(loc="lower right")
         axes_of[0].set_ylabel("accuracy (mean of users)")
+        handles = {
+            label: handle for axes in axes_of for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
         figure.suptitle(f"{measured.study.title}, three seeds", fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
 

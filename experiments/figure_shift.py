@@ -51,12 +51,12 @@ def draw(measured: Measured, census: Measured, students: Measured) -> FigureResu
             for name in ("before", *SCHEMES):
                 part = rows[(rows.scheme == (SCHEMES[0] if name == "before" else name)) & (rows.exit < early)]
                 accuracy = part.before if name == "before" else part.after
-                axes.plot(part.exit, 100 * accuracy, "o-", markersize=4, color=COLOURS[name], label=name)
+                axes.plot(part.exit, accuracy, "o-", markersize=4, color=COLOURS[name], label=name)
             original = rows[rows.exit == early].before.iloc[0]
-            axes.axhline(100 * original, color=COLOURS["original"], linewidth=1, label="original")
+            axes.axhline(original, color=COLOURS["original"], linewidth=1, label="original")
             axes.set(xlabel="exit", title=title)
             axes.set_xticks(range(early))
-        axes_of[0].set_ylabel("accuracy (mean of users, %)")
+        axes_of[0].set_ylabel("accuracy (mean of users)")
         figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, of))

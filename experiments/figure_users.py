@@ -12,7 +12,7 @@ from server.figures_style import figure_style, new_figure
 TITLE = "Users helped and hurt"
 STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
 SCHEME = "hard labels"
-HELPED, HURT = COLOURS[SCHEME], COLOURS["before"]
+HELPED, HURT = COLOURS[SCHEME], "#e69f00"
 
 
 def draw(measured: Measured) -> FigureResult:

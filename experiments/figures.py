@@ -10,6 +10,7 @@ import importlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +41,7 @@ def run_figures(
     real_data: Path | None = None,
     *,
     only: Sequence[str] = (),
+    users: int | None = None,
     qmnist_model: Path | None = None,
     writers_model: Path | None = None,
 ) -> list[Path]:
@@ -50,6 +52,7 @@ def run_figures(
         scale: smoke, quick or full.
         out: folder for everything.
         real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.
+        users: at most so many of each study; a later call with more goes on from there. None takes the scale's number.
         only: studies to draw, of `STUDIES`; none draws all that there are data for.
         qmnist_model: model for the study of QMNIST that is there already.
         writers_model: model for the study of the built-in writers that is there already.
@@ -66,13 +69,15 @@ def run_figures(
     if unknown:
         raise ClientSettingsError(f"study {unknown[0]} is unknown: choose of {', '.join(STUDIES)}.")
     studies = studies_of(scale, real_data, out / "shared", qmnist_model=qmnist_model, writers_model=writers_model)
+    if users is not None:
+        studies = {name: replace(study, num_users=min(users, study.num_users)) for name, study in studies.items()}
     known: dict[str, Measured] = {}
 
     def measured(study: Study) -> Measured:
-        # studies that differ in their title alone share a measurement
-        if repr(study) not in known:
-            known[repr(study)] = measure(study, out)
-        return known[repr(study)]
+        key = f"{study} of {study.num_users} users"
+        if key not in known:
+            known[key] = measure(study, out)
+        return known[key]
 
     pages, pictures = [HEADER.format(scale=scale)], []
     for name, module in modules.items():
@@ -84,16 +89,16 @@ def run_figures(
             pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
             pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))
-    _describe(out, scale, real_data, qmnist_model, writers_model)
+    _describe(out, scale, users, real_data, qmnist_model, writers_model)
     return pictures
 
 
-def _describe(out: Path, scale: str, real_data: Path | None, *models: Path | None) -> None:
+def _describe(out: Path, scale: str, users: int | None, real_data: Path | None, *models: Path | None) -> None:
     """Say how the figures are made again, for the results page."""
     options = {"--real-data": real_data, "--qmnist-model": models[0], "--writers-model": models[1], "--out": out}
     words = [f"{option} {as_seen_from_here(path)}" for option, path in options.items() if path is not None]
     facts = {
-        "command": ["persephonee figures", f"--scale {scale}", *words],
+        "command": ["persephonee figures", f"--scale {scale}", *([f"--users {users}"] if users else []), *words],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }

@@ -83,9 +83,9 @@ def draw_rounds(tables: dict[str, pd.DataFrame], title: str) -> Figure:
         for name, table in tables.items():
             rows = table[(table.stage == "before") & (table.exit == exit)].sort_values("round")
             style: dict[str, Any] = {"color": COLOURS.get(name, OTHER), "marker": MARKERS.get(name, "D")}
-            axes.plot(rows["round"], 100 * rows.accuracy, markersize=4, label=name, **style)
+            axes.plot(rows["round"], rows.accuracy, markersize=4, label=name, **style)
         axes.set(title=f"exit {exit}", xlabel="rounds")
-    axes_of[0].set_ylabel("accuracy of the global exit (%)")
+    axes_of[0].set_ylabel("accuracy of the global exit")
     figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tables))
     figure.suptitle(f"{title}: users who took no part", fontsize=10.5)
     return figure

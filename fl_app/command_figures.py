@@ -30,6 +30,10 @@ def figures(
         list[str] | None,
         typer.Option(help="Only this study: resnet50, mobilenet_v2, qmnist or writers; may be given several times."),
     ] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(min=2, help="At most so many users of each study; a later call with more goes on."),
+    ] = None,
     qmnist_model: Annotated[
         Path | None, typer.Option(help="A model for QMNIST that `pretrain` made; none trains one.")
     ] = None,
@@ -46,6 +50,7 @@ def figures(
         out,
         real_data,
         only=study or (),
+        users=users,
         qmnist_model=qmnist_model,
         writers_model=writers_model,
     )

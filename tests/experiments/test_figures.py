@@ -32,6 +32,11 @@ def test_all_figures_at_smoke_scale_from_the_command_line_and_again_without_meas
 
     numbers_agree_with_the_users_tables(tmp_path)
 
+    # fewer users are some of them, so nothing is measured anew
+    run_figures(["3a"], "smoke", tmp_path, users=3)
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    assert "3 users with" in (tmp_path / "results.md").read_text()
+
 
 def numbers_agree_with_the_users_tables(out):
     measured = measure(studies_of("smoke", None, out)["writers"], out)
