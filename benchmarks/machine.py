@@ -39,10 +39,10 @@ def matrix_macs_per_second(dtype: torch.dtype = torch.float32, device: str = "cp
     right = torch.rand(side, side, device=device).to(dtype)
     times = []
     for repeat in range(-WARM_UP, REPEATS):
-        _wait(device)
+        wait_for(device)
         begin = time.perf_counter()
         torch.mm(left, right)
-        _wait(device)
+        wait_for(device)
         if repeat >= 0:
             times.append(time.perf_counter() - begin)
     return side**3 / float(np.median(times))
@@ -67,7 +67,8 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _wait(device: str) -> None:
+def wait_for(device: str) -> None:
+    """Wait until a card has done what it was given."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 

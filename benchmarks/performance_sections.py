@@ -128,23 +128,29 @@ def growth_section(result: Result, figure: str) -> str:
 
 def gpu_section(result: Result) -> str:
     """Return the section on a whole population on a GPU."""
-    rows = [
-        [
-            row["users"],
-            row["schedule"],
-            f"{row['seconds']:.1f}",
-            f"{row['users'] / row['seconds']:.1f}",
-            f"{row['share']:.1%}",
-            f"{row['accuracy']:.1%}",
-        ]
-        for row in result.tables["population"].to_dict("records")
-    ]
-    header = ["users", "schedule", "seconds", "users a second", "share of the card's matrix rate", "accuracy"]
+    about, rows = result.about, []
+    for schedule, of in result.tables["population"].groupby("schedule", sort=False):
+        users, seconds = int(of.users.iloc[0]), of.seconds.median()
+        rows.append(
+            [
+                users,
+                schedule,
+                f"{seconds:.1f}",
+                f"{of.seconds.min():.1f} to {of.seconds.max():.1f}",
+                f"{users / seconds:.1f}",
+                f"{of.share.median():.1%}",
+                f"{of.accuracy.mean():.1%}",
+            ]
+        )
+    header = ["users", "schedule", "seconds", f"range of {about['repeats']}", "users a second"]
+    header += ["share of the matrix rate", "accuracy"]
     return "\n".join(
         [
             "## A population on a GPU\n",
-            f"`python -m benchmarks.gpu_population --device cuda`: {result.about['dataset']}. "
-            f"{machine_line(result.about)}.\n",
+            f"`python -m benchmarks.gpu_population --device cuda`: {about['dataset']}, {about['backbone']}, "
+            f"`{about['head']}` heads, cohorts of {about['cohort']} users, who had enough samples to take part. "
+            f"{machine_line(about)}. Images in memory to trained and tested exits, after a cohort that is not counted; "
+            f"the rate of float32 matrix products is {about['float32_rate'] / 1e12:.1f} TMAC/s.\n",
             table_of(header, rows),
         ]
     )
