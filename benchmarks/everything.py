@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from benchmarks.bench_models import SOURCES
@@ -31,7 +32,7 @@ class Scale:
         cost: of `personalisation_cost` at 28 px.
         photo_cost: of the same at 224 px, by network.
         photo_samples: images of a user at 224 px, by network.
-        simulation, growth, inference, device: of these.
+        simulation, growth, inference, device, gpu: of these.
     """
 
     cost: str
@@ -41,6 +42,7 @@ class Scale:
     growth: str
     inference: str
     device: str
+    gpu: str
 
 
 SCALES = {
@@ -52,6 +54,7 @@ SCALES = {
         growth="--users 1,2,3 --samples 20,30,40 --repeats 1",
         inference="--users 1 --repeats 1",
         device="--users 1",
+        gpu="--users 4 --repeats 1",
     ),
     "quick": Scale(
         cost="--users 3 --rounds 2",
@@ -65,6 +68,7 @@ SCALES = {
         growth="--users 2,4,8,16 --samples 50,100,200,400,800 --repeats 3",
         inference="--users 3 --repeats 5",
         device="--users 1",
+        gpu="--repeats 2",
     ),
 }
 
@@ -119,7 +123,9 @@ def parts(scale: str, data: DataSettings, out: Path, model: Path | None, real_da
     ]
     for name in PHOTOS:
         found += _photo_parts(name, scale, out, real_data)
-    return found
+    if torch.cuda.is_available():
+        return [*found, _part("gpu", "gpu_population", *on_network, "--device", "cuda", *sizes.gpu.split())]
+    return [*found, Part(name="gpu", missing="there is no GPU; benchmarks.gpu_population takes --device cuda")]
 
 
 def _photo_parts(name: str, scale: str, out: Path, real_data: Path | None) -> list[Part]:
