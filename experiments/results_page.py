@@ -18,7 +18,7 @@ from experiments.figure_results import claims_table
 from experiments.figures import NAMES
 from experiments.results_figures import PAPERS, claims_of, render_commands, render_figures
 from experiments.results_runs import render_models, render_runs
-from experiments.results_sharing import render_sharing, render_starts
+from experiments.results_sharing import render_attacks, render_sharing, render_starts
 from experiments.results_sources import Sources, recognise
 from multi_exit.atomic_files import write_text_atomically
 
@@ -96,6 +96,11 @@ SECTIONS = (
         render=render_starts,
         missing="`python -m experiments.meta_learning`",
     ),
+    Section(
+        title="What an attacker finds out",
+        render=render_attacks,
+        missing="`python -m experiments.membership_inference`",
+    ),
 )
 
 
@@ -140,7 +145,7 @@ def replace_part(text: str, part: str) -> str:
 
 def main(
     *,
-    folders: Annotated[list[Path], typer.Argument(help="Folders of figures, runs, models and meta-learning tables.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of figures, runs, models and tables.")],
     out: Annotated[Path, typer.Option(help="The page.")],
     readme: Annotated[Path | None, typer.Option(help="Replace the part between the markers in this file too.")] = None,
 ) -> None:

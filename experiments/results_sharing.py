@@ -45,11 +45,7 @@ def render_starts(sources: Sources, images: Path) -> list[str]:
         name = path.stem.removeprefix("meta-learning-")
         starts = list(dict.fromkeys(early.start))
         lines += [f"### {name}, {int(early.users.max())} unseen users", ""]
-        picture = path.with_suffix(".png")
-        if picture.exists():
-            copy = images / f"results-{path.stem}.png"
-            copy.write_bytes(picture.read_bytes())
-            lines += [f"![Where new users' exits start, {name}]({images.name}/{copy.name})", ""]
+        lines += _copied(path.with_suffix(".png"), f"Where new users' exits start, {name}", images)
         lines += [f"| samples | epochs | {' | '.join(starts)} |", "|---" * (2 + len(starts)) + "|"]
         for (samples, epochs), part in early.groupby(["samples", "epochs"], sort=False):
             own = part.groupby("start")[["accuracy", "gain"]].mean()
@@ -61,6 +57,33 @@ def render_starts(sources: Sources, images: Path) -> list[str]:
             "",
         ]
     return lines
+
+
+def render_attacks(sources: Sources, images: Path) -> list[str]:
+    """Return the tables of membership inference: what each release lets an attacker find."""
+    lines: list[str] = []
+    for path in sources.attacks:
+        name = path.stem.removeprefix("membership-")
+        lines += [f"### {name}", "", *_copied(path.with_suffix(".png"), f"Membership inference, {name}", images)]
+        lines += ["| what leaves | attack | AUC | advantage | found at 1% false | accuracy of the exits |"]
+        lines += ["|---" * 6 + "|"]
+        rows: Any = pd.read_csv(path).itertuples()
+        for row in rows:
+            lines.append(
+                f"| {row.release} | {row.attack} | {row.auc:.3f} ± {row.auc_se:.3f} | {row.advantage:.3f} | "
+                f"{percent(row.found)} | {percent(row.accuracy)} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _copied(picture: Path, says: str, images: Path) -> list[str]:
+    """Copy a picture beside the page, where there is one, and return its line."""
+    if not picture.exists():
+        return []
+    copy = images / f"results-{picture.name}"
+    copy.write_bytes(picture.read_bytes())
+    return [f"![{says}]({images.name}/{copy.name})", ""]
 
 
 def strategy_of(run: Run) -> str:
@@ -83,7 +106,11 @@ def draw_rounds(tables: dict[str, pd.DataFrame], title: str) -> Figure:
         for name, table in tables.items():
             rows = table[(table.stage == "before") & (table.exit == exit)].sort_values("round")
             style: dict[str, Any] = {"color": COLOURS.get(name, OTHER), "marker": MARKERS.get(name, "D")}
-            axes.plot(rows["round"], rows.accuracy, markersize=4, label=name, **style)
+            if name == METRICS_ONLY:
+                # its global exits never change, however few rounds were run
+                axes.axhline(rows.accuracy.iloc[0], linewidth=1.2, color=style["color"], label=name)
+            else:
+                axes.plot(rows["round"], rows.accuracy, markersize=4, label=name, **style)
         axes.set(title=f"exit {exit}", xlabel="rounds")
     axes_of[0].set_ylabel("accuracy of the global exit")
     figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tables))

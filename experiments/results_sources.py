@@ -1,4 +1,4 @@
-"""What the results page is made from: folders of figures, of simulation runs, of models and of meta-learning tables.
+"""What the results page is made from: folders of figures, of simulation runs, of models and of tables.
 
 A folder is recognised by what it holds, so all of them are given in one list.
 """
@@ -45,12 +45,14 @@ class Sources:
         runs: folders of `persephonee simulate`.
         models: descriptions of models, by fingerprint, and the names of their folders.
         starts: tables of `experiments.meta_learning`, means over users.
+        attacks: tables of `experiments.membership_inference`.
     """
 
     figures: tuple[Path, ...]
     runs: tuple[Run, ...]
     models: dict[str, tuple[str, dict[str, Any]]]
-    starts: tuple[Path, ...]
+    starts: tuple[Path, ...] = ()
+    attacks: tuple[Path, ...] = ()
 
 
 def recognise(folders: Sequence[Path]) -> Sources:
@@ -63,8 +65,9 @@ def recognise(folders: Sequence[Path]) -> Sources:
     runs: list[Run] = []
     models: dict[str, tuple[str, dict[str, Any]]] = {}
     starts: list[Path] = []
+    attacks: list[Path] = []
     for folder in folders:
-        tables = sorted(folder.glob("meta-learning-*.csv"))
+        tables = [sorted(folder.glob(f"{kind}-*.csv")) for kind in ("meta-learning", "membership")]
         if (folder / FIGURES_FILE).exists():
             figures.append(folder)
         elif (folder / "summary.json").exists():
@@ -72,14 +75,17 @@ def recognise(folders: Sequence[Path]) -> Sources:
         elif (folder / "network.json").exists():
             described = _json(folder / "network.json")
             models[described["fingerprint"]] = (folder.name, described)
-        elif tables:
-            starts += tables
+        elif any(tables):
+            starts += tables[0]
+            attacks += tables[1]
         else:
             raise ClientSettingsError(
-                f"{folder} holds no figures, no finished run, no model and no meta-learning table: name what "
-                "`persephonee figures`, `simulate`, `pretrain` or `experiments.meta_learning` wrote."
+                f"{folder} holds no figures, no finished run, no model and no table: name what `persephonee figures`, "
+                "`simulate`, `pretrain`, `experiments.meta_learning` or `experiments.membership_inference` wrote."
             )
-    return Sources(figures=tuple(figures), runs=tuple(runs), models=models, starts=tuple(starts))
+    return Sources(
+        figures=tuple(figures), runs=tuple(runs), models=models, starts=tuple(starts), attacks=tuple(attacks)
+    )
 
 
 def as_seen_from_here(path: str | Path) -> str:

@@ -164,6 +164,17 @@ def test_the_meta_learning_table_is_a_mean_over_early_exits(tmp_path):
     assert "| 10 | 1 | 55.0% (+0.0) | 58.0% (+3.0) |" in page
 
 
+def test_the_membership_table_is_taken_as_it_is(tmp_path):
+    row = {"release": "exits", "attack": "LiRA", "auc": 0.612, "auc_se": 0.01, "advantage": 0.2, "found": 0.055,
+           "accuracy": 0.93}  # fmt: skip
+    folder = tmp_path / "attacks"
+    folder.mkdir()
+    pd.DataFrame([row]).to_csv(folder / "membership-writers.csv", index=False)
+    assert run_page(folder, "--out", tmp_path / "results.md").exit_code == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "| exits | LiRA | 0.612 ± 0.010 | 0.200 | 5.5% | 93.0% |" in page
+
+
 def test_what_cannot_be_used_is_one_sentence(tmp_path):
     done = run_page(tmp_path, "--out", tmp_path / "results.md")
     assert (done.exit_code, done.output.count("\n")) == (2, 1)
