@@ -187,7 +187,7 @@ def settings_of_simulate(monkeypatch, *words: object):
     """Return what `simulate` would run."""
     caught = []
 
-    def stop(settings):
+    def stop(settings, *more):
         caught.append(settings)
         raise AppError("that is all.")
 
@@ -206,6 +206,21 @@ def test_simulate_passes_its_options_on(monkeypatch, with_model):
     assert settings.split.labels == 0.25
     assert (settings.personalisation.drop_tolerance, settings.personalisation.epochs) == (0.02, 2)
     assert (settings.personalisation.weights.alpha, settings.personalisation.weights.beta) == (1.0, 1.0)
+
+
+def test_simulate_passes_the_options_of_sharing_on(monkeypatch):
+    words = "--share-exits --share-dtype float16 --strategy krum --malicious-clients 1 --unseen-share 0.25 --clients 8"
+    more = "--proximal-mu 0.1 --dp-noise-multiplier 0.5 --dp-noise-at clients --sharing-share 0.9"
+    settings = settings_of_simulate(monkeypatch, *words.split(), *more.split())
+    sharing, privacy = settings.sharing, settings.privacy
+    assert (sharing.share_exits, sharing.share_dtype, sharing.strategy) == (True, "float16", "krum")
+    assert (sharing.malicious_clients, sharing.sharing_share, settings.rounds.unseen_share) == (1, 0.9, 0.25)
+    assert (privacy.dp_noise_multiplier, privacy.dp_noise_at) == (0.5, "clients")
+    assert settings.personalisation.proximal_mu == 0.1
+
+
+def test_noise_over_figures_alone_is_refused():
+    assert "covers shared exits, and none are shared" in refused("simulate", "--dp-noise-multiplier", 1)
 
 
 def test_simulate_resumes_the_run_that_it_is_pointed_to(monkeypatch):
