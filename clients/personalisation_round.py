@@ -6,6 +6,7 @@ Between them the exits are trained, of one user (`clients/personalisation.py`) o
 import copy
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from clients.errors import LabelsRequiredError, StoreError
 from clients.evaluation import ExitOutputs, apply_policy, exit_metrics, run_exits
 from clients.exit_store import ExitStore, StoredExits
+from clients.fast_training import classify
 from clients.features import FeatureCache
 from clients.frozen_backbone import frozen_backbone
 from clients.policy import ExitPolicy
@@ -52,7 +54,8 @@ class PersonalisationRound:
     """One user's round; the arguments are those of `personalise`.
 
     Attributes:
-        heads: M exit heads to train in place.
+        start: M exit heads that training starts from.
+        heads: a copy of them, to train in place.
         global_heads: the global exits, for comparison and as an anchor.
         labels: int64 [N], -1 where the device may not use the label.
         generator: of the order of the training samples.
@@ -87,15 +90,16 @@ class PersonalisationRound:
             fingerprint = frozen_backbone(network).fingerprint
             stored = store.load(fingerprint, samples.client_id, (run, round_number) if run else None)
         self._own = self.global_heads if stored is None else _heads_with(network, stored.exits)
-        self._start = self._own if global_exits is None else self.global_heads
-        self.heads = copy.deepcopy(self._start).requires_grad_(True)
+        self.start = self._own if global_exits is None else self.global_heads
+        self.heads = copy.deepcopy(self.start).requires_grad_(True)
         self.generator = _generator(seed, samples.client_id, round_number)
 
-    def finish(self, features: FeatureCache) -> Personalisation:
+    def finish(self, features: FeatureCache, embedded: Sequence[Tensor] | None = None) -> Personalisation:
         """Guard the trained heads, calibrate, prune, store and report.
 
         Args:
             features: of all the user's samples.
+            embedded: what the classifiers take of them, where training left all else in the heads as it was.
 
         Raises:
             OSError: the store cannot be written; the previous round stays in force.
@@ -106,7 +110,11 @@ class PersonalisationRound:
 
         # each of the global heads, the user's own former ones and the trained ones answers once
         def answers(of: nn.ModuleList) -> tuple[ExitOutputs, ExitOutputs]:
-            logits = run_exits(of, features, seen).logits
+            if embedded is not None and (of is self.start or of is self.heads):
+                early = classify(of, [rows[seen] for rows in embedded])
+                logits = torch.cat([early, features.last_logits[None, seen]])
+            else:
+                logits = run_exits(of, features, seen).logits
             return ExitOutputs.of(logits[:, :num_calibration]), ExitOutputs.of(logits[:, num_calibration:])
 
         outputs_global = answers(self.global_heads)
@@ -116,7 +124,7 @@ class PersonalisationRound:
         # the guard: an exit that got worse on the calibration set keeps its previous weights
         trained = _state(self.heads)
         rolled_back = _worse(outputs_trained[0], outputs_own[0], reference)
-        outputs_start = outputs_own if self._start is self._own else outputs_global
+        outputs_start = outputs_own if self.start is self._own else outputs_global
         worse = _worse(outputs_trained[0], outputs_start[0], reference)
         for i in rolled_back:
             self.heads[i].load_state_dict(self._own[i].state_dict())

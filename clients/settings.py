@@ -7,6 +7,7 @@ from clients.errors import ClientSettingsError
 from multi_exit.losses import LossWeights
 
 COSTS = ("macs", "latency")
+SCHEDULES = ("paper", "fast")
 SCHEMES = ("auto", "supervised", "self-distillation", "self-supervision")
 
 
@@ -44,6 +45,10 @@ class PersonalisationSettings:
     weights: LossWeights = field(default_factory=lambda: LossWeights(alpha=1.0))
     """alpha, beta, gamma and the temperature of Eq. (1)."""
 
+    schedule: str = "paper"
+    """"paper": SGD on the whole heads, as the settings below say; "fast": a few Newton-like steps on the heads'
+    classifiers alone (clients/fast_training.py), at the accuracy of the first in a fraction of its time."""
+
     epochs: int = 10
     """Passes over the user's training samples, at least 1."""
 
@@ -69,6 +74,9 @@ class PersonalisationSettings:
     def __post_init__(self) -> None:
         self._require("proximal_mu", 0 <= self.proximal_mu < math.inf, "a finite number >= 0")
         self._require("cost", self.cost in COSTS, " or ".join(COSTS))
+        self._require("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES))
+        plain = self.schedule == "paper" or self.proximal_mu == 0
+        self._require("proximal_mu", plain, "0 with the fast schedule, whose exits are held by a pull of its own")
         self._require("epochs", self.epochs >= 1, "at least 1")
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number > 0")
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")

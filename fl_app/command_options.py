@@ -175,6 +175,13 @@ def loss_settings(
 
 def schedule_settings(
     *,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="paper (SGD, as the options here say) or fast (classifiers only, in a few steps).",
+            rich_help_panel=PERSONALISATION,
+        ),
+    ] = "paper",
     epochs: Annotated[
         int, typer.Option(help="Passes over a user's training data.", rich_help_panel=PERSONALISATION)
     ] = 10,
@@ -205,6 +212,7 @@ def schedule_settings(
     from clients.settings import PersonalisationSettings
 
     return PersonalisationSettings(
+        schedule=schedule,
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=batch_size,

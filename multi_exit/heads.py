@@ -40,6 +40,17 @@ class MSDNetHead(nn.Sequential):
         pooling = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__(*first, *second, *pooling, nn.Linear(MSDNET_CHANNELS, num_classes))
 
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self[-1]  # type: ignore[return-value]
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Return what the classifier takes, shape [B, 128], of a feature map [B, C, H, W]."""
+        for layer in list(self)[:-1]:
+            features = layer(features)
+        return features
+
 
 class PooledHead(nn.Module):
     """SDN's head: a learned blend of max and average pooling to at most 4x4, then Linear.
@@ -61,9 +72,13 @@ class PooledHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits [B, K] of a feature map [B, C, H, W]."""
+        return self.classifier(self.embed(features))  # type: ignore[no-any-return]
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Return what the classifier takes, shape [B, D], of a feature map [B, C, H, W]."""
         blend = torch.sigmoid(self.blend)
         pooled = blend * self.maximum(features) + (1 - blend) * self.average(features)
-        return self.classifier(pooled.flatten(1))  # type: ignore[no-any-return]
+        return pooled.flatten(1)  # type: ignore[no-any-return]
 
 
 HEADS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"msdnet": MSDNetHead, "pooled": PooledHead}
