@@ -70,7 +70,7 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
                     measured,
                     f"fewer {NAMES[cost]} for {what}, {scheme}",
                     paper=f"{times:g}x",
-                    ours=_best(measured, scheme) if ours is None else f"{ours:.1f}x",
+                    ours=_words(measured, scheme, cost, times, gain),
                     same_direction=ours is not None and ours > 1,
                     as_good=ours is not None and ours >= times,
                 )
@@ -86,7 +86,29 @@ def times_cheaper(measured: Measured, scheme: str, cost: str, gain_points: float
     return float(table[cost].iloc[-1] / enough[cost].min()) if len(enough) else None
 
 
-def _best(measured: Measured, scheme: str) -> str:
+def shortfall(measured: Measured, scheme: str, cost: str, times: float, gain_points: float) -> tuple[int, float] | None:
+    """Return the best exit of those that are `times` cheaper, and what it lacks in points; None where none is."""
+    table = exit_means(measured, scheme)
+    cheap = table.iloc[:-1][table[cost].iloc[-1] / table[cost].iloc[:-1] >= times]
+    if not len(cheap):
+        return None
+    wanted = original_accuracy(measured) + gain_points / 100
+    return int(cheap.after.idxmax()), 100 * float(wanted - cheap.after.max())
+
+
+def _words(measured: Measured, scheme: str, cost: str, times: float, gain_points: float) -> str:
+    ours = times_cheaper(measured, scheme, cost, gain_points)
+    if ours is not None and ours >= times:
+        return f"{ours:.1f}x"
     after = exit_means(measured, scheme).after.iloc[:-1]
     points = 100 * (after.max() - original_accuracy(measured))
-    return f"not reached; the best is exit {after.idxmax()} with {points:+.1f} points"
+    said = (
+        f"{ours:.1f}x" if ours is not None else f"not reached; the best is exit {after.idxmax()}, {points:+.1f} points"
+    )
+    missed = shortfall(measured, scheme, cost, times, gain_points)
+    no_exit = f"no exit is {times:g}x cheaper"
+    return (
+        f"{said}; {no_exit}"
+        if missed is None
+        else f"{said}; at {times:g}x exit {missed[0]} lacks {missed[1]:.1f} points"
+    )

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from experiments.figure_measurements import measure
+from experiments.figure_5 import shortfall, times_cheaper
+from experiments.figure_measurements import Measured, measure
 from experiments.figure_results import first_reaching, original_accuracy
 from experiments.figure_studies import studies_of
 from experiments.figures import NAMES, run_figures
@@ -62,6 +63,27 @@ def test_the_first_exit_that_reaches_a_target_is_early():
     accuracies = pd.Series([0.2, 0.5, 0.7, 0.6])
     assert (first_reaching(accuracies, 0.5), first_reaching(accuracies, 0.71)) == (1, None)
     assert first_reaching(pd.Series([0.2, 0.6]), 0.6) is None
+
+
+def a_study(accuracies, macs):
+    """Return what the tables of one user look like: per exit, the last one included, before and after."""
+    rows = [
+        {"user": "ada", "scheme": "hard labels", "num_train": 9, "whole": True, "exit": exit, "macs": macs[exit],
+         "params": macs[exit], "before": before, "after": after}
+        for exit, (before, after) in enumerate(accuracies)
+    ]  # fmt: skip
+    empty = pd.DataFrame()
+    return Measured(None, None, None, 0, pd.DataFrame(rows), empty, empty, empty, 0.0)
+
+
+def test_the_factor_is_that_of_the_cheapest_exit_and_the_shortfall_is_measured_at_the_papers_factor():
+    measured = a_study([(0.2, 0.3), (0.3, 0.45), (0.4, 0.55), (0.5, 0.5)], macs=[20, 25, 50, 100])
+    assert times_cheaper(measured, "hard labels", "macs") == 2.0
+    assert times_cheaper(measured, "hard labels", "macs", gain_points=5) == 2.0
+    assert times_cheaper(measured, "hard labels", "macs", gain_points=6) is None
+    # of the exits that are 3.1 times cheaper, 0 and 1, the better one lacks 0.5 - 0.45
+    assert shortfall(measured, "hard labels", "macs", 3.1, 0) == (1, pytest.approx(5.0))
+    assert shortfall(measured, "hard labels", "macs", 6.0, 0) is None
 
 
 def test_an_unknown_figure_scale_or_study_is_one_sentence(tmp_path):
