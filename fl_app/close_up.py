@@ -14,7 +14,9 @@ from clients.features import compute_features
 from data_partitions.opening import open_partitions
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import split_samples
+from fl_app.checkpoint import Checkpoint
 from fl_app.client_node import store_of
+from fl_app.exit_sharing import ExitSharing
 from fl_app.settings import AppSettings
 from fl_app.wire import OK
 from multi_exit.network import MultiExitNetwork
@@ -46,11 +48,22 @@ def close_up_of(settings: AppSettings, network: MultiExitNetwork, tables: RunTab
     partitions = open_partitions(settings.data)
     samples = partitions.load_partition(partitions.client_ids.index(client_id))
     test = split_samples(samples, settings.split, settings.seed).test
+    network.load_exit_state(global_exits_of(settings, network, max(tables.round_numbers)))
     before = _answers(network, samples, test, exit)
     network.load_exit_state(stored.exits)
     after = _answers(network, samples, test, exit)
     names = partitions.class_names or tuple(str(k) for k in range(partitions.num_classes))
     return _close_up(client_id, exit, samples, test, (before, after), names)
+
+
+def global_exits_of(settings: AppSettings, network: MultiExitNetwork, number: int) -> dict[str, torch.Tensor]:
+    """Return the global exits that a round began with: the model's own, or what the rounds before had merged."""
+    if not settings.sharing.share_exits or number == 1:
+        return network.exit_state()
+    checkpoint = Checkpoint.read(settings.run_folder(0), number - 1)
+    sharing = ExitSharing(network, settings.sharing, settings.privacy, checkpoint.secret)
+    sharing.load_state(checkpoint.arrays, checkpoint.info)
+    return sharing.exit_state()
 
 
 def _largest_gain(tables: RunTables, num_exits: int) -> tuple[str, int] | None:

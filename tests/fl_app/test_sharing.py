@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord
 from clients.personalisation import personalise
 from data_partitions.opening import open_partitions
 from data_partitions.user_splits import split_samples
-from fl_app import client_app, server_app, wire
+from fl_app import client_app, close_up, server_app, wire
 from fl_app.settings import AppSettings
 from multi_exit.storage import load_network
 
@@ -118,6 +118,18 @@ def test_only_exits_travel_down_and_only_once_some_were_merged(sharing, device_n
     request = wire.content_bytes(nodes[0].received[-1].content) - exits.count_bytes()
     assert down == {exits.count_bytes() + request}
     assert set(exits) == {"0.parameters", "1.parameters"}
+
+
+def test_the_exits_that_a_round_began_with_can_be_had_again_for_the_close_up(
+    sharing, simulated_nodes, make_grid, tmp_path
+):
+    one_round = changed(sharing, num_server_rounds=1, run_dir=str(tmp_path / "one"))
+    merged = merged_model(run(make_grid(simulated_nodes(3), one_round), one_round), sharing)[0].exit_state()
+    run(make_grid(simulated_nodes(3), sharing), sharing)
+    network = initial_model(sharing)
+    first, second = (close_up.global_exits_of(sharing, network, number) for number in (1, 2))
+    assert all(torch.equal(first[name], tensor) for name, tensor in network.exit_state().items())
+    assert all(torch.equal(second[name], tensor) for name, tensor in merged.items())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
