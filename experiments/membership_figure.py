@@ -44,6 +44,22 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """Return the table that `summarise` made, for a page."""
+    lines = [
+        "| what leaves | attack | AUC | advantage | found at 1 % false | accuracy of the exits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        lines.append(
+            f"| {row['release']} | {row['attack']} | {row['auc']:.3f} ± {row['auc_se']:.3f} | {row['advantage']:.3f} | "
+            f"{row['found']:.1%} | {row['accuracy']:.1%} |"
+        )
+    users, samples = table.users.max(), table.samples.max()
+    lines += ["", f"{users} users, {samples} samples; AUC: mean over users and its standard error."]
+    return "\n".join(lines)
+
+
 def draw_attacks(table: pd.DataFrame, title: str) -> Figure:
     """Return the figure: the AUC of each attack on each release, with two standard errors, and the exits' accuracy."""
     releases = list(dict.fromkeys(table.release))

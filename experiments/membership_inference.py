@@ -1,6 +1,7 @@
 r"""Can somebody who sees what leaves a client tell whether a sample was among those that the client trained on?
 
-    python -m experiments.membership_inference --model models/writers --out docs/images
+    python -m experiments.membership_inference --model models/writers --name writers --out docs/images \
+        --page docs/privacy.md
 
 The game, for each of several users whom the model never saw: half of the user's training samples, drawn at random,
 train the exits, and the attacker, who has all of these samples, guesses which half each one is from. What is released
@@ -42,8 +43,9 @@ from experiments.membership_attacks import (
     logit_confidence,
     loss_scores,
 )
-from experiments.membership_figure import draw_attacks, summarise
+from experiments.membership_figure import draw_attacks, markdown, summarise
 from experiments.meta_learning import unseen_users
+from experiments.page_marks import put_between
 from fl_app.exit_arrays import ExitLayout
 from fl_app.privacy import clipped
 from fl_app.sharing_settings import PrivacySettings
@@ -188,6 +190,7 @@ def main(
     noise: Annotated[str, typer.Option(help="Noise multipliers z, with commas.")] = "0,0.001,0.01,0.1",
     clipping_norm: Annotated[float, typer.Option(help="L2 norm that a change is clipped to.")] = 1.0,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
+    page: Annotated[Path | None, typer.Option(help="A page with marks for the table, such as docs/privacy.md.")] = None,
 ) -> None:
     """Attack, draw and print."""
     torch.set_num_threads(1)
@@ -211,15 +214,10 @@ def main(
     with figure_style():
         title = f"{name or dataset}, {len(chosen)} users, clipping norm {clipping_norm:g}"
         save_figure(draw_attacks(table, title), out, file)
-    console = Console()
-    console.print("| what leaves | attack | AUC | advantage | found at 1 % false | accuracy of the exits |")
-    console.print("|---|---|---|---|---|---|")
-    for row in table.itertuples():
-        console.print(
-            f"| {row.release} | {row.attack} | {row.auc:.3f} ± {row.auc_se:.3f} | {row.advantage:.3f} | "
-            f"{row.found:.1%} | {row.accuracy:.1%} |",
-            soft_wrap=True,
-        )
+    text = markdown(table)
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
+    if page is not None:
+        put_between(page, file, text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+from experiments.page_marks import put_between
+
 NAMES = ("fault", "outcome", "seconds")
 
 
@@ -41,12 +42,7 @@ def table_of(rows: list[dict[str, str]]) -> str:
 
 def main(report: Path, page: Path) -> None:
     """Put the table into the page."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}.")
-    page.write_text(f"{before}{BEGIN}\n{table_of(rows_of(report))}\n{END}{after}", encoding="utf-8")
+    put_between(page, "faults", table_of(rows_of(report)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 import pytest
 
-from tests.fault_table import BEGIN, END, main
+from tests.fault_table import main
 
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 CASE = '<testcase name="test_a[x]"><properties>{}</properties></testcase>'
 PROPERTIES = "".join(
     f'<property name="{name}" value="{value}"/>'
@@ -29,4 +30,11 @@ def test_a_table_of_nothing_or_of_failures_is_refused(tmp_path, cases, says):
     (tmp_path / "junit.xml").write_text(f"<testsuite>{cases}</testsuite>")
     (tmp_path / "page.md").write_text(f"{BEGIN}{END}")
     with pytest.raises(ValueError, match=says):
+        main(tmp_path / "junit.xml", tmp_path / "page.md")
+
+
+def test_a_page_without_marks_is_refused(tmp_path):
+    (tmp_path / "junit.xml").write_text(f"<testsuite>{CASE.format(PROPERTIES)}</testsuite>")
+    (tmp_path / "page.md").write_text(BEGIN)
+    with pytest.raises(ValueError, match="lacks the marks"):
         main(tmp_path / "junit.xml", tmp_path / "page.md")

@@ -14,7 +14,7 @@ from experiments.membership_attacks import (
     loss_scores,
     true_positive_rate,
 )
-from experiments.membership_figure import draw_attacks, summarise
+from experiments.membership_figure import draw_attacks, markdown, summarise
 from experiments.membership_inference import METRICS_ONLY, SHARED, Victim, attack_user, halves, protected
 from experiments.meta_learning import unseen_users
 from fl_app.sharing_settings import PrivacySettings
@@ -103,3 +103,4 @@ def test_exits_give_members_away_and_a_report_or_noise_does_not(victim):
         assert abs(table.auc[release, "LiRA"] - 0.5) < 0.2
     assert (table.samples == len(victim.pool)).all()
     assert draw_attacks(table.reset_index(), "test").axes
+    assert f"1 users, {len(victim.pool)} samples" in markdown(table.reset_index())
