@@ -35,7 +35,7 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """Return all that this machine can run, opponents between ours."""
-    known = schedules.available()
+    known = schedules.SCHEDULES
     found = [Contender(name=OURS, schedule=schedule) for schedule in known]
     found.insert(1, Contender(name=FLOWER))
     if has_pfl():
@@ -70,10 +70,7 @@ def _run_ours(contender: Contender, settings: TaskSettings, path: Path, cores: i
     command = [*PERSEPHONEE, "simulate", "--model", settings.model]
     command += ["--sources", ",".join(settings.sources), "--seed", str(settings.seed)]
     command += ["--clients", str(len(settings.users)), "--run-dir", str(run_dir), *data_options(settings.data)]
-    if contender.schedule == schedules.PAPER:
-        command += ["--epochs", str(settings.epochs)]
-    else:
-        command += ["--schedule", contender.schedule]
+    command += ["--schedule", contender.schedule, "--epochs", str(settings.epochs)]
     seconds = _timed(command)
     exits = pd.read_parquet(run_dir / "exits.parquet")
     early = exits[(exits.stage == "after") & (exits.exit < exits.exit.max())]

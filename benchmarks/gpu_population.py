@@ -24,9 +24,10 @@ from benchmarks import schedules
 from benchmarks.bench_models import SOURCES
 from benchmarks.machine import describe_machine, matrix_macs_per_second, wait_for
 from benchmarks.result_tables import write_result
-from benchmarks.training_macs import backbone_macs, exits_training_macs
+from benchmarks.training_macs import backbone_macs, exits_training_macs, fast_macs
 from benchmarks.users import choose, data_name, load_user
 from clients.exit_training import train_exits
+from clients.fast_training import classify, embed, fit_classifiers
 from clients.features import FeatureCache
 from clients.frozen_backbone import frozen_backbone
 from clients.settings import PersonalisationSettings
@@ -60,7 +61,7 @@ def main(
     population = load_population(data, users, seed, metadata.trained_on)
     rate = matrix_macs_per_second(device=device, side=MATRIX_SIDE[device])
     rows = []
-    for schedule in schedules.available():
+    for schedule in schedules.SCHEDULES:
         settings = schedules.schedule_settings(schedule)
         train_population(network, population[:cohort], settings, device, cohort, seed)
         for repeat in range(repeats):
@@ -119,7 +120,11 @@ def train_population(
     seconds = time.perf_counter() - begin
     everything = tuple(range(network.num_exits))
     trained = sum(len(split.train) for _, split in population)
-    macs = trained * (backbone_macs(network, everything) + settings.epochs * exits_training_macs(network, everything))
+    macs = trained * backbone_macs(network, everything)
+    if settings.schedule == schedules.FAST:
+        macs += sum(fast_macs(network, everything, len(split.train)) for _, split in population)
+    else:
+        macs += trained * settings.epochs * exits_training_macs(network, everything)
     return {"users": len(population), "seconds": seconds, "macs": macs, "accuracy": right / asked}
 
 
@@ -130,22 +135,30 @@ def _train_cohort(
     images = torch.cat([samples.images for samples, _ in together]).to(device, non_blocking=True)
     with torch.no_grad():
         maps, logits = frozen_backbone(network).features(to_float(images))
+    everyone = FeatureCache(maps=tuple(maps), last_logits=logits)
+    embedded = embed(network.heads, everyone) if settings.schedule == schedules.FAST else ()
     correct, start = [], 0
     for samples, split in together:
         own = slice(start, start + len(samples))
         start = own.stop
-        features = FeatureCache(maps=tuple(m[own] for m in maps), last_logits=logits[own])
+        features = FeatureCache(maps=tuple(m[own] for m in everyone.maps), last_logits=everyone.last_logits[own])
         labels = samples.labels.to(device)
         heads = copy.deepcopy(network.heads).requires_grad_(True)
-        train_exits(heads, features, labels, split.train, settings, torch.Generator().manual_seed(seed))
-        correct.append(_correct(heads, features, labels, split.test))
+        if embedded:
+            rows, last = [one[own] for one in embedded], features.last_logits[split.train]
+            train_rows = [one[split.train] for one in rows]
+            fit_classifiers(heads, train_rows, last, labels[split.train], settings.weights)
+            answers = classify(heads, [one[split.test] for one in rows]).argmax(dim=2)
+        else:
+            train_exits(heads, features, labels, split.train, settings, torch.Generator().manual_seed(seed))
+            answers = _answers(heads, features, split.test)
+        correct.append((answers == labels[split.test]).T.cpu())
     return torch.cat(correct)
 
 
 @torch.no_grad()
-def _correct(heads: nn.ModuleList, features: FeatureCache, labels: Tensor, test: Tensor) -> Tensor:
-    answers = [head(maps[test]).argmax(dim=1) for head, maps in zip(heads, features.maps, strict=True)]
-    return torch.stack([answer == labels[test] for answer in answers], dim=1).cpu()
+def _answers(heads: nn.ModuleList, features: FeatureCache, test: Tensor) -> Tensor:
+    return torch.stack([head(maps[test]).argmax(dim=1) for head, maps in zip(heads, features.maps, strict=True)])
 
 
 def _load(data: DataSettings, user: str) -> tuple[str, Any, Any]:

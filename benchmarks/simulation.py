@@ -100,11 +100,11 @@ def _plan(sizes: dict[str, int], repeats: int) -> Iterator[tuple[str, int, Conte
     for repeat in range(repeats):
         for contender in everyone:
             yield "rate", repeat, contender, sizes["ours" if contender.name == OURS else "opponents"]
-        for schedule in schedules.available():
+        for schedule in schedules.SCHEDULES:
             yield "loop", repeat, Contender(name=OURS, schedule=schedule), sizes["ours"]
     if sizes["many"] > sizes["ours"]:
         for head in ("msdnet", "pooled"):
-            yield "many", 0, Contender(name=OURS, schedule=schedules.available()[-1], head=head), sizes["many"]
+            yield "many", 0, Contender(name=OURS, schedule=schedules.SCHEDULES[-1], head=head), sizes["many"]
 
 
 def _users(partitions: Partitions, count: int, seed: int, trained_on: tuple[str, ...]) -> tuple[str, ...]:

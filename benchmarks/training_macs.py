@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from clients.fast_training import STEPS
 from multi_exit.network import MultiExitNetwork
 
 
@@ -32,6 +34,21 @@ def exits_training_macs(network: MultiExitNetwork, exits: Sequence[int]) -> int:
 def backbone_macs(network: MultiExitNetwork, exits: Sequence[int]) -> int:
     """Return the MACs of one sample's way through the frozen backbone, up to the last of these exits."""
     return network.costs.exits[max(exits)].macs
+
+
+def fast_macs(network: MultiExitNetwork, exits: Sequence[int], count: int) -> int:
+    """Return the MACs of solving for these exits' classifiers with `count` samples, their maps being there.
+
+    Each head runs once. Then, per exit with an embedding of D numbers and K classes: the products of all pairs of
+    samples, the inverse of a matrix of that size, and two products with it in every step.
+    """
+    total = 0
+    for i in exits:
+        taken = cast(nn.Linear, network.heads[i].classifier).in_features + 1
+        answers = 2 * count * taken * network.num_classes
+        steps = STEPS * 2 * count**2 * network.num_classes
+        total += count * network.costs.exits[i].head_macs + count**2 * taken + count**3 + answers + steps
+    return total
 
 
 def whole_training_macs(network: MultiExitNetwork) -> int:

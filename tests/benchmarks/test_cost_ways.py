@@ -1,6 +1,7 @@
 """The ways to personalise that are compared do the same work, and their arithmetic is what paper and pencil give."""
 
 import copy
+import math
 import os
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from benchmarks.machine import forget_peak, matrix_macs_per_second, peak_residen
 from benchmarks.personalisation_cost import ways
 from benchmarks.personalisation_way import WaySettings, from_json, measure_way, to_json
 from benchmarks.training_macs import backbone_macs, exits_training_macs, head_training_macs, whole_training_macs
+from clients.fast_training import STEPS
 from clients.settings import PersonalisationSettings
 from multi_exit.building import build_network
 from multi_exit.heads import MSDNetHead, PooledHead
@@ -44,7 +46,7 @@ def test_the_paper_s_way_and_cached_features_end_with_the_same_exits(task):
 
 def test_only_full_fine_tuning_moves_the_backbone(task):
     before = task.network.backbone_fingerprint
-    for way in ("paper", "cached"):
+    for way in ("paper", "cached", "fast"):
         WAYS[way](task)
         assert task.network.backbone_fingerprint == before
     WAYS["whole"](task)
@@ -74,6 +76,11 @@ def test_a_plan_s_arithmetic_adds_up(task):
     assert backbone_macs(network, (0,)) == network.costs.exits[0].macs
     assert WAYS["whole"](task).macs == 2 * 24 * 3 * network.costs.original_macs == 48 * whole_training_macs(network)
     assert WAYS["paper"](task).macs == 48 * (network.costs.exits[1].macs + sum(heads))
+    # pooled to at most 4 x 4, and a 1 for the bias; 2 classes, 24 samples
+    taken = [math.prod((c, min(4, h), min(4, w))) + 1 for c, h, w in network.feature_shapes]
+    pairs = sum(24**2 * d + 24**3 + 2 * 24 * d * 2 + STEPS * 2 * 24**2 * 2 for d in taken)
+    forward = sum(row.head_macs for row in network.costs.exits[:2])
+    assert WAYS["fast"](task).macs == 24 * (network.costs.exits[1].macs + forward) + pairs
     assert WAYS["cached"](task).macs == 24 * network.costs.exits[1].macs + 48 * sum(heads)
 
 
@@ -119,10 +126,12 @@ def test_a_process_measures_a_row_for_each_user(settings):
 
 def test_every_way_is_measured_for_exit_0_and_for_all_and_only_long_ones_are_cut_short(settings):
     planned = {(way.way, way.only_first): way.steps for way in ways(settings, steps=3)}
-    assert {key: steps for key, steps in planned.items() if key[0] != "fast"} == {
+    assert planned == {
         ("whole", False): 3,
         ("paper", True): 3,
         ("paper", False): 3,
         ("cached", True): None,
         ("cached", False): None,
+        ("fast", True): None,
+        ("fast", False): None,
     }
