@@ -2,16 +2,21 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from fl_app.checkpoint import FOLDER
 from fl_app.errors import AppError
 from fl_app.run_config import Value
 from fl_app.settings import AppSettings
 from fl_app.superlink import stop_leftovers
-from multi_exit.atomic_files import write_json_atomically, write_text_atomically
+from multi_exit.atomic_files import write_json_atomically
+
+NOTE_NAME = "works-in.json"
 
 # what a resumed run says anew
 _OF_THE_CALL = ("run-dir", "resume", "overwrite")
@@ -46,18 +51,30 @@ def resumed_settings(given: AppSettings, defaults: AppSettings) -> AppSettings:
 
 @contextlib.contextmanager
 def noted_scratch(run_dir: Path, scratch: Path) -> Iterator[None]:
-    """Note where a run works, so that whoever resumes it after a kill can stop what goes on there."""
-    note = run_dir / FOLDER / "works-in.txt"
-    write_text_atomically(note, str(scratch))
+    """Note where a run works and who runs it, so that whoever resumes it after a kill can stop what goes on there."""
+    note = run_dir / FOLDER / NOTE_NAME
+    own = psutil.Process()
+    write_json_atomically(note, {"scratch": str(scratch), "pid": own.pid, "since": own.create_time()})
     yield
     note.unlink(missing_ok=True)
 
 
 def stop_killed_run(run_dir: Path) -> None:
-    """Stop what a killed run left behind: its SuperLink goes on without it, and would write the same tables."""
-    note = run_dir / FOLDER / "works-in.txt"
-    if note.is_file():
-        scratch = Path(note.read_text())
-        stop_leftovers(scratch)
-        shutil.rmtree(scratch, ignore_errors=True)
-        note.unlink()
+    """Stop what a killed run left behind: its SuperLink goes on without it, and would write the same tables.
+
+    Raises:
+        AppError: the run was not killed, and is going on.
+    """
+    note = run_dir / FOLDER / NOTE_NAME
+    if not note.is_file():
+        return
+    found = json.loads(note.read_text())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if psutil.Process(found["pid"]).create_time() == found["since"] and found["pid"] != os.getpid():
+            raise AppError(
+                f"The run in {run_dir} is going on, in process {found['pid']}: wait for its end, or stop it."
+            )
+    scratch = Path(found["scratch"])
+    stop_leftovers(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+    note.unlink()

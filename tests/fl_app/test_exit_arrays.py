@@ -103,6 +103,20 @@ def test_bytes_that_are_no_array_or_a_pickle_are_refused(network):
             layout.from_record(ArrayRecord(good))
 
 
+def test_a_header_that_claims_more_than_there_is_makes_no_room_for_it(network):
+    layout = ExitLayout.of(network, "float32")
+    good = {name: Array(array) for name, array in layout.arrays(network.exit_state()).items()}
+    name = "0.parameters"
+    values = layout.size(name)
+    claimed = str(values) + "0" * 9
+    data = good[name].data.replace(f"({values},), }}".encode(), f"({claimed},), }}".encode(), 1)
+    assert data != good[name].data
+    data = data.replace(b" " * 9 + b"\n", b"\n", 1)
+    good[name] = Array(dtype="float32", shape=(values,), stype="numpy.ndarray", data=data)
+    with pytest.raises(WireError, match="got float32 of shape"):
+        layout.from_record(ArrayRecord(good))
+
+
 def test_a_value_that_float16_cannot_hold_does_not_leave(network):
     layout = ExitLayout.of(network, "float16")
     arrays = layout.arrays(network.exit_state())

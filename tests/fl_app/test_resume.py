@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from clients import exit_store
@@ -121,6 +122,30 @@ def test_a_resumed_run_needs_not_be_told_its_settings_again(tmp_path):
     assert (found["clients"], found["epochs"], found["model"]) == (7, 3, "m")
     assert (found["num-server-rounds"], found["resume"]) == (5, True)
     assert resuming.resumed_settings(at(given, tmp_path / "older"), defaults) == at(given, tmp_path / "older")
+
+
+def test_what_a_killed_run_left_running_is_stopped_and_a_living_run_is_refused(tmp_path):
+    scratch, run_dir = tmp_path / "scratch", tmp_path / "run"
+    (scratch / "work").mkdir(parents=True)
+    waits = [sys.executable, "-c", "import time; time.sleep(60)"]
+    left, runner = subprocess.Popen(waits, cwd=scratch / "work"), subprocess.Popen(waits)
+    try:
+        with resuming.noted_scratch(run_dir, scratch):
+            note = run_dir / "checkpoint" / resuming.NOTE_NAME
+            since = psutil.Process(runner.pid).create_time()
+            note.write_text(json.dumps({"scratch": str(scratch), "pid": runner.pid, "since": since}))
+            with pytest.raises(AppError, match=f"is going on, in process {runner.pid}"):
+                resuming.stop_killed_run(run_dir)
+            assert left.poll() is None
+            runner.kill()
+            runner.wait()
+            resuming.stop_killed_run(run_dir)
+            assert not psutil.pid_exists(left.pid)
+            assert not scratch.exists() and not note.exists()
+            resuming.stop_killed_run(run_dir)
+    finally:
+        left.kill()
+        runner.kill()
 
 
 @pytest.mark.slow
