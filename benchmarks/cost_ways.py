@@ -115,9 +115,11 @@ def train_as_the_paper(task: Task) -> Cost:
 
 def train_on_cached_features(task: Task) -> Cost:
     """Compute the features once, and train the exits on them."""
+    network, count = task.network.eval(), len(task.labels)
+    # made once, with the model; its memory counts
+    stages = frozen_backbone(network).stages
     begin = time.perf_counter()
-    network, count = task.network, len(task.labels)
-    heads, features = _heads_and_features(task)
+    heads, features = _heads_and_features(task, stages)
     generator = torch.Generator().manual_seed(task.seed)
     train_exits(heads, features, task.labels, torch.arange(count), task.settings, generator)
     seconds, passes = time.perf_counter() - begin, task.settings.epochs * count
@@ -127,18 +129,19 @@ def train_on_cached_features(task: Task) -> Cost:
 
 def train_fast(task: Task) -> Cost:
     """Compute the features and what the exits make of them once, and solve for the classifiers."""
+    network, count = task.network.eval(), len(task.labels)
+    # made once, with the model; its memory counts
+    stages = frozen_backbone(network).stages
     begin = time.perf_counter()
-    network, count = task.network, len(task.labels)
-    heads, features = _heads_and_features(task)
+    heads, features = _heads_and_features(task, stages)
     fit_classifiers(heads, embed(heads, features), features.last_logits, task.labels, task.settings.weights)
     seconds = time.perf_counter() - begin
     macs = count * backbone_macs(network, task.exits) + fast_macs(network, task.exits, count)
     return Cost(seconds=seconds, steps=0, passes=count, macs=macs, trained=task.exits)
 
 
-def _heads_and_features(task: Task) -> tuple[nn.ModuleList, FeatureCache]:
+def _heads_and_features(task: Task, stages: Sequence[nn.Module]) -> tuple[nn.ModuleList, FeatureCache]:
     """Return the exits to train and what they take; the last exit, which labels replace, is not computed."""
-    stages = frozen_backbone(task.network.eval()).stages
     with torch.no_grad():
         images = (to_float(batch) for batch in task.images.split(BATCH_SIZE))
         batches = [_maps(stages, i.contiguous(memory_format=torch.channels_last), task.exits) for i in images]

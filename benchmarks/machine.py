@@ -1,6 +1,8 @@
 """The machine that a benchmark runs on: what it is, how fast it multiplies matrices, what a process has resident."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import time
@@ -62,8 +64,10 @@ def peak_resident_bytes(process: int | str = "self") -> int:
 
 
 def forget_peak() -> None:
-    """Let the peak of this process begin anew with what it has resident now, where Linux allows it."""
-    with contextlib.suppress(OSError):
+    """Give back what is free and let the peak of this process begin anew with the rest, where Linux allows it."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -23,7 +23,8 @@ def way_costs(result: Result) -> pd.DataFrame:
     rounds = table.groupby([*keys, "round"], sort=False).mean(numeric_only=True).groupby(keys, sort=False)
     costs = rounds.median()
     costs["low"], costs["high"] = rounds.seconds.min(), rounds.seconds.max()
-    costs["peak_bytes"], costs["own_bytes"] = rounds.peak_bytes.max(), rounds.own_bytes.max()
+    # memory is what the neediest user takes
+    costs[["peak_bytes", "own_bytes"]] = table.groupby(keys, sort=False)[["peak_bytes", "own_bytes"]].max()
     costs["over_limit"] = costs.seconds / costs.limit_seconds
     return costs.reset_index()
 

@@ -20,6 +20,15 @@ from multi_exit.atomic_files import write_text_atomically
 COSTS = ("personalisation-28", "personalisation-mobilenet_v2-224", "personalisation-resnet50-224")
 NAMES = (*COSTS, "simulation", "gpu", "growth", "inference", "device")
 IMAGES = "images"
+COSTS_WORDS = """\
+## Personalisation
+
+`python -m benchmarks.personalisation_cost`: each way in a process of its own, in turn. Times begin with the loaded model
+(ours with BatchNorm folded into the frozen backbone) and a user's images, and end with trained weights; calibration and
+report, the same for all, are left out. The arithmetic limit is what the plan's multiply-adds would take at the rate of
+a float32 product of two 2,048 x 2,048 matrices on this machine. Accuracy is that of what was trained (the mean over the
+exits), on the user's test samples.
+"""
 
 
 def main(
@@ -52,13 +61,7 @@ def page_of(results: Results, outcomes: list[Outcome], images: Path) -> str:
     ]
     costs = [name for name in COSTS if name in results]
     if costs:
-        parts.append(
-            "## Personalisation\n\n`python -m benchmarks.personalisation_cost`: each way in a process of its own, in "
-            "turn. Times begin with a user's images and end with trained weights; calibration and report, the same for "
-            "all, are left out. The arithmetic limit is what the plan's multiply-adds would take at the rate of a "
-            "float32 product of two 2,048 x 2,048 matrices on this machine. Accuracy is that of what was trained (the "
-            "mean over the exits), on the user's test samples.\n"
-        )
+        parts.append(COSTS_WORDS)
     parts += [_with_figure(results[name], cost_section, draw_costs, images, name) for name in costs]
     if "simulation" in results:
         parts.append(_with_figure(results["simulation"], simulation_section, draw_simulation, images, "simulation"))

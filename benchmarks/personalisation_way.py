@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from data_partitions.samples import UserSamples, to_float
 from data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network
+
+WARM_UP_SAMPLES = 4
+"""Of the first user, before anything is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +55,19 @@ class WaySettings:
 
 
 def measure_way(settings: WaySettings) -> list[dict[str, Any]]:
-    """Return a row for each user."""
+    """Return a row for each user, after a short run that is not counted."""
     torch.set_num_threads(settings.threads)
     partitions = open_partitions(DataSettings.from_flat(settings.data))
+    warm_up = replace(settings, epochs=1, steps=None, max_train=WARM_UP_SAMPLES, max_test=WARM_UP_SAMPLES)
     rows = []
-    for user in settings.users:
+    for user, how in [(settings.users[0], warm_up), *((user, settings) for user in settings.users)]:
         # a fresh copy: a way may have changed every weight
         network, _ = load_network(Path(settings.model), settings.sources)
         samples = load_user(partitions, user)
-        rows.append({"user": user, **_measure_user(settings, network.freeze_backbone(), samples)})
+        rows.append({"user": user, **_measure_user(how, network.freeze_backbone(), samples)})
     # last, for its matrices would count as the way's memory
     rates = {"float32_rate": matrix_macs_per_second(), "bfloat16_rate": matrix_macs_per_second(torch.bfloat16)}
-    return [{**row, **rates} for row in rows]
+    return [{**row, **rates} for row in rows[1:]]
 
 
 def _measure_user(settings: WaySettings, network: MultiExitNetwork, samples: UserSamples) -> dict[str, Any]:
