@@ -36,6 +36,7 @@ class ExitOutputs:
     def of(cls, logits: Tensor) -> "ExitOutputs":
         """Return the outputs that belong to logits [M+1, N, K]."""
         # in float64, since in float32 a sure exit's softmax rounds to 1
+        logits = logits.cpu()
         confidences, predictions = functional.softmax(logits.double(), dim=2).max(dim=2)
         return cls(logits, predictions.numpy(), confidences.numpy())
 

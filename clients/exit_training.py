@@ -33,8 +33,7 @@ def train_exits(
     Raises:
         NonFiniteLossError: a loss became NaN or infinite; the heads are then useless.
     """
-    orders = [samples[torch.randperm(len(samples), generator=generator)] for _ in range(settings.epochs)]
-    epochs = [batches(order, settings.batch_size) for order in orders]
+    epochs = [batches(order, settings.batch_size) for order in epoch_orders(samples, settings, generator)]
     for head, maps, origin in zip(heads, features.maps, anchor or heads, strict=True):
         _train_exit(head, maps, features.last_logits, labels, epochs, settings, origin)
 
@@ -72,6 +71,11 @@ def _require_finite(value: Tensor, epoch: int, settings: PersonalisationSettings
             f"the training loss became {value.item()} in epoch {epoch + 1}: the round is refused and the previous "
             f"exits stay; use a learning rate below {settings.learning_rate}."
         )
+
+
+def epoch_orders(samples: Tensor, settings: PersonalisationSettings, generator: torch.Generator) -> list[Tensor]:
+    """Return the training samples, shape [n], in the order of each epoch."""
+    return [samples[torch.randperm(len(samples), generator=generator)] for _ in range(settings.epochs)]
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:

@@ -95,7 +95,7 @@ def solve(grams: Tensor, logits: Tensor, last_logits: Tensor, labels: Tensor, we
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(curvature))
     found = torch.zeros_like(logits)
     for _ in range(STEPS):
-        slope = _slope(logits + grams @ found, last_logits, labels, weights) * real[:, :, None]
+        slope = loss_slopes(logits + grams @ found, last_logits, labels, weights) * real[:, :, None]
         found -= inverse @ (slope + pull[:, None, None] * found)
     return found
 
@@ -111,8 +111,15 @@ def add_to_classifiers(heads: nn.ModuleList, embedded: Sequence[Tensor], found: 
 
 
 @torch.enable_grad()
-def _slope(logits: Tensor, last_logits: Tensor, labels: Tensor, weights: LossWeights) -> Tensor:
-    """Return the gradient of the samples' losses, summed, by their logits."""
+def loss_slopes(logits: Tensor, last_logits: Tensor, labels: Tensor, weights: LossWeights) -> Tensor:
+    """Return the gradient of each sample's loss, Eq. (1), by its logits.
+
+    Args:
+        logits: of an exit, shape [P, n, K].
+        last_logits: of the last exit, shape [P, n, K].
+        labels: shape [P, n], -1 for unlabelled.
+        weights: of Eq. (1).
+    """
     points = logits.flatten(0, 1).requires_grad_()
     loss = personalisation_loss(points, last_logits.flatten(0, 1), labels.flatten(), weights)
     return torch.autograd.grad(loss * len(points), points)[0].view_as(logits)

@@ -37,6 +37,7 @@ def compute_features(network: MultiExitNetwork, images: Tensor) -> FeatureCache:
     """
     network.eval()
     backbone = frozen_backbone(network)
-    batches = [backbone.features(to_float(batch)) for batch in images.split(BATCH_SIZE)]
+    device = next(network.parameters()).device
+    batches = [backbone.features(to_float(batch.to(device))) for batch in images.split(BATCH_SIZE)]
     maps = tuple(torch.cat([features[i] for features, _ in batches]) for i in range(network.num_exits))
     return FeatureCache(maps=maps, last_logits=torch.cat([logits for _, logits in batches]))

@@ -105,7 +105,7 @@ class PersonalisationRound:
             OSError: the store cannot be written; the previous round stays in force.
         """
         network, split, costs = self._network, self._split, self._network.costs
-        reference = _reference(self.labels, features.last_logits, split.calibration)
+        reference = _reference(self.labels, features.last_logits.cpu(), split.calibration)
         seen, num_calibration = torch.cat([split.calibration, split.test]), len(split.calibration)
 
         # each of the global heads, the user's own former ones and the trained ones answers once
@@ -220,7 +220,7 @@ def _heads_with(network: MultiExitNetwork, exits: dict[str, Tensor]) -> nn.Modul
 
 
 def _state(heads: nn.ModuleList) -> dict[str, Tensor]:
-    return {f"heads.{name}": tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+    return {f"heads.{name}": tensor.detach().cpu().clone() for name, tensor in heads.state_dict().items()}
 
 
 def _generator(seed: int, client_id: str, round_number: int) -> torch.Generator:
