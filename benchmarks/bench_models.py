@@ -10,7 +10,7 @@ from multi_exit.backbones import DEFAULT_SOURCES
 from multi_exit.building import rebuild_network
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network, save_network
-from server.global_model import MODEL_NAME, GlobalModelSettings, UserShares, make_global_model
+from server.global_model import CHECKPOINT_NAME, MODEL_NAME, GlobalModelSettings, UserShares, make_global_model
 from server.pretraining import pretrain
 from server.pretraining_settings import PretrainSettings
 
@@ -96,8 +96,10 @@ def pooled_model(model: Path, data: DataSettings, folder: Path, effort: Effort) 
     held_out = max(1, len(users) // 10)
     training = PretrainSettings(mode="exits", epochs=effort.epochs, batch_size=64, learning_rate=0.05)
     folder.mkdir(parents=True, exist_ok=True)
-    pretrain(network, partitions, users[held_out:], users[:held_out], training, folder / "checkpoint.safetensors")
+    checkpoint = folder / CHECKPOINT_NAME
+    pretrain(network, partitions, users[held_out:], users[:held_out], training, checkpoint)
     save_network(network, folder, metadata)
+    checkpoint.unlink()
     return folder
 
 

@@ -24,10 +24,10 @@ COSTS_WORDS = """\
 ## Personalisation
 
 `python -m benchmarks.personalisation_cost`: each way in a process of its own, in turn. Times begin with the loaded
-model (ours with BatchNorm folded into the frozen backbone) and a user's images, and end with trained weights; calibration and
-report, the same for all, are left out. The arithmetic limit is what the plan's multiply-adds would take at the rate of
-a float32 product of two 2,048 x 2,048 matrices on this machine. Accuracy is that of what was trained (the mean over the
-exits), on the user's test samples.
+model (ours with BatchNorm folded into the frozen backbone) and a user's images, and end with trained weights;
+calibration and report, the same for all, are left out. The arithmetic limit is what the plan's multiply-adds would take
+at the rate of a float32 product of two 2,048 x 2,048 matrices on this machine. Accuracy is that of what was trained
+(the mean over the exits), on the user's test samples.
 """
 
 
