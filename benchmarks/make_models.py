@@ -1,5 +1,6 @@
 """Make one global model that the benchmarks need: `python -m benchmarks.make_models --kind KIND DATA --out DIR`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +21,10 @@ def main(
     scale: Annotated[str, typer.Option(help="smoke or quick.")] = "quick",
     model: Annotated[Path | None, typer.Option(help="pooled: the model whose backbone it takes.")] = None,
     real_data: Annotated[Path | None, typer.Option(help="Photographs and published weights.")] = None,
+    photos: Annotated[int | None, typer.Option(help="Photographs to train on; the scale's by default.")] = None,
 ) -> None:
     """Train the model, unless it is there."""
-    effort = EFFORTS[scale]
+    effort = EFFORTS[scale] if photos is None else replace(EFFORTS[scale], photos=photos)
     if kind == "writers":
         writers_model(data, out, effort)
     elif kind == "pooled" and model is not None:

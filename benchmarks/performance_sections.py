@@ -40,7 +40,8 @@ def cost_section(result: Result, figure: str) -> str:
             f"### {about['backbone']} at {about['input_size']} px, {about['dataset']}\n",
             f"{machine_line(about)}. {costs.num_train.iloc[0]:.0f} training samples a user on average, "
             f"{about['epochs']} epochs in batches of {about['batch_size']}, {about['mmac']:.0f} MMAC an image, "
-            f"`{about['head']}` heads, all samples labelled. {_how_long(about['steps'])}\n",
+            f"`{about['head']}` heads that learned from {about['model_samples'] or 'some'} samples of others, all samples "
+            f"labelled. {_how_long(about['steps'])}\n",
             table_of(header, rows),
             f"![Time and memory of {about['backbone']} at {about['input_size']} px]({figure})\n",
         ]

@@ -86,6 +86,7 @@ def main(
         "epochs": epochs,
         "batch_size": batch_size,
         "steps": steps,
+        "model_samples": metadata.settings.get("num_train"),
         "mmac": network.costs.original_macs / 1e6,
     }
     write_result(out, name, about, {"ways": pd.DataFrame(rows)})
