@@ -64,6 +64,9 @@ def round_settings(
     min_reply_share: Annotated[
         float, typer.Option(help="The run fails if a smaller share of the clients answers, in [0, 1].")
     ] = 0.5,
+    enough_share: Annotated[
+        float, typer.Option(help="A round ends once this share has answered, in (0, 1]; who is late is dropped.")
+    ] = 1.0,
 ) -> "RoundSettings":
     """Make the settings of the rounds."""
     from fl_app.settings import RoundSettings
@@ -71,7 +74,11 @@ def round_settings(
     if clients < 1:
         raise typer.BadParameter(f"--clients {clients} is too small; give 1 or more.")
     return RoundSettings(
-        num_server_rounds=rounds, clients=clients, unseen_share=unseen_share, min_reply_share=min_reply_share
+        num_server_rounds=rounds,
+        clients=clients,
+        unseen_share=unseen_share,
+        min_reply_share=min_reply_share,
+        enough_share=enough_share,
     )
 
 

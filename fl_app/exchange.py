@@ -51,6 +51,7 @@ def exchange(
     messages: Sequence[Message],
     deadline: float,
     on_answer: Callable[[Answer], None] = lambda _: None,
+    enough: int | None = None,
 ) -> list[Answer]:
     """Send each message to its node and return one answer per message, in the order of the messages.
 
@@ -59,6 +60,7 @@ def exchange(
         messages: at most one per node.
         deadline: seconds to wait; what comes later is dropped.
         on_answer: called for each reply or error as it arrives.
+        enough: replies, errors not counted, after which nobody is waited for any more; None waits for all.
     """
     end = time.monotonic() + deadline
     started = {str(sent) for sent in grid.push_messages(messages)} if messages else set()
@@ -66,7 +68,8 @@ def exchange(
     answers: dict[int, Answer] = {}
     waiting = node_of.keys() & started
     poll = FIRST_POLL_SECONDS
-    while waiting and time.monotonic() < end:
+    replies = 0
+    while waiting and time.monotonic() < end and (enough is None or replies < enough):
         arrived = list(grid.pull_messages(sorted(waiting)))
         for reply in arrived:
             # an error that the SuperLink makes up comes from itself: only this id tells whom it is about
@@ -75,13 +78,16 @@ def exchange(
                 waiting.discard(message_id)
                 answer = _answer(node_of[message_id], reply)
                 answers[answer.node_id] = answer
+                replies += answer.content is not None
                 on_answer(answer)
         if waiting:
             poll = FIRST_POLL_SECONDS if arrived else min(poll * 1.5, LAST_POLL_SECONDS)
             pause = max(poll, len(waiting) / MESSAGES_A_SECOND)
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
+    is_enough = enough is not None and replies >= enough
+    late = f"no reply before {replies} others, which were enough" if is_enough else f"no reply within {deadline:g} s"
     for message_id, node_id in node_of.items():
-        cause = f"no reply within {deadline:g} s" if message_id in started else "the message could not be sent"
+        cause = late if message_id in started else "the message could not be sent"
         answers.setdefault(node_id, Answer(node_id=node_id, content=None, cause=cause))
     return [answers[node_id] for node_id in node_of.values()]
 

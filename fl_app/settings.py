@@ -44,6 +44,9 @@ class RoundSettings:
     min_reply_share: float = 0.5
     """The run fails when a smaller share of the clients asked sends a valid reply, in [0, 1]; one must in any case."""
 
+    enough_share: float = 1.0
+    """A round ends once this share of the clients asked has replied, in (0, 1]; who is late is dropped and counted."""
+
     round_deadline: float = 3600.0
     """Seconds after which a round ends with the replies that are there."""
 
@@ -59,6 +62,11 @@ class RoundSettings:
             raise RunConfigError(f"unseen-share={self.unseen_share} is out of range; give a number in [0, 1).")
         if not 0 <= self.min_reply_share <= 1:
             raise RunConfigError(f"min-reply-share={self.min_reply_share} is not a share; give a number in [0, 1].")
+        if not self.min_reply_share <= self.enough_share or not 0 < self.enough_share <= 1:
+            raise RunConfigError(
+                f"enough-share={self.enough_share} is out of range; give a number in (0, 1], and no less than "
+                f"min-reply-share={self.min_reply_share:g}."
+            )
         for name in ("round_deadline", "node_wait"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RunConfigError(f"{key_of(name)}={getattr(self, name)} is no time; give seconds, above 0.")

@@ -153,7 +153,8 @@ class PersonalisationStrategy:
             replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
             self._on_progress(len(replies), len(messages))
 
-        answers = exchange(self._grid, messages, deadline, keep)
+        enough = math.ceil(self._settings.enough_share * len(messages))
+        answers = exchange(self._grid, messages, deadline, keep, enough)
         for answer in answers:
             if answer.node_id not in replies:
                 replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)

@@ -92,5 +92,14 @@ def test_a_round_ends_at_its_deadline_and_names_each_node_without_a_reply():
     assert [answer.content is None for answer in answers] == [False, True, True, True]
 
 
+def test_a_round_ends_once_enough_have_replied_and_an_error_is_no_reply():
+    grid = SlowGrid()
+    messages = [Message(RecordDict(), node, "train") for node in (1, 2, 3)]
+    answers = exchange(grid, messages, deadline=60, enough=1)
+    assert time.monotonic() - grid.start < 2
+    assert [answer.content is None for answer in answers] == [False, True, True]
+    assert answers[2].cause == "no reply before 1 others, which were enough"
+
+
 def test_nobody_to_ask_is_nothing_to_wait_for():
     assert exchange(SlowGrid(), [], deadline=60) == []

@@ -47,6 +47,8 @@ def test_flwr_run_may_override_every_key():
         ({"clients": -1}, "clients=-1"),
         ({"num-server-rounds": 0}, "num-server-rounds=0"),
         ({"min-reply-share": 2}, "min-reply-share=2"),
+        ({"enough-share": 0.4}, "enough-share=0.4 is out of range"),
+        ({"enough-share": 1.1}, "enough-share=1.1"),
         ({"round-deadline": 0.0}, "round-deadline=0.0"),
         ({"round-deadline": float("inf")}, "round-deadline=inf"),
         ({"seed": -1}, "seed=-1"),
