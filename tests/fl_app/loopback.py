@@ -175,9 +175,20 @@ def personalising(run: Path) -> float:
     return time.time()
 
 
-def client_apps(unit: Unit, since: float) -> list[psutil.Process]:
-    """Return the processes of a device that personalise, once they are there."""
-    return wait_for(lambda: [p for p in unit.programs("flwr-clientapp") if p.create_time() > since], 60)
+def client_apps(unit: Unit, since: float, cpu_seconds: float = 0.0) -> list[psutil.Process]:
+    """Return the processes of a device that personalise, once they have taken so much of a processor's time.
+
+    Flower starts another one in place of a process that ends before it has fetched its message.
+    """
+
+    def at_work() -> list[psutil.Process]:
+        try:
+            young = [p for p in unit.programs("flwr-clientapp") if p.create_time() > since]
+            return [p for p in young if sum(p.cpu_times()[:2]) >= cpu_seconds]
+        except psutil.NoSuchProcess:
+            return []
+
+    return wait_for(at_work, 120)
 
 
 def statuses(run: Path) -> pd.Series:

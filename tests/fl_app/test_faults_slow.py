@@ -95,7 +95,8 @@ def test_a_client_process_that_is_killed_is_a_named_failure_and_the_device_takes
 ):
     before = federation.stored(BAD)
     run = federation.run("killed", epochs=60, round_deadline=DEADLINE)
-    for process in client_apps(federation.devices[BAD], since=personalising(run)):
+    # to load torch takes half of it
+    for process in client_apps(federation.devices[BAD], since=personalising(run), cpu_seconds=8):
         process.kill()
     finished(run)
     assert statuses(run).to_dict() == {
