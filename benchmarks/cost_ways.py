@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from benchmarks.training_macs import backbone_macs, exits_training_macs, fast_macs, whole_training_macs
 from clients.exit_training import train_exits
 from clients.fast_training import embed, fit_classifiers
-from clients.features import BATCH_SIZE, FeatureCache
+from clients.feature_plan import plan_features
+from clients.features import FeatureCache, compute_features
 from clients.frozen_backbone import frozen_backbone
 from clients.settings import PersonalisationSettings
 from data_partitions.samples import to_float
@@ -41,6 +42,7 @@ class Task:
         settings: the paper's schedule.
         steps: stop after this many timed steps, and scale to the schedule; None trains to the end.
         seed: of the order of the samples.
+        memory_budget: of our ways, in bytes beyond model and images; None keeps all features in memory.
     """
 
     network: MultiExitNetwork
@@ -50,6 +52,7 @@ class Task:
     settings: PersonalisationSettings
     steps: int | None = None
     seed: int = 0
+    memory_budget: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,39 +118,66 @@ def train_as_the_paper(task: Task) -> Cost:
 
 def train_on_cached_features(task: Task) -> Cost:
     """Compute the features once, and train the exits on them."""
-    network, count = task.network.eval(), len(task.labels)
+    network = only_early(task.network, task.exits).eval()
+    count = len(task.labels)
     # made once, with the model; its memory counts
-    stages = frozen_backbone(network).stages
+    frozen_backbone(network)
     begin = time.perf_counter()
-    heads, features = _heads_and_features(task, stages)
+    features = _features(network, task)
     generator = torch.Generator().manual_seed(task.seed)
-    train_exits(heads, features, task.labels, torch.arange(count), task.settings, generator)
+    train_exits(network.heads, features, task.labels, torch.arange(count), task.settings, generator)
     seconds, passes = time.perf_counter() - begin, task.settings.epochs * count
-    macs = count * backbone_macs(network, task.exits) + passes * exits_training_macs(network, task.exits)
+    macs = count * backbone_macs(task.network, task.exits) + passes * exits_training_macs(task.network, task.exits)
     return Cost(seconds=seconds, steps=0, passes=passes, macs=macs, trained=task.exits)
 
 
 def train_fast(task: Task) -> Cost:
     """Compute the features and what the exits make of them once, and solve for the classifiers."""
-    network, count = task.network.eval(), len(task.labels)
-    # made once, with the model; its memory counts
-    stages = frozen_backbone(network).stages
+    network = only_early(task.network, task.exits).eval()
+    count = len(task.labels)
+    frozen_backbone(network)
     begin = time.perf_counter()
-    heads, features = _heads_and_features(task, stages)
-    fit_classifiers(heads, embed(heads, features), features.last_logits, task.labels, task.settings.weights)
+    features = _features(network, task)
+    embedded = embed(network.heads, features)
+    fit_classifiers(network.heads, embedded, features.last_logits, task.labels, task.settings.weights)
     seconds = time.perf_counter() - begin
-    macs = count * backbone_macs(network, task.exits) + fast_macs(network, task.exits, count)
+    macs = count * backbone_macs(task.network, task.exits) + fast_macs(task.network, task.exits, count)
     return Cost(seconds=seconds, steps=0, passes=count, macs=macs, trained=task.exits)
 
 
-def _heads_and_features(task: Task, stages: Sequence[nn.Module]) -> tuple[nn.ModuleList, FeatureCache]:
-    """Return the exits to train and what they take; the last exit, which labels replace, is not computed."""
-    with torch.no_grad():
-        images = (to_float(batch) for batch in task.images.split(BATCH_SIZE))
-        batches = [_maps(stages, i.contiguous(memory_format=torch.channels_last), task.exits) for i in images]
-    maps = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-    heads = nn.ModuleList(task.network.heads[i] for i in task.exits)
-    return heads, FeatureCache(maps=maps, last_logits=torch.zeros(len(task.labels), task.network.num_classes))
+def only_early(network: MultiExitNetwork, exits: Sequence[int]) -> MultiExitNetwork:
+    """Return a network that ends behind the last of these exits and shares its modules; labels replace the last exit.
+
+    Args:
+        network: gives stages and heads.
+        exits: 0, 1, ... up to some exit.
+    """
+    last = max(exits) + 1
+    end = fx.symbolic_trace(_NoAnswer(network.num_classes))
+    stages = [*list(network.stages)[:last], end]
+    heads = [network.heads[i] for i in exits]
+    return MultiExitNetwork(stages, heads, network.spec, network.costs, network.feature_shapes[:last])
+
+
+class _NoAnswer(nn.Module):
+    """Logits that nobody reads."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the same number for all classes, [B, K]."""
+        return features.mean((1, 2, 3))[:, None].expand(-1, self.num_classes)
+
+
+def _features(network: MultiExitNetwork, task: Task) -> FeatureCache:
+    if task.memory_budget is None:
+        return compute_features(network, task.images)
+    size = task.settings.batch_size
+    return compute_features(
+        network, task.images, plan_features(network, len(task.images), task.memory_budget, batch_size=size)
+    )
 
 
 WAYS: dict[str, Callable[[Task], Cost]] = {

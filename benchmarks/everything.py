@@ -60,7 +60,7 @@ SCALES = {
         cost="--users 3 --rounds 2",
         photo_cost={
             "mobilenet_v2": "--users 1 --rounds 1 --steps 4 --max-train 128 --max-test 50",
-            "resnet50": "--users 1 --rounds 1 --steps 3 --max-train 512 --max-test 50",
+            "resnet50": "--users 1 --rounds 1 --steps 3 --max-train 512 --max-test 50 --memory-budget 1000000000",
         },
         # a quarter tests, and a quarter of the rest calibrates
         photo_samples={"mobilenet_v2": 232, "resnet50": 912},

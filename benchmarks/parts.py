@@ -3,9 +3,13 @@
 OUT/parts/NAME.json says how a part went, OUT/parts/NAME.txt what it printed.
 """
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from multi_exit.atomic_files import write_json_atomically
 
 FOLDER = "parts"
 DONE, FAILED, SKIPPED = "done", "failed", "left out"
+LONGEST_SECONDS = 1500
+ENDING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +56,40 @@ def run_part(part: Part, out: Path) -> Outcome:
         outcome = Outcome(name=part.name, state=SKIPPED, reason=part.missing)
     else:
         log = folder / f"{part.name}.txt"
-        with log.open("w") as file:
-            done = subprocess.run(part.command, cwd=ROOT, env=environment(), stdout=file, stderr=file, check=False)
-        state = FAILED if done.returncode else DONE
-        reason = _last_line(log) if done.returncode else ""
+        status = _run(part.command, log)
+        reason = f"it took longer than {LONGEST_SECONDS} s" if status is None else _last_line(log) if status else ""
+        state = DONE if status == 0 else FAILED
         outcome = Outcome(name=part.name, state=state, reason=reason, seconds=time.perf_counter() - begin)
     write_json_atomically(folder / f"{part.name}.json", {**asdict(outcome), "number": len(read_outcomes(out))})
     return outcome
+
+
+def _run(command: Sequence[str], log: Path) -> int | None:
+    """Return the exit status of a command, None where it took too long; nothing that it started is left."""
+    with log.open("w") as file:
+        # a session of its own, so that all of it can be ended
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            return process.wait(LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Tell all processes of a session to end, and end those that do not."""
+    end = time.monotonic() + ENDING_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < end:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def is_done(part: Part, out: Path) -> bool:

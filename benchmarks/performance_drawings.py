@@ -11,7 +11,7 @@ from benchmarks.inference_report import exit_name
 from benchmarks.performance_numbers import rates, way_costs
 from benchmarks.performance_sections import WAY_NAMES
 from benchmarks.result_tables import Result
-from server.figures_style import AFTER, BEFORE, FRONT, ORIGINAL, figure_style, new_figure, save_figure
+from server.figures_style import AFTER, BEFORE, FRONT, ORIGINAL, PAPER, figure_style, new_figure, save_figure
 
 COLOURS = {"whole": ORIGINAL, "paper": BEFORE, "cached": AFTER, "fast": FRONT}
 
@@ -29,10 +29,11 @@ def draw_costs(result: Result, folder: Path, name: str) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         left.barh(y, costs.seconds, color=colours)
         left.hlines(y, costs.low, costs.high, color="0.5", linewidth=2)
-        left.plot(costs.limit_seconds, y, "|", color="0.2", markersize=14, label="arithmetic limit")
+        marker = {"markerfacecolor": PAPER, "markeredgecolor": ORIGINAL, "markersize": 7}
+        left.plot(costs.limit_seconds, y, "d", label="arithmetic limit", **marker)
         _log(left, "seconds a user")
         left.set_yticks(y, labels)
-        left.legend(loc="lower right")
+        figure.legend(loc="outside lower center")
         right.barh(y, costs.own_bytes / 1e6, color=colours)
         right.set_xlabel("own peak memory, MB")
         for axes in (left, right):

@@ -40,8 +40,8 @@ def cost_section(result: Result, figure: str) -> str:
             f"### {about['backbone']} at {about['input_size']} px, {about['dataset']}\n",
             f"{machine_line(about)}. {costs.num_train.iloc[0]:.0f} training samples a user on average, "
             f"{about['epochs']} epochs in batches of {about['batch_size']}, {about['mmac']:.0f} MMAC an image, "
-            f"`{about['head']}` heads that learned from {about['model_samples'] or 'some'} samples of others, all samples "
-            f"labelled. {_how_long(about['steps'])}\n",
+            f"`{about['head']}` heads that had learned from {about['model_samples'] or 'some'} samples, all "
+            f"samples labelled. {_how_long(about['steps'])}{_budget(about['memory_budget'])}\n",
             table_of(header, rows),
             f"![Time and memory of {about['backbone']} at {about['input_size']} px]({figure})\n",
         ]
@@ -57,6 +57,10 @@ def _how_long(steps: int | None) -> str:
         "the same exits as ours with its schedule, since a frozen backbone gives the same features in every epoch. The "
         "other ways ran to their end."
     )
+
+
+def _budget(budget: int | None) -> str:
+    return f" Our ways had a budget of {budget / 1e6:,.0f} MB for features and training." if budget else ""
 
 
 def simulation_section(result: Result, figure: str) -> str:
@@ -150,7 +154,7 @@ def gpu_section(result: Result) -> str:
             "## A population on a GPU\n",
             f"`python -m benchmarks.gpu_population --device cuda`: {about['dataset']}, {about['backbone']}, "
             f"`{about['head']}` heads, cohorts of {about['cohort']} users, who had enough samples to take part. "
-            f"{machine_line(about)}. Images in memory to trained and tested exits, after a cohort that is not counted; "
+            f"{machine_line(about)}. Whole rounds, from images in memory to reports, after an uncounted cohort; "
             f"the rate of float32 matrix products is {about['float32_rate'] / 1e12:.1f} TMAC/s.\n",
             table_of(header, rows),
         ]

@@ -49,6 +49,9 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Of the paper's schedule.")] = 32,
     max_train: Annotated[int | None, typer.Option(help="Train on at most so many samples.")] = None,
     max_test: Annotated[int, typer.Option(help="Test on at most so many samples.")] = 200,
+    memory_budget: Annotated[
+        int | None, typer.Option(help="Of our ways, in bytes beyond model and images; none by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the training.")] = 0,
 ) -> None:
     """Measure the ways to personalise on this machine."""
@@ -70,6 +73,7 @@ def main(
         max_test=max_test,
         steps=None,
         seed=seed,
+        memory_budget=memory_budget,
     )
     rows: list[Row] = []
     for number in range(rounds):
@@ -86,6 +90,7 @@ def main(
         "epochs": epochs,
         "batch_size": batch_size,
         "steps": steps,
+        "memory_budget": memory_budget,
         "model_samples": metadata.settings.get("num_train"),
         "mmac": network.costs.original_macs / 1e6,
     }

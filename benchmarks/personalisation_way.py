@@ -47,6 +47,7 @@ class WaySettings:
     max_test: int
     steps: int | None
     seed: int
+    memory_budget: int | None = None
 
     @property
     def name(self) -> str:
@@ -81,6 +82,7 @@ def _measure_user(settings: WaySettings, network: MultiExitNetwork, samples: Use
         settings=PersonalisationSettings(epochs=settings.epochs, batch_size=settings.batch_size),
         steps=settings.steps,
         seed=settings.seed,
+        memory_budget=settings.memory_budget,
     )
     earlier = peak_resident_bytes()
     forget_peak()

@@ -1,6 +1,7 @@
 """Run the plain Flower app once, from start to end: `python -m benchmarks.plain_flower_run SETTINGS RESULT LOG`."""
 
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,4 +68,6 @@ def _write_app(folder: Path, settings: Path, result: Path) -> Path:
 
 
 if __name__ == "__main__":
+    # so that the SuperLink is stopped, whatever ends this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     run(*map(Path, sys.argv[1:]))

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.cost_ways import WAYS, Task
+from benchmarks.cost_ways import WAYS, Task, only_early
 from benchmarks.machine import forget_peak, matrix_macs_per_second, peak_resident_bytes
 from benchmarks.personalisation_cost import ways
 from benchmarks.personalisation_way import WaySettings, from_json, measure_way, to_json
 from benchmarks.training_macs import backbone_macs, exits_training_macs, head_training_macs, whole_training_macs
 from clients.fast_training import STEPS
 from clients.settings import PersonalisationSettings
+from data_partitions.samples import to_float
 from multi_exit.building import build_network
 from multi_exit.heads import MSDNetHead, PooledHead
 from multi_exit.storage import ModelMetadata, save_network
@@ -42,6 +43,31 @@ def test_the_paper_s_way_and_cached_features_end_with_the_same_exits(task):
     for name, tensor in task.network.exit_state().items():
         torch.testing.assert_close(tensor, other.network.exit_state()[name])
     assert not torch.equal(task.network.exit_state()["heads.0.classifier.weight"], before["heads.0.classifier.weight"])
+
+
+@pytest.mark.parametrize("exits", [(0,), (0, 1)])
+def test_a_network_that_ends_early_trains_the_same_exits(task, exits):
+    early = only_early(task.network, exits)
+    assert list(early.heads) == [task.network.heads[i] for i in exits]
+    images = to_float(task.images[:3])
+    with torch.no_grad():
+        wanted, _ = task.network.features(images)
+        found, logits = early.features(images)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=False))
+    assert (len(found), logits.shape) == (len(exits), (3, 2))
+    before = task.network.exit_state()
+    WAYS["fast"](replace(task, exits=exits))
+    after = task.network.exit_state()
+    names = {i: f"heads.{i}.classifier.weight" for i in (0, 1)}
+    assert {i for i, name in names.items() if not torch.equal(after[name], before[name])} == set(exits)
+
+
+def test_a_memory_budget_changes_no_exit(task):
+    other = replace(task, network=copy.deepcopy(task.network), memory_budget=50_000_000)
+    WAYS["cached"](task)
+    WAYS["cached"](other)
+    for name, tensor in task.network.exit_state().items():
+        torch.testing.assert_close(tensor, other.network.exit_state()[name])
 
 
 def test_only_full_fine_tuning_moves_the_backbone(task):

@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
+from benchmarks import parts as benchmark_parts
 from benchmarks.everything import SCALES, parts
 from benchmarks.parts import DONE, FAILED, SKIPPED, Part, is_done, read_outcomes, run_part
 from benchmarks.result_tables import read_result, write_result
-from benchmarks.users import ROOT, data_name, data_options
+from benchmarks.users import ROOT, data_name, data_options, run_command
 from data_partitions.opening import DataSettings
 
 WORKS = Part(name="works", command=(sys.executable, "-c", "print('done')"))
@@ -31,6 +33,17 @@ def test_only_what_ran_to_its_end_is_done(tmp_path):
     for part in (FAILS, WORKS, LACKS):
         run_part(part, tmp_path)
     assert [is_done(part, tmp_path) for part in (FAILS, WORKS, LACKS)] == [False, True, False]
+
+
+def test_a_part_that_hangs_is_ended_with_what_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_parts, "LONGEST_SECONDS", 1)
+    child = "import time; time.sleep(60)"
+    hangs = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', '{child}']); print(p.pid, flush=True)"
+    part = Part(name="hangs", command=(sys.executable, "-c", f"{hangs}; p.wait()"))
+    outcome = run_part(part, tmp_path)
+    assert (outcome.state, outcome.reason) == (FAILED, "it took longer than 1 s")
+    pid = int((tmp_path / "parts" / "hangs.txt").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -72,3 +85,20 @@ def test_data_is_named_by_its_folder_and_travels_as_options(tmp_path):
     options = data_options(settings.to_flat())
     assert options[options.index("--data-seed") + 1] == "3"
     assert options[options.index("--data-path") + 1] == str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_everything_runs_at_smoke_scale_and_writes_the_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSEPHONEE_REAL_DATA", str(tmp_path / "nothing"))
+    page = tmp_path / "docs" / "performance.md"
+    command = [sys.executable, "-m", "benchmarks.everything", "--scale", "smoke", "--num-writers", "40"]
+    run_command([*command, "--out", str(tmp_path / "out"), "--page", str(page)])
+    states = {outcome.name: outcome.state for outcome in read_outcomes(tmp_path / "out")}
+    assert {name for name, state in states.items() if state == FAILED} == set()
+    assert states["simulation"] == states["personalisation-28"] == DONE
+    text = page.read_text()
+    for heading in ("## Targets", "## Personalisation", "## Simulation", "## Growth", "## Inference", "## Memory"):
+        assert heading in text
+    assert "personalisation-resnet50-224: left out, there are no photographs" in text
+    assert str(tmp_path) not in text
