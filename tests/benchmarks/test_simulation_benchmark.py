@@ -9,9 +9,11 @@ import torch
 from benchmarks import contenders as who
 from benchmarks import simulation
 from benchmarks.contenders import FLOWER, OURS, PFL, Contender, contenders, run_contender
+from benchmarks.performance_numbers import flower_shares, rate_of, rates
 from benchmarks.plain_flower import task
 from benchmarks.plain_flower.task import TaskSettings
 from benchmarks.plain_loop import loop, run_share
+from benchmarks.result_tables import read_result
 from benchmarks.users import CommandFailed, run_command
 from data_partitions.opening import DataSettings, open_partitions
 from data_partitions.samples import to_float
@@ -120,3 +122,27 @@ def test_users_too_small_to_take_part_are_left_out_as_the_run_leaves_them_out():
 
     assert simulation._users(Sizes(), 3, 0, ()) == ("b", "c")
     assert simulation._users(Sizes(), 2, 0, ("c",)) == ("b",)
+
+
+def test_a_run_s_rows_become_rates_and_flower_s_share(settings, tmp_path, monkeypatch):
+    def contend(contender, chosen, folder, cores):
+        speed = 10.0 if contender.name == OURS else 2.0
+        seconds = 5 + len(chosen.users) / speed
+        row = {"clients": len(chosen.users), "seconds": seconds, "accuracy": 0.5}
+        return {**asdict(contender), **row, **({"round_seconds": seconds - 4} if contender.name == OURS else {})}
+
+    monkeypatch.setattr(simulation, "run_contender", contend)
+    monkeypatch.setattr(simulation, "loop", lambda chosen, *_: {"seconds": len(chosen.users) / 10, "accuracy": 0.5})
+    monkeypatch.setattr(simulation, "SOURCES", (SOURCE,))
+    options = {name: p.default for name, p in simulation.main.__signature__.parameters.items()}
+    model = tmp_path / "model"
+    sizes = {"clients": 4, "opponents_clients": 4, "many_clients": 5, "few": 2, "num_writers": 6}
+    simulation.main(**{**options, **sizes, "model": model, "pooled_model": model, "out": tmp_path})
+    result = read_result(tmp_path, "simulation")
+    assert result is not None
+    table = rates(result)
+    assert set(table[table.kind == "many"]["head"]) == {"msdnet", "pooled"}
+    for name, speed in ((OURS, 10.0), (FLOWER, 2.0)):
+        assert rate_of(result, name, "paper") == pytest.approx(speed)
+    # rounds of 1.4 s against loops of 0.4 s
+    assert list(flower_shares(result).share) == pytest.approx([1 - 0.4 / 1.4] * 2)
