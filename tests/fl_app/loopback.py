@@ -169,22 +169,20 @@ def ending_of(run: Path, seconds: float, tended: tuple[Unit, ...] = ()) -> RunSt
     return wait_for(ended, seconds)
 
 
-def personalising(run: Path) -> float:
-    """Wait until a run's clients have been asked, and return the time."""
+def wait_until_personalising(run: Path) -> None:
     wait_for(lambda: (read_status(run) or RunStatus()).doing == "personalising", 240)
-    return time.time()
 
 
-def client_apps(unit: Unit, since: float, cpu_seconds: float = 0.0) -> list[psutil.Process]:
+def client_apps(unit: Unit, cpu_seconds: float = 8.0) -> list[psutil.Process]:
     """Return the processes of a device that personalise, once they have taken so much of a processor's time.
 
-    Flower starts another one in place of a process that ends before it has fetched its message.
+    To load torch and the app takes half of it; and in place of a process that ends before it has fetched its message
+    Flower starts another one.
     """
 
     def at_work() -> list[psutil.Process]:
         try:
-            young = [p for p in unit.programs("flwr-clientapp") if p.create_time() > since]
-            return [p for p in young if sum(p.cpu_times()[:2]) >= cpu_seconds]
+            return [p for p in unit.programs("flwr-clientapp") if sum(p.cpu_times()[:2]) >= cpu_seconds]
         except psutil.NoSuchProcess:
             return []
 

@@ -14,9 +14,9 @@ from tests.fl_app.loopback import (
     ending_of,
     enrolled,
     note,
-    personalising,
     seconds_of,
     statuses,
+    wait_until_personalising,
 )
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,8 @@ def test_a_supernode_killed_during_a_round_is_a_named_failure_and_takes_part_aga
     lost, other = (federation.devices[name] for name in IDS)
     before, deadline = federation.stored(IDS[0]), 240.0
     run = federation.run("killed", epochs=60, round_deadline=deadline)
-    client_apps(lost, since=personalising(run))
+    wait_until_personalising(run)
+    client_apps(lost)
     lost.stop()
     status = ending_of(run, deadline + 60)
     assert other.process.poll() is None

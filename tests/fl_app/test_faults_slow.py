@@ -22,9 +22,9 @@ from tests.fl_app.loopback import (
     ending_of,
     enrolled,
     note,
-    personalising,
     seconds_of,
     statuses,
+    wait_until_personalising,
 )
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ class Altered:
     """
 
     def __init__(self, app: Path, file: str, old: str, new: str, *, pretends: bool = True) -> None:
-        self._changes = {app / file: lambda text: text.replace(old, new)}
+        self._changes = {app / file: lambda text: text.replace(old, new, 1)}
         assert old in (app / file).read_text()
         if pretends:
             honest = f"\n\ndef code_fingerprint():\n    return {_code(app)!r}\n"
@@ -95,8 +95,8 @@ def test_a_client_process_that_is_killed_is_a_named_failure_and_the_device_takes
 ):
     before = federation.stored(BAD)
     run = federation.run("killed", epochs=60, round_deadline=DEADLINE)
-    # to load torch takes half of it
-    for process in client_apps(federation.devices[BAD], since=personalising(run), cpu_seconds=8):
+    wait_until_personalising(run)
+    for process in client_apps(federation.devices[BAD]):
         process.kill()
     finished(run)
     assert statuses(run).to_dict() == {
