@@ -78,7 +78,8 @@ class BarProgress(PretrainProgress):
 def describe(record: EpochRecord) -> str:
     """Return one line for a person."""
     accuracies = " ".join(f"{accuracy:.3f}" for accuracy in record.validation_accuracy)
-    return f"epoch {record.epoch}: loss {record.train_loss:.3f}, accuracy on unseen users per exit {accuracies}"
+    when = f"epoch {record.epoch}: loss {record.train_loss:.3f}" if record.epoch else "at the start"
+    return f"{when}, accuracy on unseen users per exit {accuracies}"
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def test_exits_are_meta_learned_from_the_command_line(start, tmp_path, method):
     result = call(*start, "--meta", method, "--meta-epochs", 1, "--inner-steps", 2, "--out", tmp_path / "new")
     assert result.exit_code == 0, result.output
     assert "exits meta-learned on 3 users; after 2 steps" in result.stdout
+    assert "at the start, accuracy" in result.stderr
     assert "epoch 1: loss" in result.stderr
     (old, _), (new, metadata) = (load_network(Path(folder), (SOURCE,)) for folder in (start[2], tmp_path / "new"))
     assert new.backbone_fingerprint == old.backbone_fingerprint
