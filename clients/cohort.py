@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ def personalise_cohort(
 
     Args:
         network: the global model; its device is where all is computed.
-        users: whose features together fit into memory; users of like sizes waste the least padding.
+        users: whose features together fit into memory, whatever settings.memory_budget says; users of like sizes
+            waste the least padding.
         settings: of the round, for all.
         round_number: from 1.
         seed: with client id and round it determines the result.
@@ -67,7 +69,7 @@ def personalise_cohort(
     whole = compute_features(network, torch.cat([user.samples.images for user in users]))
     sizes = [len(user.samples) for user in users]
     logits = whole.last_logits.split(sizes)
-    maps = zip(*(one.split(sizes) for one in whole.maps), strict=True)
+    maps = zip(*(cast(Tensor, one).split(sizes) for one in whole.maps), strict=True)
     caches = [FeatureCache(maps=own, last_logits=last) for own, last in zip(maps, logits, strict=True)]
     embedded: list[tuple[Tensor, ...]] | list[None] = [None] * len(users)
     if settings.schedule == "fast":
@@ -95,7 +97,7 @@ def _train(
         exits = [
             ExitOfUser(
                 head=one.heads[exit],
-                maps=cache.maps[exit],
+                maps=cast(Tensor, cache.maps[exit]),
                 last_logits=cache.last_logits,
                 labels=one.labels.to(cache.last_logits.device),
                 orders=[order.to(cache.last_logits.device) for order in own],

@@ -62,7 +62,7 @@ def run_exits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> 
     heads.eval()
     # in pieces, so that no second copy of all maps stands beside the cache
     early = [
-        torch.cat([head(maps[piece]) for piece in samples.split(256)])
+        torch.cat([head(maps[piece]) for piece in samples.split(features.chunk)])
         for head, maps in zip(heads, features.maps, strict=True)
     ]
     return ExitOutputs.of(torch.stack([*early, features.last_logits[samples]]))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from clients.errors import NonFiniteLossError
-from clients.features import FeatureCache
+from clients.features import FeatureCache, Maps
 from clients.proximal import add_proximal_gradient
 from clients.settings import PersonalisationSettings
 from multi_exit.losses import personalisation_loss
@@ -40,7 +40,7 @@ def train_exits(
 
 def _train_exit(
     head: nn.Module,
-    maps: Tensor,
+    maps: Maps,
     last_logits: Tensor,
     labels: Tensor,
     epochs: list[list[Tensor]],

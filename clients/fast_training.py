@@ -36,10 +36,9 @@ PULL = 0.003
 def embed(heads: nn.ModuleList, features: FeatureCache) -> tuple[Tensor, ...]:
     """Return what each head's classifier takes, with a 1 for its bias: shape [N, D_i + 1]."""
     heads.eval()
+    pieces = torch.arange(len(features.last_logits)).split(features.chunk)
     embedded = [
-        torch.cat(
-            [cast(_Embedding, head).embed(maps[piece]) for piece in torch.arange(len(features.last_logits)).split(256)]
-        )
+        torch.cat([cast(_Embedding, head).embed(maps[piece]) for piece in pieces])
         for head, maps in zip(heads, features.maps, strict=True)
     ]
     return tuple(torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) for rows in embedded)

@@ -8,9 +8,10 @@ from torch import Tensor
 from clients.exit_store import ExitStore
 from clients.exit_training import train_exits
 from clients.fast_training import embed, fit_classifiers
+from clients.feature_plan import FeaturePlan, plan_features
 from clients.features import FeatureCache, compute_features
 from clients.personalisation_round import Personalisation, PersonalisationRound
-from clients.settings import PersonalisationSettings
+from clients.settings import PersonalisationSettings, parse_bytes
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import SampleSplit
 from multi_exit.network import MultiExitNetwork
@@ -52,6 +53,7 @@ def personalise(
     Raises:
         LabelsRequiredError: settings.weights.alpha is the only weight, and no training sample has a label.
         NonFiniteLossError: the training diverged; the store is untouched.
+        ClientSettingsError: settings.memory_budget is below what one image takes.
         StoreError: the store is damaged, or belongs to another model.
         OSError: the store cannot be written; the previous round stays in force.
     """
@@ -68,7 +70,7 @@ def personalise(
     )
     # 1 features: one pass through the frozen backbone serves training, calibration and test
     if features is None:
-        features = compute_features(network, samples.images)
+        features = compute_features(network, samples.images, _plan(network, len(samples), settings))
     # 2 exit training
     if settings.schedule == "fast":
         embedded = embed(user.start, features)
@@ -79,3 +81,10 @@ def personalise(
     train_exits(user.heads, features, user.labels, split.train, settings, user.generator, anchor=user.global_heads)
     # 3 to 6 guard, profile, calibrate, prune, store, report
     return user.finish(features)
+
+
+def _plan(network: MultiExitNetwork, num_samples: int, settings: PersonalisationSettings) -> FeaturePlan | None:
+    if not settings.memory_budget:
+        return None
+    budget = parse_bytes(settings.memory_budget)
+    return plan_features(network, num_samples, budget, batch_size=settings.batch_size, half=settings.half_features)

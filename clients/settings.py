@@ -34,6 +34,23 @@ def loss_weights(scheme: str, labelled: float, temperature: float = 1.0) -> Loss
     return LossWeights(alpha=1.0, beta=1.0, temperature=temperature)
 
 
+def parse_bytes(text: str) -> int:
+    """Return the bytes that "800MB", "1GB", "1.5GB" or "750000000" mean; units are powers of 1,000.
+
+    Raises:
+        ClientSettingsError: it is no number above 0.
+    """
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = (text[:-2], units[text[-2:].upper()]) if text[-2:].upper() in units else (text, 1)
+    try:
+        found = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise ClientSettingsError(f"memory_budget={text!r} is no amount: expected bytes, such as 800MB or 1GB.")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class PersonalisationSettings:
     """The settings of a personalisation round; the defaults are the paper's schedule (Sec. 4.1).
@@ -68,10 +85,18 @@ class PersonalisationSettings:
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
     runs measure alike."""
 
+    memory_budget: str = ""
+    """What a round may take beside the network and the images, such as "1GB" or bytes; empty sets no limit."""
+
+    half_features: bool = False
+    """A memory budget may round features to float16 before it turns to the disk."""
+
     proximal_mu: float = 0.0
     """mu of FedProx, 0 or more: pulls the exits towards the global ones by mu/2 ||w - w_global||^2; 0 does not."""
 
     def __post_init__(self) -> None:
+        if self.memory_budget:
+            parse_bytes(self.memory_budget)
         self._require("proximal_mu", 0 <= self.proximal_mu < math.inf, "a finite number >= 0")
         self._require("cost", self.cost in COSTS, " or ".join(COSTS))
         self._require("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES))

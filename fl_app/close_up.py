@@ -82,7 +82,7 @@ def _largest_gain(tables: RunTables, num_exits: int) -> tuple[str, int] | None:
 
 @torch.no_grad()
 def _answers(network: MultiExitNetwork, samples: UserSamples, test: torch.Tensor, exit: int) -> torch.Tensor:
-    maps = compute_features(network, samples.images[test]).maps[exit]
+    maps = compute_features(network, samples.images[test]).maps[exit][torch.arange(len(test))]
     answers: torch.Tensor = network.heads[exit](maps).argmax(dim=1)
     return answers
 

@@ -201,6 +201,13 @@ def schedule_settings(
             help="What the threshold saves: macs, or latency, measured on this device.", rich_help_panel=PERSONALISATION
         ),
     ] = "macs",
+    memory_budget: Annotated[
+        str,
+        typer.Option(
+            help="What a round may take beside the network, such as 1GB; no limit by default.",
+            rich_help_panel=PERSONALISATION,
+        ),
+    ] = "",
     proximal_mu: Annotated[
         float,
         typer.Option(
@@ -218,5 +225,6 @@ def schedule_settings(
         batch_size=batch_size,
         drop_tolerance=drop_tolerance,
         cost=cost,
+        memory_budget=memory_budget,
         proximal_mu=proximal_mu,
     )
