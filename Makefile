@@ -43,7 +43,6 @@ demo: install
 
 # writes docs/performance.md; BENCH_ARGS=--resume goes on with a run that was broken off
 bench: install
-	$(BIN)/pip install --quiet --editable '.[dev,bench]' || echo "without pfl-research, which could not be installed"
 	$(BIN)/python -m benchmarks.everything --out $(BENCH_OUT) $(BENCH_ARGS)
 
 test: install

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,23 +32,32 @@ class Contender:
     head: str = "msdnet"
 
 
-def contenders() -> list[Contender]:
-    """Return all that this machine can run, opponents between ours."""
+def contenders(pfl: Path | None) -> list[Contender]:
+    """Return all that this machine can run, opponents between ours; `pfl` is the folder that it was installed into."""
     known = schedules.SCHEDULES
     found = [Contender(name=OURS, schedule=schedule) for schedule in known]
     found.insert(1, Contender(name=FLOWER))
-    if has_pfl():
+    if has_pfl(pfl):
         found.append(Contender(name=PFL))
     return [*found, Contender(name=OURS, schedule=known[-1], head="pooled")]
 
 
-def has_pfl() -> bool:
-    """Whether apple/pfl-research is installed: `pip install 'persephonee[bench]'`."""
-    return importlib.util.find_spec("pfl") is not None
+def has_pfl(folder: Path | None) -> bool:
+    """Whether apple/pfl-research was installed into this folder, by `pip install --target`, or beside us."""
+    return (folder is not None and (folder / "pfl").is_dir()) or importlib.util.find_spec("pfl") is not None
 
 
-def run_contender(contender: Contender, settings: TaskSettings, folder: Path, cores: int) -> dict[str, Any]:
+def run_contender(
+    contender: Contender, settings: TaskSettings, folder: Path, cores: int, pfl: Path | None = None
+) -> dict[str, Any]:
     """Run a contender over the settings' users.
+
+    Args:
+        contender: who.
+        settings: of the training.
+        folder: for its files; made here.
+        cores: of this machine; one process each.
+        pfl: the folder that pfl-research was installed into; None where it lies beside us.
 
     Returns:
         seconds from start to end, mean accuracy of the early exits over all test samples, and for ours the seconds of
@@ -61,11 +69,13 @@ def run_contender(contender: Contender, settings: TaskSettings, folder: Path, co
     folder.mkdir(parents=True)
     path = folder / "settings.json"
     path.write_text(json.dumps(asdict(settings)))
-    run: Callable[..., dict[str, Any]] = {OURS: _run_ours, FLOWER: _run_flower, PFL: _run_pfl}[contender.name]
-    return {**asdict(contender), "clients": len(settings.users), **run(contender, settings, path, cores)}
+    common = {**asdict(contender), "clients": len(settings.users)}
+    if contender.name == PFL:
+        return {**common, **_run_pfl(path, cores, pfl)}
+    return {**common, **(_run_flower(path) if contender.name == FLOWER else _run_ours(contender, settings, path))}
 
 
-def _run_ours(contender: Contender, settings: TaskSettings, path: Path, cores: int) -> dict[str, Any]:
+def _run_ours(contender: Contender, settings: TaskSettings, path: Path) -> dict[str, Any]:
     run_dir = path.parent / "run"
     command = [*PERSEPHONEE, "simulate", "--model", settings.model]
     command += ["--sources", ",".join(settings.sources), "--seed", str(settings.seed)]
@@ -80,23 +90,23 @@ def _run_ours(contender: Contender, settings: TaskSettings, path: Path, cores: i
     return {"seconds": seconds, "accuracy": accuracy, "round_seconds": in_round, "clients": answered}
 
 
-def _run_flower(contender: Contender, settings: TaskSettings, path: Path, cores: int) -> dict[str, Any]:
+def _run_flower(path: Path) -> dict[str, Any]:
     result = path.parent / "result.json"
     log = path.parent / "log.txt"
     seconds = _timed([sys.executable, "-m", "benchmarks.plain_flower_run", str(path), str(result), str(log)])
     return {"seconds": seconds, "accuracy": _accuracy(result)}
 
 
-def _run_pfl(contender: Contender, settings: TaskSettings, path: Path, cores: int) -> dict[str, Any]:
+def _run_pfl(path: Path, cores: int, pfl: Path | None) -> dict[str, Any]:
     result = path.parent / "result.json"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={cores}"]
-    seconds = _timed([*launch, "-m", "benchmarks.pfl_opponent", str(path), str(result)], threads=1)
+    seconds = _timed([*launch, "-m", "benchmarks.pfl_opponent", str(path), str(result)], 1, pfl)
     return {"seconds": seconds, "accuracy": _accuracy(result)}
 
 
-def _timed(command: list[str], threads: int | None = None) -> float:
+def _timed(command: list[str], threads: int | None = None, packages: Path | None = None) -> float:
     begin = time.perf_counter()
-    run_command(command, threads)
+    run_command(command, threads, packages)
     return time.perf_counter() - begin
 
 

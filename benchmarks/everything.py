@@ -22,6 +22,8 @@ from fl_app.command_groups import takes
 from fl_app.command_options import data_settings
 
 PHOTOS = ("mobilenet_v2", "resnet50")
+PFL = "pfl>=0.6,<0.7"
+"""In a folder of its own: what it needs of other packages contradicts what Flower needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,8 @@ def parts(scale: str, data: DataSettings, out: Path, model: Path | None, real_da
     sizes, options, models = SCALES[scale], data_options(data.to_flat()), out / "models"
     network, pooled = (model or models / "writers").absolute(), models / "pooled"
     make, cost = ("make_models", "--scale", scale), "personalisation-28"
+    pfl = out / "pfl"
+    opponents = ("--pooled-model", str(pooled), "--pfl", str(pfl))
     on_network = ("--model", str(network), *options, "--out", str(out))
     found = [] if model else [_part("model-writers", *make, "--kind", "writers", "--out", str(network), *options)]
     found += [
@@ -118,7 +122,8 @@ def parts(scale: str, data: DataSettings, out: Path, model: Path | None, real_da
         _part("inference", "inference", *on_network, "--sources", ",".join(SOURCES), *sizes.inference.split()),
         _part("device", "device_memory", *on_network, *sizes.device.split()),
         _part("growth", "growth", *on_network, *sizes.growth.split()),
-        _part("simulation", "simulation", *on_network, "--pooled-model", str(pooled), *sizes.simulation.split()),
+        Part(name="pfl", command=(sys.executable, "-m", "pip", "install", "--upgrade", "--target", str(pfl), PFL)),
+        _part("simulation", "simulation", *on_network, *opponents, *sizes.simulation.split()),
         _part(cost, "personalisation_cost", *on_network, "--name", cost, *sizes.cost.split()),
     ]
     for name in PHOTOS:

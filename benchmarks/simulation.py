@@ -43,6 +43,7 @@ def main(
     pooled_model: Annotated[Path, typer.Option(help="Folder of the same model with `pooled` exits.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
+    pfl: Annotated[Path | None, typer.Option(help="Folder that pfl was installed into, with --target.")] = None,
     clients: Annotated[int, typer.Option(help="Users whom ours simulates.")] = 250,
     opponents_clients: Annotated[int, typer.Option(help="Users whom the others simulate.")] = 50,
     many_clients: Annotated[int, typer.Option(help="Users of the large run, once; 0 leaves it out.")] = 2000,
@@ -70,7 +71,7 @@ def main(
     }
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, (kind, repeat, contender, count) in enumerate(_plan(sizes, repeats)):
+        for number, (kind, repeat, contender, count) in enumerate(_plan(sizes, repeats, pfl)):
             folder = Path(scratch) / str(number)
             users = _users(partitions, count, seed, metadata.trained_on)
             chosen = replace(settings[contender.head], users=users)
@@ -80,21 +81,21 @@ def main(
                 row: Row = {**loop(chosen, contender.schedule, machine["cores"], folder), "clients": count}
                 row |= {"name": "plain loop", "schedule": contender.schedule, "head": contender.head}
             else:
-                row = run_contender(contender, chosen, folder, machine["cores"])
+                row = run_contender(contender, chosen, folder, machine["cores"], pfl)
             rows.append({"kind": kind, "repeat": repeat, **row})
     about = {
         "machine": {**machine, "threads": 1},
         "dataset": data_name(data),
         "repeats": repeats,
         "sizes": sizes,
-        "skipped": [] if has_pfl() else ["pfl-research is not installed: pip install 'persephonee[bench]'"],
+        "skipped": [] if has_pfl(pfl) else ["pfl-research, which is not installed"],
     }
     write_result(out, "simulation", about, {"runs": pd.DataFrame(rows)})
 
 
-def _plan(sizes: dict[str, int], repeats: int) -> Iterator[tuple[str, int, Contender, int]]:
+def _plan(sizes: dict[str, int], repeats: int, pfl: Path | None) -> Iterator[tuple[str, int, Contender, int]]:
     """Yield what is run: its kind, the repetition, who runs, how many users."""
-    everyone = contenders()
+    everyone = contenders(pfl)
     for contender in everyone:
         yield "few", 0, contender, sizes["few"]
     for repeat in range(repeats):

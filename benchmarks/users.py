@@ -45,26 +45,29 @@ def data_options(data: Flat) -> list[str]:
     return words
 
 
-def run_command(command: Sequence[str], threads: int | None = None) -> str:
+def run_command(command: Sequence[str], threads: int | None = None, packages: Path | None = None) -> str:
     """Run a command from the repository's root and return what it printed.
 
     Args:
         command: the program and its arguments.
         threads: OMP_NUM_THREADS of the command; None leaves it to the command.
+        packages: a folder of packages that the command finds before others.
 
     Raises:
         CommandFailed: its exit status is not 0.
     """
-    done = subprocess.run(command, cwd=ROOT, env=environment(threads), capture_output=True, text=True, check=False)
+    variables = environment(threads, packages)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CommandFailed(f"{' '.join(command[:3])} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return done.stdout
 
 
-def environment(threads: int | None = None) -> dict[str, str]:
-    """Return the environment of a command that finds our packages."""
+def environment(threads: int | None = None, packages: Path | None = None) -> dict[str, str]:
+    """Return the environment of a command that finds our packages, and those in a folder before others."""
     own = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
+    given = filter(None, [own.get("PYTHONPATH")])
+    own["PYTHONPATH"] = os.pathsep.join([*([str(packages)] if packages else []), str(ROOT), *given])
     if threads is not None:
         own["OMP_NUM_THREADS"] = str(threads)
     return own

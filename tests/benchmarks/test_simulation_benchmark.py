@@ -80,16 +80,25 @@ def test_the_plain_loop_counts_right_answers_over_all_test_samples(path):
 
 
 def test_opponents_run_between_ours_in_every_repetition(monkeypatch):
-    monkeypatch.setattr(who, "has_pfl", lambda: True)
-    names = [contender.name for contender in contenders()]
+    monkeypatch.setattr(who, "has_pfl", lambda folder: True)
+    names = [contender.name for contender in contenders(None)]
     assert names[:2] == [OURS, FLOWER]
     assert PFL in names
     sizes = {"ours": 8, "opponents": 4, "few": 2, "many": 0}
-    planned = list(simulation._plan(sizes, repeats=2))
+    planned = list(simulation._plan(sizes, repeats=2, pfl=None))
     assert [contender.name for kind, repeat, contender, _ in planned if (kind, repeat) == ("rate", 1)] == names
     assert {count for kind, _, contender, count in planned if kind == "rate" and contender.name != OURS} == {4}
     assert {count for kind, *_, count in planned if kind == "few"} == {2}
     assert not any(kind == "many" for kind, *_ in planned)
+
+
+def test_pfl_is_found_in_its_folder(tmp_path):
+    if not who.has_pfl(None):
+        assert not who.has_pfl(tmp_path)
+    (tmp_path / "pfl").mkdir()
+    assert who.has_pfl(tmp_path)
+    printed = run_command(["python3", "-c", "import sys; print(sys.path[1])"], packages=tmp_path)
+    assert printed.strip() == str(tmp_path)
 
 
 def test_a_command_that_fails_says_why():
@@ -125,7 +134,7 @@ def test_users_too_small_to_take_part_are_left_out_as_the_run_leaves_them_out():
 
 
 def test_a_run_s_rows_become_rates_and_flower_s_share(settings, tmp_path, monkeypatch):
-    def contend(contender, chosen, folder, cores):
+    def contend(contender, chosen, folder, cores, pfl):
         speed = 10.0 if contender.name == OURS else 2.0
         seconds = 5 + len(chosen.users) / speed
         row = {"clients": len(chosen.users), "seconds": seconds, "accuracy": 0.5}
