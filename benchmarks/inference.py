@@ -20,6 +20,8 @@ import pandas as pd
 import torch
 import typer
 
+from benchmarks import engine_overhead
+from benchmarks.engine_overhead import overhead_rows, policy_of
 from benchmarks.interleaved import Call, time_pairs
 from benchmarks.machine import describe_machine
 from benchmarks.result_tables import write_result
@@ -30,7 +32,6 @@ from clients.inference_engine import InferenceEngine
 from clients.onnx_engine import OnnxEngine
 from clients.onnx_export import export_onnx
 from clients.personalisation import personalise
-from clients.policy import ExitPolicy
 from clients.profiler import profile_exits
 from clients.settings import PersonalisationSettings, loss_weights
 from data_partitions.opening import DataSettings, open_partitions
@@ -44,7 +45,6 @@ from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network
 
 BATCH_SIZES = (1, 32)
-OVERHEAD_REPEATS = 300
 Images = np.ndarray[Any, np.dtype[np.float32]]
 Row = dict[str, Any]
 
@@ -61,58 +61,12 @@ class Subject:
     truth: np.ndarray[Any, np.dtype[np.int64]]
 
 
-def overhead_rows(network: MultiExitNetwork, images: Images) -> list[Row]:
-    """Time the engine against the same calls by hand, for an image that leaves at exit e with exits 0 to e in use."""
-    confidences = InferenceEngine(network, _policy(network, 1.0, range(network.num_exits))).explore(images).confidences
-    rows = []
-    for exit in range(network.num_exits + 1):
-        before = confidences[:exit].max(axis=0, initial=0.0)
-        image = int((confidences[exit] - before).argmax())
-        if exit == network.num_exits:
-            policy = _policy(network, 1.0, range(exit))
-        elif confidences[exit, image] > before[image] + 1e-3:
-            policy = _policy(network, float(confidences[exit, image] + before[image]) / 2, range(exit + 1))
-        else:
-            # no image leaves here later than elsewhere: this exit alone is in use
-            policy = _policy(network, 0.0, [exit])
-        rows.append(_overhead_row(network, policy, images[image : image + 1], exit))
-    return rows
-
-
-def _overhead_row(network: MultiExitNetwork, policy: ExitPolicy, image: Images, exit: int) -> Row:
-    engine = InferenceEngine(network, policy)
-    if engine.infer(image).exits[0] != exit:
-        raise RuntimeError(f"the image does not leave at exit {exit}")
-    stages, heads, tensor = list(network.stages)[: exit + 1], network.heads, torch.from_numpy(image)
-
-    def by_hand() -> torch.Tensor:
-        with torch.inference_mode():
-            features, logits = tensor, tensor
-            for i, stage in enumerate(stages):
-                features = logits = stage(features)
-                if i in policy.exits:
-                    logits = heads[i](features)
-        return logits
-
-    times = time_pairs([(by_hand, lambda: engine.infer(image))], OVERHEAD_REPEATS, warm_up=20)
-    low, high = times.ratio_quartiles
-    return {
-        "exit": exit,
-        "heads_run": len([e for e in policy.exits if e <= exit]),
-        "by_hand_ms": float(np.median(times.first)),
-        "engine_ms": float(np.median(times.second)),
-        "overhead": times.ratio - 1,
-        "overhead_q25": low - 1,
-        "overhead_q75": high - 1,
-    }
-
-
 def speed_rows(network: MultiExitNetwork, subject: Subject, original_onnx: Path, repeats: int) -> list[Row]:
     """Time a user's policy against the original network, eager and on ONNX Runtime, at each batch size."""
     typer.echo(f"User {subject.stored.client_id}, labels: {subject.labels}", err=True)
     personal = InferenceEngine(network, subject.stored.policy)
     network.load_exit_state(subject.stored.exits)
-    original = InferenceEngine(network, _policy(network, 1.0, ()))
+    original = InferenceEngine(network, policy_of(network, 1.0, ()))
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(network, subject.stored, Path(folder))
@@ -169,10 +123,6 @@ def latency_rows(network: MultiExitNetwork, samples: UserSamples) -> list[Row]:
 
 def _call(engine: Engine, images: Images) -> Call:
     return lambda: engine.infer(images)
-
-
-def _policy(network: MultiExitNetwork, threshold: float, exits: Any) -> ExitPolicy:
-    return ExitPolicy(threshold=threshold, exits=tuple(exits), num_exits=network.num_exits)
 
 
 def subjects_of(
@@ -235,7 +185,7 @@ def main(
         subjects = [s for user in chosen for s in subjects_of(network, samples[user], schedule, seed)]
     with tempfile.TemporaryDirectory() as folder:
         unpersonal = replace(
-            subjects[0].stored, policy=_policy(network, 1.0, ()), exits=network.exit_state(), client_id="original"
+            subjects[0].stored, policy=policy_of(network, 1.0, ()), exits=network.exit_state(), client_id="original"
         )
         export_onnx(network, unpersonal, Path(folder))
         speed = [row for subject in subjects for row in speed_rows(network, subject, Path(folder), repeats)]
@@ -247,7 +197,7 @@ def main(
         "backbone": network.spec.backbone.split(":")[-1],
         "input_size": network.spec.input_size,
         "repeats": repeats,
-        "overhead_repeats": OVERHEAD_REPEATS,
+        "overhead_repeats": engine_overhead.REPEATS,
     }
     write_result(out, "inference", about, {name: pd.DataFrame(rows) for name, rows in tables.items()})
 

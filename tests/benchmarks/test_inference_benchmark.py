@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import inference
+from benchmarks import engine_overhead, inference
 from benchmarks.inference_report import inference_section
 from benchmarks.interleaved import Pair, time_pairs
 from benchmarks.result_tables import Result
@@ -33,9 +33,9 @@ def test_a_ratio_is_the_second_over_the_first_from_medians():
 
 
 def test_overhead_is_measured_at_every_exit(network, monkeypatch):
-    monkeypatch.setattr(inference, "OVERHEAD_REPEATS", 3)
+    monkeypatch.setattr(engine_overhead, "REPEATS", 3)
     images = to_float(TinyUsers().load_partition(0).images).numpy()
-    rows = inference.overhead_rows(network, images)
+    rows = engine_overhead.overhead_rows(network, images)
     assert [row["exit"] for row in rows] == [0, 1, 2]
     assert rows[-1]["heads_run"] == 2
     assert all(row["by_hand_ms"] > 0 for row in rows)
@@ -64,7 +64,7 @@ def test_the_section_names_the_medians_over_users():
 
 @pytest.mark.slow
 def test_the_whole_benchmark_runs_on_a_tiny_network(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "OVERHEAD_REPEATS", 3)
+    monkeypatch.setattr(engine_overhead, "REPEATS", 3)
     save_network(network, tmp_path / "model", ModelMetadata(trained_on=("u00",)))
     write_parquet(tmp_path / "users.parquet", samples=40)
     threads = torch.get_num_threads()
