@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.figure_measurements import Measured
-from experiments.figure_results import COLOURS, FigureResult, claim_on
+from experiments.figure_results import COLOURS, FigureResult, busy, claim_on
 from server.figures_style import figure_style, new_figure
 
 TITLE = "Fig. 6b: latency against MACs"
@@ -36,7 +36,7 @@ def draw(measured: Measured) -> FigureResult:
         measured,
         "latency is linear in the operations",
         paper="linear (no number given)",
-        ours=f"R² = {line[2]:.3f}",
+        ours=f"R² = {line[2]:.3f}{busy(table['load'].max())}",
         same_direction=line[2] > 0.9,
     )
     return FigureResult(figure=figure, numbers=table, claims=(claim,))

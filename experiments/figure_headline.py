@@ -5,7 +5,7 @@ import pandas as pd
 from experiments.figure_5 import times_cheaper
 from experiments.figure_7 import throughput_gain
 from experiments.figure_measurements import Measured
-from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means, original_accuracy
+from experiments.figure_results import COLOURS, Claim, FigureResult, busy, claim_on, exit_means, original_accuracy
 from multi_exit.network import MultiExitNetwork
 from server.figures_style import figure_style, new_figure
 
@@ -78,7 +78,8 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
             measured,
             what if "training" in what else f"{what}, at the original's accuracy",
             paper=f"{paper:g}x",
-            ours="not reached" if ours is None else f"{ours:.1f}x",
+            ours=("not reached" if ours is None else f"{ours:.1f}x")
+            + (busy(measured.latency["load"].max()) if "throughput" in what else ""),
             same_direction=ours is not None and ours > 1,
             as_good=ours is not None and ours >= paper,
         )

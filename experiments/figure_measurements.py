@@ -13,6 +13,7 @@ OUT/shared/STUDY-DIGEST/
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Measured:
         policies: user, scheme, threshold, accuracy_original, accuracy_before, accuracy_after, mean_macs,
             mean_macs_before, original_macs, and per exit whether it is in use (kept_0 ...) and its rate (rate_0 ...).
         sweeps: user, scheme, stage, threshold, accuracy, mean_macs, and the exit rates rate_0 to rate_M.
-        latency: exit, macs, latency_ms, stage_ms, head_ms.
+        latency: exit, macs, latency_ms, latency_p95_ms, stage_ms, head_ms, threads, and the machine's load average.
         cpu_seconds: what the model and the users took, in the calls that measured them.
     """
 
@@ -126,6 +127,8 @@ def _measure_user(study: Study, network: MultiExitNetwork, samples: UserSamples,
 
 def _latency(network: MultiExitNetwork, samples: UserSamples, path: Path) -> pd.DataFrame:
     if not path.exists():
+        # before our own work counts
+        load = os.getloadavg()[0]
         profile = profile_exits(network, network.heads, samples.images, samples.labels, max_samples=50)
         rows = [
             {
@@ -136,6 +139,7 @@ def _latency(network: MultiExitNetwork, samples: UserSamples, path: Path) -> pd.
                 "stage_ms": row.stage_ms,
                 "head_ms": row.head_ms,
                 "threads": profile.threads,
+                "load": load,
             }
             for row in profile.exits
         ]

@@ -1,5 +1,6 @@
 """What a figure gives: a picture, a table of its numbers, and the paper's claims beside ours."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,6 +108,12 @@ def made_on(measured: Measured) -> str:
     small = f"; {measured.too_small} more have fewer samples than a split needs" if measured.too_small else ""
     size = f"{samples.min()}" if samples.min() == samples.max() else f"{samples.min()} to {samples.max()}"
     return f"{study.title}, {measured.network.num_exits} exits, {users} users with {size} training samples each{small}"
+
+
+def busy(load: float) -> str:
+    """Return a remark on times that were taken while other work went on, nothing where the machine was quiet."""
+    cores = os.cpu_count() or 1
+    return f" (on a busy machine: load {load:.0f} on {cores} cores)" if load > cores + 1 else ""
 
 
 def exit_means(measured: Measured, scheme: str) -> pd.DataFrame:

@@ -59,6 +59,12 @@ def table(measured: Measured) -> pd.DataFrame:
     return pd.DataFrame({**shares, **quantiles, **summary}).reset_index()
 
 
+def _cost(measured: Measured, scheme: str) -> str:
+    rows = measured.policies[measured.policies.scheme == scheme]
+    before, after = (float((rows[name] / rows.original_macs).mean()) for name in ("mean_macs_before", "mean_macs"))
+    return f", for {before:.0%} of the original's MACs before and {after:.0%} after"
+
+
 def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
     rows: Any = numbers.itertuples()
     return tuple(
@@ -67,7 +73,7 @@ def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
             f"{'the whole policy' if row.exit == 'policy' else f'exit {row.exit}'}, {row.scheme}",
             paper="not given",
             ours=f"{row.helped:.0%} helped, {row.hurt:.0%} hurt; p5 {100 * row.p5:+.1f}, p25 {100 * row.p25:+.1f}, "
-            f"worst {100 * row.worst:+.1f} points",
+            f"worst {100 * row.worst:+.1f} points{_cost(measured, row.scheme) if row.exit == 'policy' else ''}",
             same_direction=None,
         )
         for row in rows
