@@ -187,7 +187,7 @@ def main(
     users: Annotated[int, typer.Option(help="Users to attack.")] = 10,
     shadow_pairs: Annotated[int, typer.Option(help="Pairs of shadow models per user, >= 2.")] = 4,
     epochs: Annotated[int, typer.Option(help="Passes over the user's samples.")] = 10,
-    noise: Annotated[str, typer.Option(help="Noise multipliers z, with commas.")] = "0,0.001,0.01,0.1",
+    noise: Annotated[str, typer.Option(help="Noise multipliers z, with commas.")] = "0,0.001,0.003,0.01,0.1",
     clipping_norm: Annotated[float, typer.Option(help="L2 norm that a change is clipped to.")] = 1.0,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
     page: Annotated[Path | None, typer.Option(help="A page with marks for the table, such as docs/privacy.md.")] = None,
