@@ -66,7 +66,8 @@ def draw_attacks(table: pd.DataFrame, title: str) -> Figure:
     with figure_style():
         figure = new_figure()
         axes = figure.subplots()
-        for number, (attack, part) in enumerate(table.groupby("attack", sort=False)):
+        for number, (attack, colour) in enumerate(COLOURS.items()):
+            part = table[table.attack == attack]
             places = [releases.index(release) + 0.12 * (number - 1) for release in part.release]
             axes.errorbar(
                 places,
@@ -79,7 +80,8 @@ def draw_attacks(table: pd.DataFrame, title: str) -> Figure:
             )
         axes.axhline(0.5, color=ORIGINAL, linestyle="--", linewidth=1.0)
         accuracies = [table[table.release == release].accuracy.iloc[0] for release in releases]
-        labels = [f"{name}\n({value:.0%})" for name, value in zip(releases, accuracies, strict=True)]
+        names = [release.replace(", ", "\n").replace(" exits", "\nexits") for release in releases]
+        labels = [f"{name}\n({value:.0%})" for name, value in zip(names, accuracies, strict=True)]
         axes.set_xticks(range(len(releases)), labels)
         axes.set(ylabel="AUC of membership inference", xlabel="what leaves a client (accuracy of its exits)")
         figure.legend(title="attack", loc="outside right center")
