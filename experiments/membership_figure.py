@@ -75,8 +75,8 @@ def draw_attacks(table: pd.DataFrame, title: str) -> Figure:
                 yerr=2 * part.auc_se,
                 fmt="o",
                 capsize=3,
-                color=COLOURS[str(attack)],
-                label=str(attack),
+                color=colour,
+                label=attack,
             )
         axes.axhline(0.5, color=ORIGINAL, linestyle="--", linewidth=1.0)
         accuracies = [table[table.release == release].accuracy.iloc[0] for release in releases]
