@@ -173,11 +173,11 @@ def wait_until_personalising(run: Path) -> None:
     wait_for(lambda: (read_status(run) or RunStatus()).doing == "personalising", 240)
 
 
-def client_apps(unit: Unit, cpu_seconds: float = 8.0) -> list[psutil.Process]:
+def client_apps(unit: Unit, cpu_seconds: float = 4.0) -> list[psutil.Process]:
     """Return the processes of a device that personalise, once they have taken so much of a processor's time.
 
-    To load torch and the app takes half of it; and in place of a process that ends before it has fetched its message
-    Flower starts another one.
+    By then it is at work: it fetches its message before it loads torch. In place of a process that ends before it has
+    fetched its message Flower starts another one.
     """
 
     def at_work() -> list[psutil.Process]:

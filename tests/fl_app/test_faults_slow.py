@@ -94,7 +94,7 @@ def test_a_client_process_that_is_killed_is_a_named_failure_and_the_device_takes
     federation, first, record_property
 ):
     before = federation.stored(BAD)
-    run = federation.run("killed", epochs=60, round_deadline=DEADLINE)
+    run = federation.run("killed", epochs=300, round_deadline=DEADLINE)
     wait_until_personalising(run)
     for process in client_apps(federation.devices[BAD]):
         process.kill()
