@@ -90,10 +90,10 @@ def test_no_amount_is_refused(text):
 def test_the_budget_holds_for_the_whole_process(schedule):
     script = Path(__file__).with_name("round_in_a_budget.py")
     done = subprocess.run(
-        [sys.executable, script, schedule, "400MB"], capture_output=True, text=True, check=True, cwd=script.parents[2]
+        [sys.executable, script, schedule, "200MB"], capture_output=True, text=True, check=True, cwd=script.parents[2]
     )
     grown = int(done.stdout)
-    assert 50 * MB < grown <= 400 * MB
+    assert 50 * MB < grown <= 200 * MB
 
 
 def test_a_plan_leaves_the_network_alone(toy_network):
