@@ -6,6 +6,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from experiments.figure_measurements import Measured
 from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on
 from server.figures_style import AFTER, FRONT, figure_style, new_figure
+from server.figures_style import PAPER as PAPER_COLOUR
 
 TITLE = "Fig. 4: accuracy against the number of samples"
 STUDIES = ("resnet50", "mobilenet_v2")
@@ -28,7 +29,8 @@ def draw(measured: Measured) -> FigureResult:
         axes.axhline(0, color=COLOURS["original"], linewidth=1.2, label="original")
         for exit, samples in PAPER.items():
             axes.plot([samples], [0], "D", mfc="none", mec=COLOURS["original"], markersize=7)
-            axes.annotate(f"exit {exit}", (samples, 0), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+            axes.annotate(f"exit {exit}", (samples, 0), (0, 7), textcoords="offset points", ha="center", fontsize=8.5,
+                          bbox={"facecolor": PAPER_COLOUR, "edgecolor": "none", "pad": 1}, zorder=4)  # fmt: skip
         axes.plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper: reaches\nthe original")
         axes.set_xscale("log")
         ticks = sorted({*means.index, *PAPER.values()})

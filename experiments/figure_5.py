@@ -43,9 +43,13 @@ def draw(measured: Measured) -> FigureResult:
             for times, points in zip(paper, PAPER_GAINS, strict=False):
                 axes.plot([1 / times], [points], "D", mfc="none", mec=COLOURS[scheme], markersize=7)
             axes.set_xscale("log")
-            axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
             axes.minorticks_off()
             axes.set(xlabel=f"{NAMES[cost]} / original", title=f"{letter}: {scheme}")
+        limits = [limit for axes in figure.axes for limit in axes.get_xlim()]
+        for axes in figure.axes:
+            axes.set_xlim(min(limits), max(limits))
+            shown = [tick for tick in TICKS if min(limits) <= tick <= max(limits)]
+            axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
         for axes in figure.axes[::2]:
             axes.set_ylabel("accuracy − original (points)")
         figure.axes[2].plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper")

@@ -10,6 +10,10 @@ from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on
 from server.figures_style import figure_style, new_figure
 
 TITLE = "The guard"
+NOTE = """\
+The guard looks at the calibration samples. It cannot keep every user from harm on the test part, and now and then it
+puts back an exit that was better there; what it prevents is the larger losses.
+"""
 STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
 
 

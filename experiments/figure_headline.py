@@ -73,6 +73,8 @@ def training_cost_gain(network: MultiExitNetwork) -> float:
 def claims(measured: Measured) -> tuple[Claim, ...]:
     """Return the factors, and the largest gain in accuracy."""
     gain = 100 * (exit_means(measured, "hard labels").after.iloc[:-1].max() - original_accuracy(measured))
+    early = exit_means(measured, "hard labels").iloc[:-1]
+    itself = 100 * (early.after - early.before)[early.after.idxmax()]
     factors = [
         claim_on(
             measured,
@@ -89,7 +91,7 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
         measured,
         "largest gain of an early exit over the original",
         paper="+15.9 points",
-        ours=f"{gain:+.1f} points",
+        ours=f"{gain:+.1f} points; {itself:+.1f} over the same exit before",
         same_direction=bool(gain > 0),
         as_good=bool(gain >= 15.9),
     )

@@ -72,7 +72,9 @@ def claim_on(
     return Claim(claim=claim, paper=paper, ours=ours, same_direction=same_direction, why=why)
 
 
-def save_result(result: FigureResult, name: str, title: str, measured: Measured, scale: str, out: Path) -> None:
+def save_result(
+    result: FigureResult, name: str, title: str, measured: Measured, scale: str, out: Path, note: str = ""
+) -> None:
     """Write NAME.png, NAME.svg, NAME.parquet, NAME-claims.parquet, NAME.md and NAME.json into `out`."""
     with figure_style():
         save_figure(result.figure, out, name)
@@ -85,6 +87,7 @@ def save_result(result: FigureResult, name: str, title: str, measured: Measured,
         "made_on": made_on(measured),
         "scale": scale,
         "cpu_seconds": round(measured.cpu_seconds),
+        "note": note,
     }
     write_json_atomically(out / f"{name}.json", facts)
 

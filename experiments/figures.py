@@ -85,7 +85,8 @@ def run_figures(
             variants: dict[str, Study] = module.variants(study) if hasattr(module, "variants") else {}
             result: FigureResult = module.draw(measured(study), **{k: measured(v) for k, v in variants.items()})
             file = f"figure-{name}-{key}"
-            save_result(result, file, module.TITLE, measured(study), scale, out)
+            note = getattr(module, "NOTE", "")
+            save_result(result, file, module.TITLE, measured(study), scale, out, note)
             pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
             pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))

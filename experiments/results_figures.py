@@ -22,7 +22,7 @@ def render_figures(sources: Sources, names: tuple[str, ...], images: Path) -> li
     """Return the lines of some figures on all their studies, and copy their pictures into the folder `images`."""
     lines: list[str] = []
     for name in names:
-        titled = False
+        titled, note = False, ""
         for folder in sources.figures:
             for path in sorted(folder.glob(f"figure-{name}-*.json")):
                 facts = json.loads(path.read_text())
@@ -30,6 +30,8 @@ def render_figures(sources: Sources, names: tuple[str, ...], images: Path) -> li
                     lines += [f"### {facts['title']}", ""]
                     titled = True
                 lines += _figure(folder, path.stem, facts, images)
+                note = facts.get("note", "")
+        lines += [note, ""] if note else []
     return lines
 
 
