@@ -74,7 +74,7 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
     """Return the factors, and the largest gain in accuracy."""
     gain = 100 * (exit_means(measured, "hard labels").after.iloc[:-1].max() - original_accuracy(measured))
     early = exit_means(measured, "hard labels").iloc[:-1]
-    itself = 100 * (early.after - early.before)[early.after.idxmax()]
+    itself = 100 * float((early.after - early.before).iloc[int(early.after.argmax())])
     factors = [
         claim_on(
             measured,
