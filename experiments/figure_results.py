@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -73,9 +74,18 @@ def claim_on(
 
 
 def save_result(
-    result: FigureResult, name: str, title: str, measured: Measured, scale: str, out: Path, note: str = ""
+    result: FigureResult, name: str, title: str, measured: Measured, about: dict[str, Any], out: Path
 ) -> None:
-    """Write NAME.png, NAME.svg, NAME.parquet, NAME-claims.parquet, NAME.md and NAME.json into `out`."""
+    """Write NAME.png, NAME.svg, NAME.parquet, NAME-claims.parquet, NAME.md and NAME.json into `out`.
+
+    Args:
+        result: the figure.
+        name: of the files.
+        title: of the figure.
+        measured: what it was drawn from.
+        about: how it was made, for NAME.json; JSON types only.
+        out: the folder.
+    """
     with figure_style():
         save_figure(result.figure, out, name)
     write_table(result.numbers, out / f"{name}.parquet")
@@ -85,9 +95,8 @@ def save_result(
         "title": title,
         "study": measured.study.name,
         "made_on": made_on(measured),
-        "scale": scale,
         "cpu_seconds": round(measured.cpu_seconds),
-        "note": note,
+        **about,
     }
     write_json_atomically(out / f"{name}.json", facts)
 

@@ -20,8 +20,8 @@ from clients.errors import ClientSettingsError
 from experiments.figure_measurements import Measured, measure
 from experiments.figure_results import FigureResult, made_on, page, save_result
 from experiments.figure_studies import STUDIES, Study, studies_of
-from experiments.results_sources import FIGURES_FILE, as_seen_from_here
-from multi_exit.atomic_files import write_json_atomically, write_text_atomically
+from experiments.results_sources import as_seen_from_here
+from multi_exit.atomic_files import write_text_atomically
 
 NAMES = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline", "users", "seeds", "shift", "heads", "guard")
 """The paper's figures in its order, and those beyond; each is a module `experiments.figure_NAME`."""
@@ -85,25 +85,28 @@ def run_figures(
             variants: dict[str, Study] = module.variants(study) if hasattr(module, "variants") else {}
             result: FigureResult = module.draw(measured(study), **{k: measured(v) for k, v in variants.items()})
             file = f"figure-{name}-{key}"
-            note = getattr(module, "NOTE", "")
-            save_result(result, file, module.TITLE, measured(study), scale, out, note)
+            models = {"qmnist_model": qmnist_model if key == "qmnist" else None,
+                      "writers_model": writers_model if key == "writers" else None}  # fmt: skip
+            about = {
+                "scale": scale,
+                "note": getattr(module, "NOTE", ""),
+                "command": _command(scale, key, users, real_data=real_data, **models, out=out),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+                "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+            }
+            save_result(result, file, module.TITLE, measured(study), about, out)
             pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
             pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))
-    _describe(out, scale, users, real_data, qmnist_model, writers_model)
     return pictures
 
 
-def _describe(out: Path, scale: str, users: int | None, real_data: Path | None, *models: Path | None) -> None:
-    """Say how the figures are made again, for the results page."""
-    options = {"--real-data": real_data, "--qmnist-model": models[0], "--writers-model": models[1], "--out": out}
-    words = [f"{option} {as_seen_from_here(path)}" for option, path in options.items() if path is not None]
-    facts = {
-        "command": ["persephonee figures", f"--scale {scale}", *([f"--users {users}"] if users else []), *words],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-    }
-    write_json_atomically(out / FIGURES_FILE, facts)
+def _command(scale: str, study: str, users: int | None, **paths: Path | None) -> list[str]:
+    """Return the words that measure a study again, its paths relative to where we are."""
+    named = [f"--{name.replace('_', '-')} {as_seen_from_here(path)}" for name, path in paths.items() if path]
+    fewer = [f"--users {users}"] if users else []
+    only = [f"--study {study}"] if study in STUDIES else []
+    return ["persephonee figures", f"--scale {scale}", *only, *fewer, *named]
 
 
 def _studies_for(module: ModuleType, studies: dict[str, Study], only: Sequence[str]) -> Iterator[tuple[str, Study]]:

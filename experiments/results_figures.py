@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.figure_results import Claim, claims_table
 from experiments.figures import NAMES
-from experiments.results_sources import FIGURES_FILE, Sources, shell_block
+from experiments.results_sources import Sources, shell_block
 
 PAPERS = NAMES[: NAMES.index("headline") + 1]
 """The figures that the paper has too; the others go beyond it."""
@@ -37,20 +37,18 @@ def render_figures(sources: Sources, names: tuple[str, ...], images: Path) -> li
 
 def render_commands(sources: Sources) -> list[str]:
     """Return how the figures were made, and what each study took."""
-    lines: list[str] = []
+    # one for each study and scale: the last figure drawn says how all were made
+    studies: dict[tuple[str, str], dict[str, Any]] = {}
     for folder in sources.figures:
-        facts = json.loads((folder / FIGURES_FILE).read_text())
-        lines += shell_block(facts["command"])
-        lines += [
-            f"On {facts['machine']}, with {facts['versions']}. What each study took, in one thread's minutes:",
-            "",
-        ]
-        lines += ["| study | scale | CPU minutes |", "|---|---|---|"]
-        studies: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("figure-*.json")):
-            own = json.loads(path.read_text())
-            studies[own["study"]] = own
-        lines += [f"| {s['made_on']} | {s['scale']} | {s['cpu_seconds'] / 60:.0f} |" for s in studies.values()] + [""]
+            facts = json.loads(path.read_text())
+            studies[facts["study"], facts["scale"]] = facts
+    if not studies:
+        return []
+    lines = ["What each study took is stated in one thread's minutes, without what a figure beyond the paper adds.", ""]
+    for facts in studies.values():
+        lines += [f"{facts['made_on']}: {facts['cpu_seconds'] / 60:.0f} minutes on {facts['machine']}, "
+                  f"{facts['versions']}.", "", *shell_block(facts["command"])]  # fmt: skip
     return lines
 
 

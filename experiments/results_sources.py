@@ -12,9 +12,6 @@ from typing import Any
 
 from clients.errors import ClientSettingsError
 
-FIGURES_FILE = "figures.json"
-"""What `persephonee figures` says of itself."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -68,7 +65,7 @@ def recognise(folders: Sequence[Path]) -> Sources:
     attacks: list[Path] = []
     for folder in folders:
         tables = [sorted(folder.glob(f"{kind}-*.csv")) for kind in ("meta-learning", "membership")]
-        if (folder / FIGURES_FILE).exists():
+        if any(folder.glob("figure-*.json")):
             figures.append(folder)
         elif (folder / "summary.json").exists():
             runs.append(Run(path=folder, config=_json(folder / "config.json"), summary=_json(folder / "summary.json")))

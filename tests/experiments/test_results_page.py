@@ -72,13 +72,12 @@ def write_unseen(folder, gain):
 def write_figure(folder, name, claims):
     folder.mkdir(exist_ok=True)
     facts = {"title": f"Fig. {name}", "study": "resnet50", "made_on": "Tiny ImageNet, ResNet-50", "scale": "quick",
-             "cpu_seconds": 600}  # fmt: skip
+             "cpu_seconds": 600, "command": ["persephonee figures", "--scale quick"], "machine": "x86",
+             "versions": "Python"}  # fmt: skip
     stem = f"figure-{name}-resnet50"
     (folder / f"{stem}.json").write_text(json.dumps(facts))
     (folder / f"{stem}.png").write_bytes(b"a picture")
     pd.DataFrame(claims).to_parquet(folder / f"{stem}-claims.parquet")
-    about = {"command": ["persephonee figures", "--scale quick"], "machine": "x86", "versions": "Python"}
-    (folder / "figures.json").write_text(json.dumps(about))
     return folder
 
 
@@ -122,7 +121,7 @@ def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "| fewer MACs | 3x | 2x | no | small data |" in page
-    assert "| Tiny ImageNet, ResNet-50 | quick | 10 |" in page
+    assert "Tiny ImageNet, ResNet-50: 10 minutes on x86, Python." in page
     # what the paper says nothing of has no column for it
     assert "| fewer MACs | 2x |" in page
     assert (tmp_path / "docs" / "images" / "results-3a-resnet50.png").read_bytes() == b"a picture"
