@@ -11,8 +11,8 @@ from server.figures_style import figure_style, new_figure
 
 TITLE = "The guard"
 NOTE = """\
-The guard looks at the calibration samples. It cannot keep every user from harm on the test part, and now and then it
-puts back an exit that was better there; what it prevents is the larger losses.
+The guard looks at the calibration samples. On the test part it spares some users a loss, not all of them, and it also
+puts back exits that were better there: without labels it compares with the original's answers, and costs accuracy.
 """
 STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
 
