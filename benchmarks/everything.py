@@ -73,6 +73,12 @@ SCALES = {
         gpu="--repeats 2",
     ),
 }
+SCALES["brief"] = replace(
+    SCALES["quick"],
+    cost="--users 2 --rounds 2",
+    simulation="--clients 60 --opponents-clients 24 --many-clients 0 --few 4 --repeats 1",
+)
+"""For a machine that has other work to do; the page states how many users there were."""
 
 
 @takes(data=data_settings)
@@ -80,7 +86,7 @@ def main(
     *,
     data: DataSettings,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/bench"),
-    scale: Annotated[str, typer.Option(help="smoke or quick.")] = "quick",
+    scale: Annotated[str, typer.Option(help="smoke, brief or quick.")] = "quick",
     model: Annotated[Path | None, typer.Option(help="Global model of DATA, with msdnet heads.")] = None,
     real_data: Annotated[Path | None, typer.Option(help="Folder with tiny-imagenet-200 and weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the parts that are done.")] = False,
