@@ -54,8 +54,8 @@ def page_of(results: Results, outcomes: list[Outcome], images: Path) -> str:
     parts = [
         "# Speed and memory\n",
         "`make bench` measures all of this on one machine and writes this page; nothing in it is typed by hand but the "
-        "reasons in `benchmarks/performance_targets.py`. What is compared was run in turn in one run. How many users there "
-        'were stands with each table: `make bench BENCH_ARGS="--scale brief"` takes fewer.\n',
+        "reasons in `benchmarks/performance_targets.py`. What is compared was run in turn in one run. How many users "
+        'there were stands with each table: `make bench BENCH_ARGS="--scale brief"` takes fewer.\n',
         "## Targets\n",
         targets_table(results),
         *_not_there(outcomes),
