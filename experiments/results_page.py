@@ -2,8 +2,9 @@ r"""The results page, from tables alone.
 
     python -m experiments.results_page FIGURES RUN ... MODEL ... META --out docs/results.md --readme README.md
 
-Each folder is recognised by what it holds. A part whose tables are not given is named as missing. Pictures are copied
-into images/ beside the page; in the README the part between the two markers is replaced.
+Each folder is recognised by what it holds. A section whose tables are not given stays as it is on the page, or is named
+as missing where the page has none yet. Pictures are copied into images/ beside the page and the numbers into tables/;
+in the README the part between the two markers is replaced.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from experiments.results_figures import PAPERS, claims_of, render_commands, rend
 from experiments.results_runs import render_models, render_runs
 from experiments.results_sharing import render_attacks, render_sharing, render_starts
 from experiments.results_sources import Sources, recognise
+from experiments.results_tables import keep_tables
 from multi_exit.atomic_files import write_text_atomically
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -35,7 +37,8 @@ the reasons are written by hand, in `experiments/figure_reasons.py`. To make it 
 python -m experiments.results_page FOLDERS --out docs/results.md --readme README.md
 ```
 
-with the folders that they wrote. What stands in for what:
+with the folders that they wrote; a section whose folders are not named stays as it is. The numbers behind the figures
+and the sections are in [tables/](tables). What stands in for what:
 
 | in the paper | here |
 |---|---|
@@ -104,14 +107,24 @@ SECTIONS = (
 )
 
 
-def results_page(sources: Sources, images: Path) -> str:
-    """Return the page in Markdown; pictures are written into `images`."""
+def results_page(sources: Sources, images: Path, earlier: str = "") -> str:
+    """Return the page in Markdown, with the sections of an earlier one where the sources have no tables for them.
+
+    Pictures are written into `images`.
+    """
     images.mkdir(parents=True, exist_ok=True)
     lines = [HEADER]
     for section in SECTIONS:
-        body = section.render(sources, images)
+        body = section.render(sources, images) or _section_of(earlier, section.title)
         lines += [f"## {section.title}", "", *(body or [f"Missing: no tables were given. Run {section.missing}.", ""])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _section_of(page: str, title: str) -> list[str]:
+    """Return the lines of a page's section, without its heading; none where the page lacks it."""
+    _, _, rest = f"\n{page}".partition(f"\n## {title}\n")
+    body = rest.partition("\n## ")[0].strip()
+    return [body, ""] if body else []
 
 
 def readme_part(sources: Sources, page: Path, images: Path, readme: Path) -> str:
@@ -153,7 +166,9 @@ def main(
     images = out.parent / "images"
     try:
         sources = recognise(folders)
-        write_text_atomically(out, results_page(sources, images))
+        earlier = out.read_text() if out.exists() else ""
+        write_text_atomically(out, results_page(sources, images, earlier))
+        keep_tables(sources, out.parent / "tables")
         if readme is not None:
             part = readme_part(sources, out, images, readme)
             write_text_atomically(readme, replace_part(readme.read_text(), part))

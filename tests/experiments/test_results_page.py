@@ -111,6 +111,24 @@ def test_a_page_holds_what_the_tables_say_and_names_what_is_missing(tmp_path):
         assert ("Missing: no tables were given." in body) == (section.title not in given), section.title
 
 
+def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp_path):
+    page, tables = tmp_path / "results.md", tmp_path / "tables"
+    assert run_page(write_run(tmp_path / "digits-none"), "--out", page).exit_code == 0
+    assert json.loads((tables / "run-digits-none.json").read_text()) == SUMMARY
+    shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2})
+    write_unseen(shared, gain=0.05)
+    assert run_page(shared, "--out", page).exit_code == 0
+    text = page.read_text()
+    assert text.count("4 users asked, 3 with figures") == 1
+    assert text.count("## Sharing exits") == 1 and "| 0 | 41.0% | 51.0% (+10.0) |" in text
+    assert (tables / "run-digits-none.json").exists()
+    kept = pd.read_csv(tables / "sharing-shared.csv")
+    assert kept[(kept["round"] == 2) & (kept.exit == 0)].accuracy.item() == pytest.approx(0.51)
+    # a third call with nothing new changes nothing
+    assert run_page(shared, "--out", page).exit_code == 0
+    assert page.read_text() == text
+
+
 def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
     figures = write_figure(tmp_path / "figures", "headline", [claim(), claim(same_direction=False, why="small data")])
     write_figure(figures, "3a", [claim()])
