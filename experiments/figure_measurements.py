@@ -75,7 +75,8 @@ def measure(study: Study, out: Path) -> Measured:
         ServerError: the global model cannot be trained.
     """
     folder = out / "shared" / f"{study.name}-{_digest(study)}"
-    makes_model = (study.data, study.model, study.model_folder, study.tuned_classifier, study.training_domain)
+    own = (study.model_folder, study.tuned_classifier, study.exit_loss, study.training_domain)
+    makes_model = (study.pool, study.model, *own)
     model_folder = out / "shared" / "models" / _digest(makes_model)
     begin = time.process_time()
     network, metadata = global_model(study, model_folder, out / "shared" / CACHE_NAME)

@@ -4,12 +4,13 @@
 Without real data there is `writers` alone; at smoke scale one tiny study takes every place.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clients.errors import ClientSettingsError
 from data_partitions.opening import DataSettings
 from experiments.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
+from multi_exit.losses import LossWeights
 from server.global_model import GlobalModelSettings, UserShares
 from server.pretraining_settings import PretrainSettings
 
@@ -33,6 +34,7 @@ class Study:
         num_users: who personalise; with more, the measurements of fewer stay valid.
         model_folder: of a model that is there already; None trains one.
         tuned_classifier: whether the global pool fine-tunes the original's classifier before the exits learn.
+        exit_loss: how the global pool teaches the exits, where the backbone is trained already.
         epochs: of personalisation.
         schemes: of Eq. (1), by the figures' names.
         sample_counts: training samples per user in Fig. 4, increasing; a user with fewer is left out there.
@@ -48,12 +50,18 @@ class Study:
     num_users: int = field(repr=False)
     model_folder: Path | None = None
     tuned_classifier: bool = False
+    exit_loss: LossWeights = field(default_factory=lambda: LossWeights(alpha=1.0))
     epochs: int = 10
     schemes: tuple[str, ...] = ALL_SCHEMES
     sample_counts: tuple[int, ...] = ()
     domain: str | None = None
     training_domain: str | None = None
     seed: int = 0
+
+    @property
+    def pool(self) -> DataSettings:
+        """The data as it matters to the global model: the tastes of those who personalise do not."""
+        return replace(self.data, num_users=1, class_width=1.0)
 
 
 def studies_of(

@@ -22,6 +22,7 @@ from torch.nn import functional
 from data_partitions.samples import Partitions, to_float
 from multi_exit.atomic_files import write_json_atomically
 from multi_exit.building import build_network
+from multi_exit.losses import LossWeights, personalisation_loss
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import ModelMetadata, save_network
 from server.global_model import GlobalModelSettings, choose_training_users
@@ -35,6 +36,7 @@ BATCH = 64
 CLASSIFIER_EPOCHS = 20
 CLASSIFIER_RATE = 5e-3
 CLASSIFIER_DECAY = 5e-3
+LABELS_ALONE = LossWeights(alpha=1.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +66,13 @@ class PoolFeatures:
 
 
 def make_frozen_model(
-    settings: GlobalModelSettings, partitions: Partitions, folder: Path, cache: Path, *, tuned_classifier: bool
+    settings: GlobalModelSettings,
+    partitions: Partitions,
+    folder: Path,
+    cache: Path,
+    *,
+    tuned_classifier: bool,
+    weights: LossWeights = LABELS_ALONE,
 ) -> None:
     """Build the network on trained weights, learn its exits with the backbone frozen, and save it in `folder`.
 
@@ -74,6 +82,7 @@ def make_frozen_model(
         folder: of the model.
         cache: folder of the features; those of an earlier call on the same backbone and images are taken up.
         tuned_classifier: fine-tune the original's classifier first.
+        weights: of the labels and of the original's distribution in each exit's loss; the paper's have labels alone.
     """
     training = settings.training
     channels, side, _ = partitions.image_shape
@@ -95,8 +104,11 @@ def make_frozen_model(
     validation = gather_samples(partitions, validation_ids, VALIDATION_SAMPLES, training.seed)
     features = _pool_features(network, train, validation, cache)
     tuning = tune_classifier(network, features, training.seed) if tuned_classifier else {}
-    history = learn_exits(network.heads, features, training)
+    with torch.no_grad():
+        teacher = _classifier(network)(features.pooled)
+    history = learn_exits(network.heads, features, training, teacher, weights)
     known = {**asdict(training), **tuning, "backbone_weights": settings.weights.name if settings.weights else None}
+    known["exit_loss"] = asdict(weights)
     metadata = ModelMetadata(
         dataset=partitions.name,
         trained_on=tuple(sorted((*train_ids, *validation_ids))),
@@ -133,10 +145,23 @@ def tune_classifier(network: MultiExitNetwork, features: PoolFeatures, seed: int
     return {"original_as_cut": cut, "original_fine_tuned": best}
 
 
-def learn_exits(heads: nn.ModuleList, features: PoolFeatures, settings: PretrainSettings) -> tuple[dict[str, Any], ...]:
-    """Train the heads in place on the sum of their cross-entropies; return a record for each epoch.
+def learn_exits(
+    heads: nn.ModuleList,
+    features: PoolFeatures,
+    settings: PretrainSettings,
+    teacher: Tensor,
+    weights: LossWeights = LABELS_ALONE,
+) -> tuple[dict[str, Any], ...]:
+    """Train the heads in place on the sum of their losses; return a record for each epoch.
 
     Each head ends with the weights of its own best epoch on the images that validate: heads share nothing.
+
+    Args:
+        heads: M heads.
+        features: what they take.
+        settings: the schedule.
+        teacher: the original's logits, [N, K].
+        weights: of Eq. (1), here on the global pool.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.SGD(
@@ -155,7 +180,8 @@ def learn_exits(heads: nn.ModuleList, features: PoolFeatures, settings: Pretrain
                 group["lr"] = settings.learning_rate_at(epoch + step / total)
             labels = features.labels[batch]
             outputs = [head(features.rows(exit, batch)) for exit, head in enumerate(heads)]
-            loss = torch.stack([functional.cross_entropy(output, labels) for output in outputs]).sum()
+            losses_of = [personalisation_loss(output, teacher[batch], labels, weights) for output in outputs]
+            loss = torch.stack(losses_of).sum()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -72,7 +72,7 @@ SECTIONS = (
     Section(
         title="Beyond the paper",
         render=lambda sources, images: render_figures(sources, NAMES[len(PAPERS) :], images),
-        missing="`persephonee figures users seeds shift heads guard --scale quick --real-data DIR --out DIR`",
+        missing="`persephonee figures users seeds shift heads guard width --scale quick --real-data DIR --out DIR`",
     ),
     Section(
         title="How the figures were made",

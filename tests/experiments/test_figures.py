@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ from experiments.figure_5 import shortfall, times_cheaper
 from experiments.figure_measurements import Measured, measure
 from experiments.figure_results import first_reaching, original_accuracy
 from experiments.figure_studies import studies_of
+from experiments.figure_width import popular_classes, variants
 from experiments.figures import NAMES, run_figures
 from fl_app.command_line import app
 from tests.conftest import real_data
@@ -57,6 +59,17 @@ def numbers_agree_with_the_users_tables(out):
     ends = sweeps[(sweeps.threshold == 1.0) & (sweeps.scheme == "hard labels") & (sweeps.stage == "after")]
     last = whole[whole.exit == whole.exit.max()].set_index("user").after
     assert ends.set_index("user").accuracy.sort_index().tolist() == pytest.approx(last.sort_index().tolist())
+
+
+def test_users_of_another_width_share_the_global_model_and_the_width_says_how_many_classes_they_meet():
+    study = studies_of("smoke", None, Path("unused"))["writers"]
+    others = variants(study)
+    assert sorted(other.data.class_width for other in others.values()) == [2.5, 5, 20]
+    assert all(other.pool == study.pool for other in others.values())
+    # 1.96 standard deviations to each side
+    assert [popular_classes(200, width) for width in (2.5, 5, 10)] == [10, 20, 40]
+    # popularity is flat, and 95 of 100 hold 95%
+    assert popular_classes(100, 1e6) == 95
 
 
 def test_the_first_exit_that_reaches_a_target_is_early():

@@ -8,6 +8,7 @@ from torch.nn import functional
 from data_partitions.samples import to_float
 from experiments.domain_users import DomainUsers
 from experiments.frozen_backbone import PoolFeatures, evaluate_heads, learn_exits, make_frozen_model, tune_classifier
+from multi_exit.losses import LossWeights
 from multi_exit.storage import load_network
 from server.global_model import GlobalModelSettings, UserShares, choose_training_users
 from server.pretraining_settings import PretrainSettings
@@ -61,8 +62,26 @@ def test_each_exit_keeps_its_own_best_epoch_and_learns_what_can_be_learnt():
     torch.manual_seed(0)
     heads = nn.ModuleList([nn.Sequential(nn.Flatten(), nn.Linear(36, 2))])
     settings = PretrainSettings(mode="exits", epochs=20, learning_rate=0.1, augmentation="none")
-    history = learn_exits(heads, features, settings)
+    history = learn_exits(heads, features, settings, teacher=torch.zeros(90, 2))
     assert evaluate_heads(heads, features)[0] == max(epoch["validation_accuracy"][0] for epoch in history) > 0.8
+
+
+def test_the_originals_distribution_teaches_where_it_has_weight():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(90, 4, 3, 3, generator=generator)
+    truth = (maps[:, 0].mean(dim=(1, 2)) > 0).long()
+    # labels of chance teach nothing, the original's answers do
+    labels = torch.randint(0, 2, (90,), generator=generator)
+    labels[60:] = truth[60:]
+    features = PoolFeatures(maps=(maps.half().numpy(),), pooled=maps.mean(dim=(2, 3)), labels=labels, num_train=60)
+    settings = PretrainSettings(mode="exits", epochs=20, learning_rate=0.1, augmentation="none")
+    reached = {}
+    for name, weights in (("labels", LossWeights(alpha=1.0)), ("original", LossWeights(beta=1.0))):
+        torch.manual_seed(0)
+        heads = nn.ModuleList([nn.Sequential(nn.Flatten(), nn.Linear(36, 2))])
+        learn_exits(heads, features, settings, teacher=10 * functional.one_hot(truth, 2).float(), weights=weights)
+        reached[name] = evaluate_heads(heads, features)[0]
+    assert reached["original"] > 0.8 > reached["labels"]
 
 
 def test_the_tuned_classifier_is_never_worse_than_the_cut_one():
