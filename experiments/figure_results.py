@@ -119,7 +119,9 @@ def made_on(measured: Measured) -> str:
     users, samples = whole.user.nunique(), whole.groupby("user").num_train.first()
     small = f"; {measured.too_small} more have fewer samples than a split needs" if measured.too_small else ""
     size = f"{samples.min()}" if samples.min() == samples.max() else f"{samples.min()} to {samples.max()}"
-    return f"{study.title}, {measured.network.num_exits} exits, {users} users with {size} training samples each{small}"
+    distilled = f", self-distillation at temperature {study.temperature:g}" if study.temperature != 1 else ""
+    heads = f"{measured.network.num_exits} exits"
+    return f"{study.title}, {heads}, {users} users with {size} training samples each{distilled}{small}"
 
 
 def busy(load: float) -> str:

@@ -66,7 +66,8 @@ def _personalise(
 ) -> Personalisation:
     if scheme != "supervised":
         split = replace(split, labelled=torch.zeros_like(split.labelled))
-    settings = PersonalisationSettings(weights=loss_weights(scheme, labelled=0), epochs=study.epochs)
+    weights = loss_weights(scheme, labelled=0, temperature=study.temperature)
+    settings = PersonalisationSettings(weights=weights, epochs=study.epochs)
     return personalise(network, samples, split, settings, seed=study.seed, features=features)
 
 
