@@ -28,6 +28,8 @@ from multi_exit.storage import ModelMetadata, save_network
 ROOT = Path(__file__).resolve().parents[2]
 IDS = ("s0w0000", "s0w0001")
 STRANGER = "s0w0002"
+LONG = 1_500
+"""Epochs that keep the faster of the two devices at work for a quarter of a minute, on a quiet machine too."""
 
 
 def free_port() -> int:

@@ -9,6 +9,7 @@ import pytest
 from fl_app.run_status import FINISHED
 from tests.fl_app.loopback import (
     IDS,
+    LONG,
     STRANGER,
     client_apps,
     ending_of,
@@ -67,7 +68,7 @@ def test_a_device_whose_key_is_not_registered_is_refused(federation, record_prop
 def test_a_supernode_killed_during_a_round_is_a_named_failure_and_takes_part_again(federation, first, record_property):
     lost, other = (federation.devices[name] for name in IDS)
     before, deadline = federation.stored(IDS[0]), 240.0
-    run = federation.run("killed", epochs=300, round_deadline=deadline)
+    run = federation.run("killed", epochs=LONG, round_deadline=deadline)
     wait_until_personalising(run)
     client_apps(lost)
     lost.stop()

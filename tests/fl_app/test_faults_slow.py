@@ -17,6 +17,7 @@ from fl_app.run_status import FINISHED
 from multi_exit.storage import load_network
 from tests.fl_app.loopback import (
     IDS,
+    LONG,
     Federation,
     client_apps,
     ending_of,
@@ -94,7 +95,7 @@ def test_a_client_process_that_is_killed_is_a_named_failure_and_the_device_takes
     federation, first, record_property
 ):
     before = federation.stored(BAD)
-    run = federation.run("killed", epochs=300, round_deadline=DEADLINE)
+    run = federation.run("killed", epochs=LONG, round_deadline=DEADLINE)
     wait_until_personalising(run)
     for process in client_apps(federation.devices[BAD]):
         process.kill()
