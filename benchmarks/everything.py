@@ -66,7 +66,7 @@ SCALES = {
         },
         # a quarter tests, and a quarter of the rest calibrates
         photo_samples={"mobilenet_v2": 232, "resnet50": 912},
-        simulation="--clients 250 --opponents-clients 50 --many-clients 2000 --repeats 2",
+        simulation="--clients 250 --opponents-clients 40 --many-clients 2000 --repeats 1",
         growth="--users 2,4,8,16 --samples 50,100,200,400,800 --repeats 3",
         inference="--users 3 --repeats 5",
         device="--users 1",

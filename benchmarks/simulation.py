@@ -104,8 +104,7 @@ def _plan(sizes: dict[str, int], repeats: int, pfl: Path | None) -> Iterator[tup
         for schedule in schedules.SCHEDULES:
             yield "loop", repeat, Contender(name=OURS, schedule=schedule), sizes["ours"]
     if sizes["many"] > sizes["ours"]:
-        for head in ("msdnet", "pooled"):
-            yield "many", 0, Contender(name=OURS, schedule=schedules.SCHEDULES[-1], head=head), sizes["many"]
+        yield "many", 0, Contender(name=OURS, schedule=schedules.SCHEDULES[-1]), sizes["many"]
 
 
 def _users(partitions: Partitions, count: int, seed: int, trained_on: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fl_app.exchange import cause_in_words, exchange
 
@@ -99,6 +100,45 @@ def test_a_round_ends_once_enough_have_replied_and_an_error_is_no_reply():
     assert time.monotonic() - grid.start < 2
     assert [answer.content is None for answer in answers] == [False, True, True]
     assert answers[2].cause == "no reply before 1 others, which were enough"
+
+
+class Simulation(InMemoryGrid):
+    """Answers everything that waits at each look, and notes how much that was."""
+
+    def __init__(self):
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self.waiting, self.looks = {}, []
+
+    def push_messages(self, messages):
+        for message in messages:
+            message.metadata.__dict__.update(_message_id=f"m{message.metadata.dst_node_id}", _src_node_id=1)
+            self.waiting[message.metadata.message_id] = message
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids):
+        assert set(message_ids) == self.waiting.keys()
+        self.looks.append(len(message_ids))
+        return [Message(RecordDict(), reply_to=self.waiting.pop(one)) for one in message_ids]
+
+
+def test_a_simulation_has_few_messages_on_their_way_and_all_are_answered(monkeypatch):
+    monkeypatch.setattr("fl_app.exchange._cores", lambda: 2)
+    nodes = list(range(1, 11))
+    grid = Simulation()
+    answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
+    assert [answer.node_id for answer in answers] == nodes
+    assert all(answer.content is not None for answer in answers)
+    # ten nodes are few enough to have all of them at once
+    assert grid.looks == [10]
+    monkeypatch.setattr("fl_app.exchange.LOOK_UPS", 30)
+    grid = Simulation()
+    answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
+    assert [answer.node_id for answer in answers] == nodes
+    assert grid.looks == [4, 4, 2]
+    # who was never asked had no reply either
+    grid = Simulation()
+    answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60, enough=4)
+    assert [answer.content is None for answer in answers] == [False] * 4 + [True] * 6
 
 
 def test_nobody_to_ask_is_nothing_to_wait_for():
