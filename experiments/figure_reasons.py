@@ -4,7 +4,7 @@ Written by hand after looking at what the runs show. Each names a cause that ano
 """
 
 FEW_SAMPLES = "too few samples a user: in the paper's own Fig. 4 exit 3 needs 150, exit 2 2,000, and exit 1 more"
-FEW_PHOTOGRAPHS = "the exits learnt from 50 to 100 photographs a class, the paper's from ImageNet's 1,300"
+FEW_PHOTOGRAPHS = "the exits learnt from 100 photographs a class, the paper's from ImageNet's 1,300"
 NO_BETTER_THAN_ITS_TEACHER = (
     "without labels an exit follows the original and seldom passes it; ours begin further below it, for want of "
     "photographs to learn from, and have few samples to catch up with"

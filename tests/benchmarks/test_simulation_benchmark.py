@@ -150,7 +150,7 @@ def test_a_run_s_rows_become_rates_and_flower_s_share(settings, tmp_path, monkey
     result = read_result(tmp_path, "simulation")
     assert result is not None
     table = rates(result)
-    assert set(table[table.kind == "many"]["head"]) == {"msdnet", "pooled"}
+    assert set(table[table.kind == "many"]["head"]) == {"msdnet"}
     for name, speed in ((OURS, 10.0), (FLOWER, 2.0)):
         assert rate_of(result, name, "paper") == pytest.approx(speed)
     # rounds of 1.4 s against loops of 0.4 s
