@@ -69,6 +69,13 @@ def main(
         )
         for head, folder in (("msdnet", model), ("pooled", pooled_model))
     }
+    about = {
+        "machine": {**machine, "threads": 1},
+        "dataset": data_name(data),
+        "repeats": repeats,
+        "sizes": sizes,
+        "skipped": [] if has_pfl(pfl) else ["pfl-research, which is not installed"],
+    }
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, (kind, repeat, contender, count) in enumerate(_plan(sizes, repeats, pfl)):
@@ -83,14 +90,8 @@ def main(
             else:
                 row = run_contender(contender, chosen, folder, machine["cores"], pfl)
             rows.append({"kind": kind, "repeat": repeat, **row})
-    about = {
-        "machine": {**machine, "threads": 1},
-        "dataset": data_name(data),
-        "repeats": repeats,
-        "sizes": sizes,
-        "skipped": [] if has_pfl(pfl) else ["pfl-research, which is not installed"],
-    }
-    write_result(out, "simulation", about, {"runs": pd.DataFrame(rows)})
+            # after each, since the last one may take too long
+            write_result(out, "simulation", about, {"runs": pd.DataFrame(rows)})
 
 
 def _plan(sizes: dict[str, int], repeats: int, pfl: Path | None) -> Iterator[tuple[str, int, Contender, int]]:
