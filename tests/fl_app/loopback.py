@@ -28,8 +28,8 @@ from multi_exit.storage import ModelMetadata, save_network
 ROOT = Path(__file__).resolve().parents[2]
 IDS = ("s0w0000", "s0w0001")
 STRANGER = "s0w0002"
-LONG = 1_500
-"""Epochs that keep the faster of the two devices at work for a quarter of a minute, on a quiet machine too."""
+LONG = 2_500
+"""Epochs that keep the faster of the two devices at work for half a minute, on a quiet machine too."""
 
 
 def free_port() -> int:
@@ -136,6 +136,8 @@ class Federation:
             "clients": len(IDS),
             "epochs": 1,
             "round-deadline": 240.0,
+            # the SuperLink lets a device that was killed in again after a minute, at the next try of its unit
+            "node-wait": 180.0,
             **{key.replace("_", "-"): value for key, value in more.items()},
         }
         texts = (f"{k}={toml_value(str(v) if isinstance(v, Path) else v)}" for k, v in config.items())
@@ -175,11 +177,11 @@ def wait_until_personalising(run: Path) -> None:
     wait_for(lambda: (read_status(run) or RunStatus()).doing == "personalising", 240)
 
 
-def client_apps(unit: Unit, cpu_seconds: float = 4.0) -> list[psutil.Process]:
+def client_apps(unit: Unit, cpu_seconds: float = 10.0) -> list[psutil.Process]:
     """Return the processes of a device that personalise, once they have taken so much of a processor's time.
 
-    By then it is at work: it fetches its message before it loads torch. In place of a process that ends before it has
-    fetched its message Flower starts another one.
+    By then it is at work: to load torch takes half of it. In place of a process that ends before it has fetched its
+    message Flower starts another one.
     """
 
     def at_work() -> list[psutil.Process]:
