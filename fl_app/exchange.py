@@ -114,7 +114,9 @@ def _messages_at_once(grid: Grid, nodes: int) -> int:
 def _cores() -> int:
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else os.cpu_count() or 1
+    if not ray.is_initialized():
+        return os.cpu_count() or 1
+    return int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
 
 
 def cause_in_words(code: int, reason: str) -> str:
