@@ -96,6 +96,21 @@ class Unit:
             if time.monotonic() - self.ended > RESTART_SECONDS:
                 self.start()
 
+    def start_and_join(self) -> None:
+        """Start it and wait until the SuperLink lets it in, which after a kill takes a minute."""
+
+        def joined() -> int:
+            return self.log.read_text().count("SuperNode ID")
+
+        before = joined()
+        self.start()
+
+        def is_in() -> bool:
+            self.tend()
+            return joined() > before
+
+        wait_for(is_in, 180)
+
     def programs(self, name: str) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if any(name in part for part in _command_of(child))]
@@ -136,8 +151,6 @@ class Federation:
             "clients": len(IDS),
             "epochs": 1,
             "round-deadline": 240.0,
-            # the SuperLink lets a device that was killed in again after a minute, at the next try of its unit
-            "node-wait": 180.0,
             **{key.replace("_", "-"): value for key, value in more.items()},
         }
         texts = (f"{k}={toml_value(str(v) if isinstance(v, Path) else v)}" for k, v in config.items())

@@ -115,7 +115,8 @@ def test_a_device_that_cannot_write_keeps_what_it_had_and_is_named(federation, f
     unit.stop()
     # less than the exits take; the system refuses what goes beyond, as it refuses a full disk
     unit.largest_file = 2**20
-    unit.start()
+    # a run that began earlier would ask the SuperNode that is gone
+    unit.start_and_join()
     run = finished(federation.run("full", round_deadline=DEADLINE), tended=(unit,))
     assert statuses(run)[GOOD] == "ok"
     assert statuses(run)[BAD] == f"failed: the device cannot read or write its files ({os.strerror(errno.EFBIG)})"
@@ -124,7 +125,7 @@ def test_a_device_that_cannot_write_keeps_what_it_had_and_is_named(federation, f
 
     unit.stop()
     unit.largest_file = None
-    unit.start()
+    unit.start_and_join()
     assert set(statuses(finished(federation.run("after-full"), tended=(unit,)))) == {"ok"}
 
 
