@@ -18,7 +18,7 @@ from multi_exit.atomic_files import write_json_atomically
 
 FOLDER = "parts"
 DONE, FAILED, SKIPPED = "done", "failed", "left out"
-LONGEST_SECONDS = 2400
+LONGEST_SECONDS = 1500
 ENDING_SECONDS = 30.0
 
 

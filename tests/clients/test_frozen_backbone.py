@@ -17,7 +17,7 @@ def give_statistics(network):
             part.running_var.copy_(0.5 + torch.rand(part.running_var.shape, generator=generator))
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v2", "densenet121", "resnet18", "efficientnet_b0", "googlenet"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "densenet121"])
 def test_the_frozen_backbone_answers_as_the_network_does(backbone):
     network = build_network(backbone, num_exits=3, num_classes=5, input_size=32).freeze_backbone()
     give_statistics(network)
@@ -26,7 +26,7 @@ def test_the_frozen_backbone_answers_as_the_network_does(backbone):
         maps, logits = network.features(images)
         ours, last = frozen_backbone(network).features(images)
     for mine, theirs in zip([*ours, last], [*maps, logits], strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
 class Shortcut(nn.Module):
