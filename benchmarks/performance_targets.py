@@ -29,7 +29,6 @@ REASONS: dict[str, str] = {
     "paper-pfl": "the training of the heads, the same for all, is most of the round",
     "pooled": "a user's 230 images take 5 GMAC in the backbone alone: at 112 GMAC/s, what two such cores reach in "
     "float32 matrix products, at most 22 users a second",
-    "flower-share": "the plain loop's row is missing where the part took too long",
     "overhead": "at one exit, by less than its quartiles are apart",
     "device": "what PyTorch itself takes depends on its build, see below; a device takes the CPU build",
 }
