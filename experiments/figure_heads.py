@@ -8,7 +8,7 @@ import pandas as pd
 from experiments.figure_measurements import Measured
 from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means, original_accuracy
 from experiments.figure_studies import Study
-from server.figures_style import figure_style, new_figure
+from server.figures_style import figure_style, new_figure, shared_legend
 
 TITLE = "Two kinds of heads"
 STUDIES = ("mobilenet_v2",)
@@ -39,10 +39,7 @@ def draw(measured: Measured, other: Measured) -> FigureResult:
             axes.set(xlabel="MACs of a network with this exit / original (%)", title=scheme)
             axes.set_xlim(left=0)
         axes_of[0].set_ylabel("accuracy (mean of users)")
-        handles = {
-            label: handle for axes in axes_of for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        shared_legend(figure)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
 

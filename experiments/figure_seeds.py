@@ -11,7 +11,7 @@ import pandas as pd
 from experiments.figure_measurements import Measured
 from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means
 from experiments.figure_studies import Study
-from server.figures_style import figure_style, new_figure
+from server.figures_style import figure_style, new_figure, shared_legend
 
 TITLE = "Three seeds"
 STUDIES = ("mobilenet_v2", "qmnist")
@@ -51,10 +51,7 @@ def draw(measured: Measured, seed_1: Measured, seed_2: Measured) -> FigureResult
             axes.set(xlabel="exit", title=scheme)
             axes.set_xticks(range(early))
         axes_of[0].set_ylabel("accuracy (mean of users)")
-        handles = {
-            label: handle for axes in axes_of for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        shared_legend(figure)
         figure.suptitle(f"{measured.study.title}, three seeds", fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
 

@@ -20,8 +20,9 @@ ALL_SCHEMES = ("hard labels", "self-distillation", "self-supervision")
 SMOKE_SOURCE = "experiments.smoke_network"
 INPUT_SIZE = {"quick": 96, "full": 224}
 """Side of the photographs, in px; Tiny ImageNet's have 64 and are scaled up."""
-CLASS_WIDTH = 5.0
-"""Of a user's popularity; the paper prints none, `experiments.figure_width` shows what it changes."""
+CLASS_WIDTH = {"quick": 5.0, "full": 25.0}
+"""Of a user's popularity, in classes; the paper prints none, `experiments.figure_width` shows what it changes. The full
+scale's 3,600 images a user are more than the 20 classes hold that a width of 5 asks for."""
 TEMPERATURE = 4.0
 """Of self-distillation on photographs; the paper prints none. At 1 an exit copies the original's mistakes with its
 confidence and stays below it; at 2 and 4 what the original thinks of the other classes teaches more."""
@@ -168,7 +169,7 @@ def _photographs(name: str, scale: str, real_data: Path, work: Path) -> Study:
             data_path=tiny,
             num_users=250 if full else 40,
             samples_per_user=3_600 if full else 400,
-            class_width=CLASS_WIDTH,
+            class_width=CLASS_WIDTH[scale],
             image_size=size,
         ),
         model=GlobalModelSettings(

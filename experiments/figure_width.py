@@ -13,24 +13,24 @@ import pandas as pd
 from experiments.figure_measurements import Measured
 from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means
 from experiments.figure_studies import Study
-from server.figures_style import figure_style, new_figure
+from server.figures_style import figure_style, new_figure, shared_legend
 
 TITLE = "How personal the users are"
 STUDIES = ("mobilenet_v2",)
 NEEDS_OWN_STUDY = True
 SCHEMES = ("hard labels", "self-distillation")
-WIDTHS = (2.5, 5.0, 10.0, 20.0)
-"""Standard deviations of a user's popularity, in classes."""
+FACTORS = (0.5, 2.0, 4.0)
+"""Of the study's own width, which is the standard deviation of a user's popularity, in classes."""
 USERS = 12
 
 
 def variants(study: Study) -> dict[str, Study]:
     """Return the study with users of each other width."""
     fewer = replace(study, schemes=SCHEMES, sample_counts=(), num_users=min(USERS, study.num_users))
+    widths = [factor * study.data.class_width for factor in FACTORS]
     return {
         f"width_{width:g}".replace(".", "_"): replace(fewer, data=replace(study.data, class_width=width))
-        for width in WIDTHS
-        if width != study.data.class_width
+        for width in widths
     }
 
 
@@ -52,10 +52,7 @@ def draw(measured: Measured, **others: Measured) -> FigureResult:
             axes.set_xticks(rows.classes, [f"{classes:.0f}" for classes in rows.classes], minor=False)
             axes.minorticks_off()
         axes_of[0].set_ylabel("accuracy of the deepest exit (mean)")
-        handles = {
-            label: handle for axes in axes_of for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+        shared_legend(figure)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
 
