@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from data_partitions.opening import open_partitions
 from data_partitions.samples import Partitions
@@ -37,8 +36,14 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
         logger.info("training the global model: %s", study.title)
         partitions = _of_domain(open_partitions(study.data, for_pretraining=True), study.training_domain)
         if study.model.training.mode == "exits":
-            how: dict[str, Any] = {"tuned_classifier": study.tuned_classifier, "weights": study.exit_loss}
-            make_frozen_model(study.model, partitions, folder, cache, **how)
+            make_frozen_model(
+                study.model,
+                partitions,
+                folder,
+                cache,
+                tuned_classifier=study.tuned_classifier,
+                weights=study.exit_loss,
+            )
         else:
             with shown_progress() as progress:
                 make_global_model(study.model, partitions, folder, resume=True, progress=progress)

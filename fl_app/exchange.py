@@ -74,13 +74,16 @@ def exchange(
     poll = FIRST_POLL_SECONDS
     replies = 0
     while (queue or waiting) and time.monotonic() < end and (enough is None or replies < enough):
-        room = [queue.popleft() for _ in range(min(len(queue), at_once - len(waiting)))]
-        if room:
-            started = {str(sent) for sent in grid.push_messages(room)}
-            for message in room:
+        next_messages = [queue.popleft() for _ in range(min(len(queue), at_once - len(waiting)))]
+        if next_messages:
+            started = {str(sent) for sent in grid.push_messages(next_messages)}
+            for message in next_messages:
                 message_id, node_id = message.metadata.message_id, message.metadata.dst_node_id
                 node_of[message_id] = node_id
-                (waiting.add(message_id) if message_id in started else unsent.add(node_id))
+                if message_id in started:
+                    waiting.add(message_id)
+                else:
+                    unsent.add(node_id)
         arrived = list(grid.pull_messages(sorted(waiting)))
         for reply in arrived:
             # an error that the SuperLink makes up comes from itself: only this id tells whom it is about
