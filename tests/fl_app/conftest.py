@@ -1,4 +1,7 @@
-"""A federation in one process: a Grid that calls the ClientApp for each node, a tiny model, and a few users."""
+"""A federation in one process: a Grid that calls the ClientApp for each node, a tiny model, and a few users.
+
+And users, with a model, for the verbs of the command line.
+"""
 
 import sys
 import types
@@ -19,7 +22,9 @@ from torch import nn
 from fl_app import client_app, model_store
 from fl_app.settings import AppSettings
 from multi_exit.building import build_network
-from multi_exit.storage import ModelMetadata, save_network
+from multi_exit.storage import ModelMetadata, load_network, save_network
+from tests.fl_app.command_line import NETWORK, call
+from tests.tiny_cnn import SOURCE, write_parquet
 
 MODULE = "backbone_of_the_flower_tests"
 NUM_CLASSES, SIDE = 3, 16
@@ -195,3 +200,31 @@ def device_node(data, tmp_path):
 def make_grid():
     """Return a function that connects nodes under the settings of a run."""
     return lambda nodes, settings: InProcessGrid(nodes, settings.to_run_config())
+
+
+@pytest.fixture(scope="session")
+def data_words(tmp_path_factory) -> tuple[object, ...]:
+    """How the command line is told of twelve users with 40 samples each, u00 to u11."""
+    path = write_parquet(tmp_path_factory.mktemp("data") / "train.parquet", users=12, samples=40)
+    return ("--dataset", "parquet", "--data-path", path)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, data_words) -> Path:
+    """A model that `pretrain` made of some of them."""
+    out = tmp_path_factory.mktemp("models") / "M"
+    result = call("pretrain", *NETWORK, *data_words, "--out", out, "--epochs", 2, "--batch-size", 32)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def with_model(pretrained, data_words) -> tuple[object, ...]:
+    return ("--model", pretrained, *data_words, "--sources", SOURCE)
+
+
+@pytest.fixture
+def newcomer(pretrained) -> str:
+    """A user whom the model was not trained on."""
+    trained_on = load_network(pretrained, (SOURCE,))[1].trained_on
+    return min({f"u{user:02d}" for user in range(12)} - set(trained_on))

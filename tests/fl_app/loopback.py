@@ -15,15 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
-from typer.testing import CliRunner
 
 from fl_app.app_folder import toml_value, write_app_folder
-from fl_app.command_line import app
 from fl_app.run_status import RunStatus, read_status
 from fl_app.settings import AppSettings
 from fl_app.systemd_units import RESTART_SECONDS
 from multi_exit.building import build_network
 from multi_exit.storage import ModelMetadata, save_network
+from tests.fl_app.command_line import call
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = ("s0w0000", "s0w0001")
@@ -36,10 +35,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def call(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @dataclass

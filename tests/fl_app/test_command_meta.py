@@ -1,16 +1,11 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fl_app.command_line import app
 from multi_exit.building import build_network
 from multi_exit.storage import ModelMetadata, load_network, save_network
+from tests.fl_app.command_line import call
 from tests.tiny_cnn import NAME, SIDE, SOURCE, write_parquet
-
-
-def call(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 
 import pytest
-from typer.testing import CliRunner
 
 from fl_app import doctor, doctor_link
 from fl_app.certificates import make_certificates
-from fl_app.command_line import app
 from fl_app.doctor_device import check_backbones, check_duplicates, check_key, check_node_config
 from fl_app.doctor_link import check_link
 from fl_app.doctor_machine import (
@@ -28,10 +26,7 @@ from fl_app.doctor_machine import (
 )
 from fl_app.errors import AppError
 from fl_app.findings import OK, WARNING, WRONG, ok
-
-
-def call(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
+from tests.fl_app.command_line import call
 
 
 def by_check(findings) -> dict:

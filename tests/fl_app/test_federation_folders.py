@@ -12,16 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from flwr.common.config import parse_config_args
-from typer.testing import CliRunner
 
 from fl_app.client_node import ClientNode
-from fl_app.command_line import app
 from fl_app.settings import AppSettings
 from fl_app.systemd_units import quoted
-
-
-def call(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
+from tests.fl_app.command_line import call
 
 
 def refused(*words: object) -> str:
