@@ -63,7 +63,7 @@ class PersonalisationSettings:
     """alpha, beta, gamma and the temperature of Eq. (1)."""
 
     schedule: str = "paper"
-    """"paper": SGD on the whole heads, as the settings below say; "fast": a few Newton-like steps on the heads'
+    """"paper": SGD on the whole heads, as the settings below say; "fast": some Newton-like steps on the heads'
     classifiers alone (clients/fast_training.py), at the accuracy of the first in a fraction of its time."""
 
     epochs: int = 10

@@ -24,6 +24,8 @@ from clients.features import FeatureCache, compute_features
 from clients.settings import PersonalisationSettings, loss_weights
 from data_partitions.opening import DataSettings, open_partitions
 from data_partitions.user_splits import SplitSettings, split_samples
+from fl_app.command_groups import takes
+from fl_app.command_options import DEFAULT_SOURCES, Sources, data_settings, source_names
 from fl_app.run_config import parse_labels
 from multi_exit.losses import UNLABELLED
 from multi_exit.storage import load_network
@@ -88,18 +90,20 @@ WAYS: dict[str, Train] = {
 }
 
 
+@takes(data=data_settings)
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of the global model.")],
-    dataset: Annotated[str, typer.Option(help="As of the other commands.")] = "synthetic-writers",
-    data_path: Annotated[Path | None, typer.Option(help="Where local data lies.")] = None,
+    *,
+    data: DataSettings,
     users: Annotated[int, typer.Option(help="Held-out users.")] = 16,
     seeds: Annotated[int, typer.Option(help="Splits and orders, from 0.")] = 3,
     labels: Annotated[str, typer.Option(help="all, none or a share.")] = "all",
+    sources: Sources = DEFAULT_SOURCES,
 ) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    network, metadata = load_network(model)
-    partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
+    network, metadata = load_network(model, source_names(sources))
+    partitions = open_partitions(data)
     held_out = [user for user in partitions.client_ids if user not in set(metadata.trained_on)][:users]
     share = parse_labels(labels)
     settings = PersonalisationSettings(weights=loss_weights("auto", share))

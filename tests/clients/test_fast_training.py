@@ -37,7 +37,7 @@ def draw_problem(labelled=True):
     ],
 )
 def test_many_steps_reach_the_minimum_that_lbfgs_finds(weights, monkeypatch):
-    monkeypatch.setattr(fast_training, "STEPS", 2000)
+    monkeypatch.setattr(fast_training, "STEPS", 300)
     rows, start, teacher, labels = (t.double() if t.is_floating_point() else t for t in draw_problem())
     pull = fast_training.PULL * float(rows.square().sum(dim=1).mean())
     found = solve((rows @ rows.T)[None], (rows @ start.T)[None], teacher[None], labels[None], weights)[0]
