@@ -52,7 +52,7 @@ SCALES = {
         cost="--users 1 --rounds 1 --epochs 1 --max-train 20 --max-test 10",
         photo_cost=dict.fromkeys(PHOTOS, "--users 1 --rounds 1 --epochs 1 --steps 1 --max-train 8 --max-test 4"),
         photo_samples=dict.fromkeys(PHOTOS, 40),
-        simulation="--clients 4 --opponents-clients 4 --many-clients 0 --few 2 --repeats 1",
+        simulation="--clients 4 --opponents-clients 4 --many-clients 0 --repeats 1",
         growth="--users 1,2,3 --samples 20,30,40 --repeats 1",
         inference="--users 1 --repeats 1",
         device="--users 1",
@@ -66,7 +66,7 @@ SCALES = {
         },
         # a quarter tests, and a quarter of the rest calibrates
         photo_samples={"mobilenet_v2": 232, "resnet50": 912},
-        simulation="--clients 250 --opponents-clients 40 --many-clients 2000 --repeats 1",
+        simulation="--clients 250 --opponents-clients 32 --many-clients 2000 --repeats 1",
         growth="--users 2,4,8,16 --samples 50,100,200,400,800 --repeats 3",
         inference="--users 3 --repeats 5",
         device="--users 1",
@@ -76,7 +76,7 @@ SCALES = {
 SCALES["brief"] = replace(
     SCALES["quick"],
     cost="--users 2 --rounds 2",
-    simulation="--clients 60 --opponents-clients 24 --many-clients 0 --few 4 --repeats 1",
+    simulation="--clients 60 --opponents-clients 24 --many-clients 0 --repeats 1",
 )
 """For a machine that has other work to do; the page states how many users there were."""
 

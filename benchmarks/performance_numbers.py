@@ -44,10 +44,10 @@ def rates(result: Result) -> pd.DataFrame:
     """
     table = result.tables["runs"]
     keys = ["name", "schedule", "head"]
-    few = {tuple(row[key] for key in keys): row for row in table[table.kind == "few"].to_dict("records")}
+    few = {row["name"]: row for row in table[table.kind == "few"].to_dict("records")}
     rows = []
     for (kind, *contender), of in table[table.kind.isin(["rate", "many"])].groupby(["kind", *keys], sort=False):
-        start = few[tuple(contender)]
+        start = few[contender[0]]
         measured = (of.clients - start["clients"]) / (of.seconds - start["seconds"])
         row = dict(zip(keys, contender, strict=True))
         rate = float(measured.median())

@@ -92,13 +92,15 @@ def simulation_section(result: Result, figure: str) -> str:
         ]
         for row in flower_shares(result).to_dict("records")
     ]
+    times = "once" if about["repeats"] == 1 else f"{about['repeats']} times"
     share_header = ["schedule", "clients", "round, s", "plain loop, s", "Flower's and Ray's share", "range"]
     return "\n".join(
         [
             "## Simulation\n",
             f"`python -m benchmarks.simulation`: {about['dataset']}, one process with one thread for each core, all "
-            f"samples labelled. {machine_line(about)}. The contenders run in turn, {about['repeats']} times. A rate is "
-            f"what more clients cost over a run with {about['sizes']['few']}; the start is what is left of that run. "
+            f"samples labelled. {machine_line(about)}. The contenders run in turn, {times}. A rate is "
+            f"what more clients cost over a run with {about['sizes']['few']}, ours by the fast schedule; the start is "
+            "what is left of that run. "
             "Accuracy is the mean over the early exits, all test samples together.\n",
             *(f"Left out: {line}\n" for line in about["skipped"]),
             table_of(header, rows),
