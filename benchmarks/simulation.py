@@ -9,7 +9,7 @@ equally long for any number of users, is thereby left out of all rates alike; it
 the same way for every schedule, so its few users run once, by the fast one, which can only make the others look slower.
 """
 
-import tempfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -78,14 +78,17 @@ def main(
         "skipped": [] if has_pfl(pfl) else ["pfl-research, which is not installed"],
     }
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    # not a temporary folder of the system, where gigabytes of exits would stay if this process were killed
+    scratch = out / "simulation-scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
         for number, (kind, repeat, contender, count) in enumerate(_plan(sizes, repeats, pfl)):
-            folder = Path(scratch) / str(number)
+            folder = scratch / str(number)
             users = _users(partitions, count, seed, metadata.trained_on)
             chosen = replace(settings[contender.head], users=users)
             typer.echo(f"{kind}: {contender.name}, {contender.head}, {contender.schedule}, {count} users", err=True)
             if kind == "loop":
-                folder.mkdir()
+                folder.mkdir(parents=True)
                 row: Row = {**loop(chosen, contender.schedule, machine["cores"], folder), "clients": count}
                 row |= {"name": "plain loop", "schedule": contender.schedule, "head": contender.head}
             else:
@@ -93,6 +96,9 @@ def main(
             rows.append({"kind": kind, "repeat": repeat, **row})
             # after each, since the last one may take too long
             write_result(out, "simulation", about, {"runs": pd.DataFrame(rows)})
+            shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _plan(sizes: dict[str, int], repeats: int, pfl: Path | None) -> Iterator[tuple[str, int, Contender, int]]:

@@ -7,6 +7,7 @@
 Anything else is a mistake of this program and shows its traceback.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -97,6 +98,9 @@ def sentence_of(error: Exception) -> str | None:
         return _missing_package(error.name.split(".")[0])
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # while a file was written that is open already; such an error names none
+        return f"{error.strerror}: make room on the disk, and call this again."
     return None
 
 

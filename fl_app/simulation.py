@@ -5,6 +5,7 @@ what the ServerApp wrote into the run folder: Flower reports a run as completed 
 """
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ from fl_app.scratch import scratch_folder
 from fl_app.server_app import MAY_DIFFER, config_of
 from fl_app.settings import AppSettings
 from fl_app.superlink import SuperLink
+from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network
 from server.pretraining_progress import shown_progress
 from server.report_page import draw_report
@@ -99,12 +101,28 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     )
     rounds = replace(settings.rounds, clients=len(users))
     settings = replace(settings, rounds=rounds, places=replace(places, model=model))
+    if not places.resume:
+        _check_disk(places.client_store or run_dir / "clients", network, settings)
     config = config_of(settings, network)
     RunFolder.create(run_dir, config, overwrite=places.overwrite, resume=places.resume, may_differ=MAY_DIFFER)
     keep_settings(settings, run_dir)
     (run_dir / STATUS_NAME).unlink(missing_ok=True)
     # from here on the folder exists, and the ServerApp goes on in it
     return replace(settings, places=replace(settings.places, resume=True, overwrite=False))
+
+
+def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) -> None:
+    """Refuse a run whose users' exits would fill the disk, before hours have gone into it."""
+    exits = sum(tensor.numel() * tensor.element_size() for tensor in network.exit_state().values())
+    # from the second round on a store keeps the former exits beside the new ones
+    needed = settings.rounds.clients * exits * (1 if settings.rounds.num_server_rounds == 1 else 2)
+    place = next(folder for folder in (stores, *stores.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise AppError(
+            f"the exits of {settings.rounds.clients} users take {needed / 1e9:.3g} GB in {stores}, where "
+            f"{free / 1e9:.3g} GB are free: make room, name another disk with --run-dir, or ask for fewer --clients."
+        )
 
 
 def _run(settings: AppSettings, run_dir: Path, scratch: Path, ray_address: str) -> None:

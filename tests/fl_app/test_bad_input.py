@@ -147,6 +147,7 @@ def raising(error: Exception):
         (RuntimeError("operator torchvision::nms does not exist"), "torch and torchvision do not belong together"),
         (PermissionError(13, "Permission denied", "/somewhere"), "/somewhere: Permission denied."),
         (OSError(28, "No space left on device", "weights"), "weights: No space left on device."),
+        (OSError(28, "No space left on device"), "No space left on device: make room"),
     ],
 )
 def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, error, named):

@@ -8,6 +8,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -19,7 +20,7 @@ from fl_app.errors import AppError, RunFailedError
 from fl_app.run_status import FAILED, RunStatus, StatusFile
 from fl_app.settings import AppSettings
 from multi_exit.building import build_network
-from multi_exit.storage import ModelMetadata, save_network
+from multi_exit.storage import ModelMetadata, load_network, save_network
 from server.errors import ServerError
 
 
@@ -116,6 +117,27 @@ def test_bad_input_is_refused_before_flower_starts(small_run, tmp_path, monkeypa
     with pytest.raises(error, match=words):
         simulation.simulate(AppSettings.from_run_config({**small_run.to_run_config(), **change}))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("rounds", "exits_of_each"), [(1, 1), (3, 2)])
+def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
+    small_run, monkeypatch, rounds, exits_of_each
+):
+    settings = AppSettings.from_run_config({**small_run.to_run_config(), "num-server-rounds": rounds})
+    network, _ = load_network(settings.model_folder(0))
+    # pooled heads hold floats alone
+    needed = 2 * exits_of_each * 4 * sum(parameter.numel() for parameter in network.heads.parameters())
+
+    def run_with(free: int) -> Path:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+        return simulation.simulate(settings)
+
+    for step in ("_run", "_look_closely"):
+        monkeypatch.setattr(simulation, step, lambda *arguments: None)
+    with pytest.raises(AppError, match=r"the exits of 2 users take .* make room"):
+        run_with(needed - 1)
+    assert not settings.run_folder(0).exists()
+    run_with(needed)
 
 
 def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monkeypatch):
