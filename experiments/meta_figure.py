@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from server.figures_style import AFTER, BEFORE, FRONT, ORIGINAL, SIZE_INCHES, figure_style
+from server.figures_style import AFTER, BEFORE, FRONT, ORIGINAL, SIZE_INCHES, figure_style, shared_legend
 
 COLOURS = {"pretrained": BEFORE, "shared": FRONT, "reptile": AFTER, "fomaml": "#cc79a7"}
 MARKERS = "osDv^P"
@@ -35,8 +35,8 @@ def draw_starts(means: pd.DataFrame, title: str) -> Figure:
             for axis in row:
                 axis.axhline(original, color=ORIGINAL, linestyle="--", linewidth=1.0)
             row[0].set_ylabel(f"accuracy of\n{what} (%)")
-        axes[0, 0].legend(title="exits to start from")
         axes[-1, 0].set_xlabel("epochs on all of a user's samples")
         axes[-1, 1].set_xlabel(f"samples of a user, {means.epochs.max()} epochs")
-        figure.suptitle(f"{title}; dashed: the last exit", fontsize=10.5)
+        shared_legend(figure)
+        figure.suptitle(f"{title}, by the exits that they start from; dashed: the last exit", fontsize=10.5)
     return figure

@@ -53,7 +53,8 @@ def render_starts(sources: Sources, images: Path) -> list[str]:
             lines.append(f"| {samples} | {epochs} | {' | '.join(cells)} |")
         lines += [
             "",
-            "Accuracy, mean over early exits and users; in brackets the gain over the first start, in points.",
+            "Accuracy, mean over early exits and users; in brackets the gain over the first start, in points. The "
+            "commands: [sharing.md](sharing.md#when-it-pays).",
             "",
         ]
     return lines
