@@ -135,6 +135,9 @@ def test_a_simulation_has_few_messages_on_their_way_and_all_are_answered(monkeyp
     answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
     assert [answer.node_id for answer in answers] == nodes
     assert grid.looks == [4, 4, 2]
+    grid = Simulation()
+    exchange(grid, [Message(RecordDict(), node, "query") for node in range(1, 41)], deadline=60, quick=True)
+    assert grid.looks == [32, 8]
     # who was never asked had no reply either
     grid = Simulation()
     answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60, enough=4)
