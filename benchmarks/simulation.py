@@ -96,7 +96,7 @@ def main(
             rows.append({"kind": kind, "repeat": repeat, **row})
             # after each, since the last one may take too long
             write_result(out, "simulation", about, {"runs": pd.DataFrame(rows)})
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
