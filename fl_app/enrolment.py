@@ -16,9 +16,6 @@ from fl_app.settings import RoundSettings
 
 log = logging.getLogger("persephonee.server")
 
-SECONDS_EACH = 0.2
-"""For each node, on top of the setting."""
-
 
 @dataclass(kw_only=True)
 class Client:
@@ -57,13 +54,11 @@ def enrol(grid: Grid, settings: RoundSettings, request: RecordDict, users: Calla
         RunFailedError: no node came, or none said who it is.
     """
     nodes = _wait_for_nodes(grid, settings)
-    # thousands of simulated nodes answer one after the other: 3,550 took 260 s on two cores
-    wait = settings.node_wait + SECONDS_EACH * len(nodes)
-    messages = [Message(request, node, wire.STATUS_QUERY, ttl=wait) for node in nodes]
+    messages = [Message(request, node, wire.STATUS_QUERY, ttl=settings.node_wait) for node in nodes]
     devices: list[Client] = []
     simulated: dict[int, Client] = {}
     causes: list[str] = []
-    for answer in exchange(grid, messages, wait, quick=True):
+    for answer in exchange(grid, messages, settings.node_wait, quick=True):
         try:
             status = _status(answer)
         except WireError as error:

@@ -51,7 +51,7 @@ class RoundSettings:
     """Seconds after which a round ends with the replies that are there."""
 
     node_wait: float = 300.0
-    """Seconds to wait for nodes to appear and to say who they are, and 0.2 more for each node."""
+    """Seconds to wait for nodes to appear and to say who they are."""
 
     def __post_init__(self) -> None:
         if self.num_server_rounds < 1:
