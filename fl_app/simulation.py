@@ -117,7 +117,9 @@ def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) 
     # from the second round on a store keeps the former exits beside the new ones
     needed = settings.rounds.clients * exits * (1 if settings.rounds.num_server_rounds == 1 else 2)
     place = next(folder for folder in (stores, *stores.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    # what a run left there that this one overwrites makes room for it
+    held = sum(file.stat().st_size for file in stores.rglob("*") if file.is_file())
+    free = shutil.disk_usage(place).free + held
     if needed > free:
         raise AppError(
             f"the exits of {settings.rounds.clients} users take {needed / 1e9:.3g} GB in {stores}, where "

@@ -136,8 +136,14 @@ def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
         monkeypatch.setattr(simulation, step, lambda *arguments: None)
     with pytest.raises(AppError, match=r"the exits of 2 users take .* make room"):
         run_with(needed - 1)
-    assert not settings.run_folder(0).exists()
+    run_dir = settings.run_folder(0)
+    assert not run_dir.exists()
     run_with(needed)
+    # of a run that is overwritten, the exits make room
+    (run_dir / "clients" / "ada").mkdir(parents=True)
+    (run_dir / "clients" / "ada" / "exits").write_bytes(bytes(needed))
+    settings = replace(settings, places=replace(settings.places, overwrite=True))
+    run_with(0)
 
 
 def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monkeypatch):
