@@ -20,16 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
 from clients.profiler import profile_exits
 from data_partitions.samples import Partitions, UserSamples
 from data_partitions.user_splits import SplitSettings, choose_users
 from experiments.figure_models import global_model, personal_users
-from experiments.figure_rounds import user_tables
 from experiments.figure_studies import Study
-from multi_exit.atomic_files import write_bytes_atomically
+from experiments.figure_workers import TIME_NAME, load_user, measure_users, write_table, write_time
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import ModelMetadata
 
@@ -67,8 +64,13 @@ class Measured:
     cpu_seconds: float
 
 
-def measure(study: Study, out: Path) -> Measured:
+def measure(study: Study, out: Path, processes: int = 1) -> Measured:
     """Measure a study, or take what an earlier call with the same settings left in `out`.
+
+    Args:
+        study: what is measured.
+        out: folder for everything.
+        processes: that measure users at the same time.
 
     Raises:
         DataError: the data is missing or broken.
@@ -80,18 +82,12 @@ def measure(study: Study, out: Path) -> Measured:
     model_folder = out / "shared" / "models" / _digest(makes_model)
     begin = time.process_time()
     network, metadata = global_model(study, model_folder, out / "shared" / CACHE_NAME)
-    if not (model_folder / "time.parquet").exists():
-        _write_time(begin, model_folder / "time.parquet")
+    if not (model_folder / TIME_NAME).exists():
+        write_time(begin, model_folder / TIME_NAME)
     partitions = personal_users(study)
     chosen = choose_users(partitions.client_ids, study.num_users, study.seed, exclude=metadata.trained_on)
     users = _large_enough(partitions, chosen)
-    console = Console(stderr=True)
-    shown = track(users, study.title, console=console, disable=not console.is_terminal)
-    for done, user in enumerate(shown, start=1):
-        if not (folder / "users" / user / "time.parquet").exists():
-            _measure_user(study, network, _load(partitions, user), folder / "users" / user)
-        if not console.is_terminal and done % max(1, len(users) // 10) == 0:
-            logger.info("%s: %d of %d users", study.title, done, len(users))
+    measure_users(study, network, partitions, users, folder / "users", model_folder=model_folder, processes=processes)
     return Measured(
         study,
         network,
@@ -100,30 +96,14 @@ def measure(study: Study, out: Path) -> Measured:
         _read(folder, users, "exits"),
         _read(folder, users, "policies"),
         _read(folder, users, "sweeps"),
-        _latency(network, _load(partitions, users[0]), folder / "latency.parquet"),
-        _seconds([model_folder / "time.parquet", *(folder / "users" / user / "time.parquet" for user in users)]),
+        _latency(network, load_user(partitions, users[0]), folder / "latency.parquet"),
+        _seconds([model_folder / TIME_NAME, *(folder / "users" / user / TIME_NAME for user in users)]),
     )
 
 
 def _large_enough(partitions: Partitions, users: Sequence[str]) -> list[str]:
     least, counts = SplitSettings().min_samples, dict(zip(partitions.client_ids, partitions.counts, strict=True))
     return [user for user in users if counts[user] >= least]
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as parquet, atomically."""
-    write_bytes_atomically(path, table.to_parquet(index=False))
-
-
-def _load(partitions: Partitions, user: str) -> UserSamples:
-    return partitions.load_partition(partitions.client_ids.index(user))
-
-
-def _measure_user(study: Study, network: MultiExitNetwork, samples: UserSamples, folder: Path) -> None:
-    begin = time.process_time()
-    for name, table in user_tables(study, network, samples).items():
-        write_table(table, folder / f"{name}.parquet")
-    _write_time(begin, folder / "time.parquet")
 
 
 def _latency(network: MultiExitNetwork, samples: UserSamples, path: Path) -> pd.DataFrame:
@@ -154,10 +134,6 @@ def _digest(settings: object) -> str:
 
 def _seconds(paths: Sequence[Path]) -> float:
     return float(sum(pd.read_parquet(path).seconds.sum() for path in paths))
-
-
-def _write_time(begin: float, path: Path) -> None:
-    write_table(pd.DataFrame({"seconds": [time.process_time() - begin]}), path)
 
 
 def _read(folder: Path, users: Sequence[str], name: str) -> pd.DataFrame:

@@ -29,10 +29,7 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
         ServerError: the model cannot be trained.
         ModelFileError: the study's model is missing or damaged.
     """
-    if study.model_folder is not None:
-        network, metadata = load_network(study.model_folder, study.model.sources)
-        return network.freeze_backbone(), metadata
-    if not (folder / MODEL_NAME).exists():
+    if study.model_folder is None and not (folder / MODEL_NAME).exists():
         logger.info("training the global model: %s", study.title)
         partitions = _of_domain(open_partitions(study.data, for_pretraining=True), study.training_domain)
         if study.model.training.mode == "exits":
@@ -47,7 +44,16 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
         else:
             with shown_progress() as progress:
                 make_global_model(study.model, partitions, folder, resume=True, progress=progress)
-    network, metadata = load_network(folder, study.model.sources)
+    return load_global_model(study, folder)
+
+
+def load_global_model(study: Study, folder: Path) -> tuple[MultiExitNetwork, ModelMetadata]:
+    """Return the study's global model, frozen, from where the study says that it lies, else from `folder`.
+
+    Raises:
+        ModelFileError: the model is missing or damaged.
+    """
+    network, metadata = load_network(study.model_folder or folder, study.model.sources)
     return network.freeze_backbone(), metadata
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.figure_measurements import Measured, write_table
+from experiments.figure_measurements import Measured
 from experiments.figure_reasons import reason
+from experiments.figure_workers import write_table
 from multi_exit.atomic_files import write_json_atomically, write_text_atomically
 from server.figures_style import AFTER, BEFORE, FRONT, ORIGINAL, figure_style, save_figure
 

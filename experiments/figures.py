@@ -4,11 +4,14 @@ DIR/shared/            models and measurements, which a second call takes up aga
 DIR/FIGURE-STUDY.*     the picture as PNG and SVG, its numbers as parquet, its claims as parquet and Markdown, and what
                        it was made on as JSON
 DIR/results.md         all of them on one page; `python -m experiments.results_page` makes the project's page
+DIR/calls.json         what each call was and how long it took, of those that were not killed
 """
 
 import importlib
+import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +24,12 @@ from experiments.figure_measurements import Measured, measure
 from experiments.figure_results import FigureResult, made_on, page, save_result
 from experiments.figure_studies import STUDIES, Study, studies_of
 from experiments.results_sources import as_seen_from_here
-from multi_exit.atomic_files import write_text_atomically
+from multi_exit.atomic_files import write_json_atomically, write_text_atomically
 
 NAMES = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline", "users", "seeds", "shift", "heads", "guard", "width")
 """The paper's figures in its order, and those beyond; each is a module `experiments.figure_NAME`."""
+
+CALLS_NAME = "calls.json"
 
 HEADER = """\
 # Figures
@@ -44,6 +49,7 @@ def run_figures(
     users: int | None = None,
     qmnist_model: Path | None = None,
     writers_model: Path | None = None,
+    processes: int = 1,
 ) -> list[Path]:
     """Measure what is missing, draw the figures, and write their page.
 
@@ -56,6 +62,7 @@ def run_figures(
         only: studies to draw, of `STUDIES`; none draws all that there are data for.
         qmnist_model: model for the study of QMNIST that is there already.
         writers_model: model for the study of the built-in writers that is there already.
+        processes: that measure users at the same time, one torch thread each; with 1 this one does it.
 
     Returns:
         The pictures' paths.
@@ -64,6 +71,7 @@ def run_figures(
         ClientSettingsError: a name, a study or the scale is unknown.
         DataError: the data is missing or broken.
     """
+    begin = time.monotonic()
     modules = _modules(names or NAMES)
     unknown = [name for name in only if name not in STUDIES]
     if unknown:
@@ -76,7 +84,7 @@ def run_figures(
     def measured(study: Study) -> Measured:
         key = f"{study} of {study.num_users} users"
         if key not in known:
-            known[key] = measure(study, out)
+            known[key] = measure(study, out, processes)
         return known[key]
 
     pages, pictures = [HEADER.format(scale=scale)], []
@@ -85,28 +93,35 @@ def run_figures(
             variants: dict[str, Study] = module.variants(study) if hasattr(module, "variants") else {}
             result: FigureResult = module.draw(measured(study), **{k: measured(v) for k, v in variants.items()})
             file = f"figure-{name}-{key}"
-            models = {"qmnist_model": qmnist_model if key == "qmnist" else None,
-                      "writers_model": writers_model if key == "writers" else None}  # fmt: skip
             about = {
                 "scale": scale,
                 "note": getattr(module, "NOTE", ""),
-                "command": _command(scale, key, users, real_data=real_data, **models, out=out),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
                 "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
             }
             save_result(result, file, module.TITLE, measured(study), about, out)
             pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
             pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))
+    paths = {"real_data": real_data, "qmnist_model": qmnist_model, "writers_model": writers_model, "out": out}
+    words = _command(names, scale, only, users, **paths)
+    _write_call(out / CALLS_NAME, words, time.monotonic() - begin)
     return pictures
 
 
-def _command(scale: str, study: str, users: int | None, **paths: Path | None) -> list[str]:
-    """Return the words that measure a study again, its paths relative to where we are."""
-    named = [f"--{name.replace('_', '-')} {as_seen_from_here(path)}" for name, path in paths.items() if path]
+def _command(
+    names: Sequence[str], scale: str, only: Sequence[str], users: int | None, **paths: Path | None
+) -> list[str]:
+    """Return the words of the call, its paths relative to where we are."""
+    studies = [f"--study {study}" for study in only]
     fewer = [f"--users {users}"] if users else []
-    only = [f"--study {study}"] if study in STUDIES else []
-    return ["persephonee figures", f"--scale {scale}", *only, *fewer, *named]
+    named = [f"--{name.replace('_', '-')} {as_seen_from_here(path)}" for name, path in paths.items() if path]
+    return [" ".join(["persephonee figures", *names]), f"--scale {scale}", *studies, *fewer, *named]
+
+
+def _write_call(path: Path, words: list[str], seconds: float) -> None:
+    calls = json.loads(path.read_text()) if path.exists() else []
+    write_json_atomically(path, [*calls, {"command": words, "seconds": round(seconds)}])
 
 
 def _studies_for(module: ModuleType, studies: dict[str, Study], only: Sequence[str]) -> Iterator[tuple[str, Study]]:

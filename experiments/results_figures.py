@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.figure_results import Claim, claims_table
-from experiments.figures import NAMES
+from experiments.figures import CALLS_NAME, NAMES
 from experiments.results_sources import Sources, shell_block
 
 PAPERS = NAMES[: NAMES.index("headline") + 1]
@@ -36,19 +36,29 @@ def render_figures(sources: Sources, names: tuple[str, ...], images: Path) -> li
 
 
 def render_commands(sources: Sources) -> list[str]:
-    """Return how the figures were made, and what each study took."""
-    # one for each study and scale: the last figure drawn says how all were made
-    studies: dict[tuple[str, str], dict[str, Any]] = {}
+    """Return how the figures were made, what each study took, and what the calls took on the clock."""
+    lines: list[str] = []
     for folder in sources.figures:
-        for path in sorted(folder.glob("figure-*.json")):
-            facts = json.loads(path.read_text())
-            studies[facts["study"], facts["scale"]] = facts
-    if not studies:
+        every = [json.loads(path.read_text()) for path in sorted(folder.glob("figure-*.json"))]
+        # one line for each study: the last figure drawn says how all were made
+        for facts in {facts["study"]: facts for facts in every}.values():
+            lines.append(f"| {facts['made_on']} | {facts['cpu_seconds'] / 60:.0f} | {facts['machine']}, "
+                         f"{facts['versions']} |")  # fmt: skip
+    if not lines:
         return []
-    lines = ["What each study took is stated in one thread's minutes, without what a figure beyond the paper adds.", ""]
-    for facts in studies.values():
-        lines += [f"{facts['made_on']}: {facts['cpu_seconds'] / 60:.0f} minutes on {facts['machine']}, "
-                  f"{facts['versions']}.", "", *shell_block(facts["command"])]  # fmt: skip
+    head = ["What each study took, its global model included, without what a figure beyond the paper adds:", "",
+            "| study | CPU minutes | on |", "|---|---|---|"]  # fmt: skip
+    return [*head, *lines, "", *(line for folder in sources.figures for line in _calls(folder))]
+
+
+def _calls(folder: Path) -> list[str]:
+    """Return the calls that made a folder and how long each took; a later one finds what an earlier one left."""
+    path = folder / CALLS_NAME
+    calls = json.loads(path.read_text()) if path.exists() else []
+    lines = []
+    for call in calls:
+        hours, minutes = divmod(round(call["seconds"] / 60), 60)
+        lines += [*shell_block(call["command"]), f"This call took {hours} h {minutes} min on the clock.", ""]
     return lines
 
 

@@ -1,5 +1,6 @@
 """`persephonee figures`: the paper's figures and those beyond, our numbers beside theirs."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,12 @@ def figures(
     writers_model: Annotated[
         Path | None, typer.Option(help="A model for the built-in writers that `pretrain` made; none trains one.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many users measured at the same time; one for each core without it, at smoke scale one."
+        ),
+    ] = None,
 ) -> None:
     """Draw the paper's figures, with the paper's values in them; a second call resumes."""
     from experiments.figures import run_figures
@@ -53,6 +60,7 @@ def figures(
         users=users,
         qmnist_model=qmnist_model,
         writers_model=writers_model,
+        processes=processes or (1 if scale == "smoke" else os.cpu_count() or 1),
     )
     for picture in pictures:
         typer.echo(picture)

@@ -1,8 +1,11 @@
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from experiments.figure_5 import shortfall, times_cheaper
@@ -107,10 +110,34 @@ def test_an_unknown_figure_scale_or_study_is_one_sentence(tmp_path):
         assert words in done.output
 
 
+def test_users_measured_by_two_processes_have_the_tables_of_one(tmp_path):
+    study = replace(studies_of("smoke", None, tmp_path)["writers"], num_users=3, sample_counts=())
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    with one_torch_thread():
+        one = measure(study, alone)
+    # the second call finds the model, and one user of three
+    copytree(alone, shared)
+    measured = sorted((shared / "shared").glob("smoke-*/users/*"))
+    for folder in measured[1:]:
+        rmtree(folder)
+    two = measure(study, shared, processes=2)
+    for name in ("exits", "policies", "sweeps"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name))
+    assert all((folder / "time.parquet").stat().st_size for folder in measured)
+
+
+@contextmanager
+def one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 def test_the_study_of_photographs_runs_on_real_weights(tmp_path):
     real = real_data("tiny-imagenet-200/train.parquet").parent.parent
-    study = studies_of("quick", real, tmp_path)["imagenet"]
+    study = studies_of("quick", real, tmp_path)["mobilenet_v2"]
     # the same way with less of everything: one validation file, its own size, two users
     data = replace(study.data, data_path=real / "tiny-imagenet-200" / "validation.parquet", image_size=64)
     training = replace(study.model.training, epochs=1, max_samples=256)

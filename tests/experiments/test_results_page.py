@@ -72,9 +72,11 @@ def write_unseen(folder, gain):
 def write_figure(folder, name, claims):
     folder.mkdir(exist_ok=True)
     facts = {"title": f"Fig. {name}", "study": "resnet50", "made_on": "Tiny ImageNet, ResNet-50", "scale": "quick",
-             "cpu_seconds": 600, "command": ["persephonee figures", "--scale quick"], "machine": "x86",
+             "cpu_seconds": 600, "machine": "x86",
              "versions": "Python"}  # fmt: skip
     stem = f"figure-{name}-resnet50"
+    call = {"command": ["persephonee figures", "--scale quick"], "seconds": 5430}
+    (folder / "calls.json").write_text(json.dumps([call]))
     (folder / f"{stem}.json").write_text(json.dumps(facts))
     (folder / f"{stem}.png").write_bytes(b"a picture")
     pd.DataFrame(claims).to_parquet(folder / f"{stem}-claims.parquet")
@@ -139,7 +141,8 @@ def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "| fewer MACs | 3x | 2x | no | small data |" in page
-    assert "Tiny ImageNet, ResNet-50: 10 minutes on x86, Python." in page
+    assert "| Tiny ImageNet, ResNet-50 | 10 | x86, Python |" in page
+    assert "This call took 1 h 30 min on the clock." in page
     # what the paper says nothing of has no column for it
     assert "| fewer MACs | 2x |" in page
     assert (tmp_path / "docs" / "images" / "results-3a-resnet50.png").read_bytes() == b"a picture"
