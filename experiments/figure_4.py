@@ -1,31 +1,27 @@
 """Fig. 4: accuracy per exit against the number of training samples, hard labels."""
 
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
 
 from experiments.figure_measurements import Measured
-from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on
-from server.figures_style import AFTER, FRONT, figure_style, new_figure
+from experiments.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_line
 from server.figures_style import PAPER as PAPER_COLOUR
+from server.figures_style import figure_style, new_figure
 
 TITLE = "Fig. 4: accuracy against the number of samples"
 STUDIES = ("resnet50", "mobilenet_v2")
 PAPER = {2: 2000, 3: 150}
 """Samples with which an exit is as good as the original."""
-MARKERS = "osv^DPX"
 
 
 def draw(measured: Measured) -> FigureResult:
     """Draw each exit's gain over the original; where it crosses 0 in the paper, a hollow diamond says the exit."""
     means = gains(measured)
     early = measured.network.num_exits
-    scale = LinearSegmentedColormap.from_list("exits", ["#9fd8c1", FRONT, AFTER, "#14304f"])
     with figure_style():
         figure = new_figure()
         axes = figure.subplots()
         for exit in range(early):
-            colour, marker = scale(exit / max(early - 1, 1)), MARKERS[exit % len(MARKERS)]
-            axes.plot(means.index, 100 * means[exit], marker=marker, markersize=4.5, color=colour, label=f"exit {exit}")
+            axes.plot(means.index, 100 * means[exit], label=f"exit {exit}", **exit_line(exit, early))
         axes.axhline(0, color=COLOURS["original"], linewidth=1.2, label="original")
         for exit, samples in PAPER.items():
             axes.plot([samples], [0], "D", mfc="none", mec=COLOURS["original"], markersize=7)

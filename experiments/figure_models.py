@@ -31,7 +31,7 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
     """
     if study.model_folder is None and not (folder / MODEL_NAME).exists():
         logger.info("training the global model: %s", study.title)
-        partitions = _of_domain(open_partitions(study.data, for_pretraining=True), study.training_domain)
+        partitions = _of_domain(open_partitions(study.pool, for_pretraining=True), study.training_domain)
         if study.model.training.mode == "exits":
             make_frozen_model(
                 study.model,

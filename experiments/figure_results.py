@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from experiments.figure_measurements import Measured
@@ -24,6 +25,9 @@ COLOURS = {
     "original": ORIGINAL,
 }
 """One colour for one thing in all figures; Okabe and Ito's."""
+
+MARKERS = "osv^DPX"
+"""Of a line for each exit."""
 
 DIRECTIONS = {True: "yes", False: "no", None: "–"}
 
@@ -150,6 +154,13 @@ def first_reaching(accuracies: pd.Series, target: float) -> int | None:
     """Return the first early exit whose accuracy is `target` at least, None where there is none."""
     reached = accuracies.iloc[:-1][accuracies.iloc[:-1] >= target - 1e-9]
     return int(reached.index[0]) if len(reached) else None
+
+
+def exit_line(exit: int, early: int) -> dict[str, Any]:
+    """Return how a figure with a line for each of `early` exits draws one: the deeper, the darker."""
+    scale = LinearSegmentedColormap.from_list("exits", ["#9fd8c1", FRONT, AFTER, "#14304f"])
+    marker = MARKERS[exit % len(MARKERS)]
+    return {"marker": marker, "markersize": 4.5, "color": scale(exit / max(early - 1, 1))}
 
 
 def named(exit: int | None) -> str:

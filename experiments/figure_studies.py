@@ -26,6 +26,8 @@ scale's 3,600 images a user are more than the 20 classes hold that a width of 5 
 TEMPERATURE = 4.0
 """Of self-distillation on photographs; the paper prints none. At 1 an exit copies the original's mistakes with its
 confidence and stays below it; at 2 and 4 what the original thinks of the other classes teaches more."""
+POOL_SHARE = 400
+"""Images that each user of the global pool has; only which users validate depends on it."""
 TAUGHT_BY_ORIGINAL = LossWeights(alpha=0.3, beta=0.7, temperature=2.0)
 """100 photographs a class teach an exit less than ImageNet's 1,300, which the original has seen: it teaches too."""
 
@@ -71,7 +73,8 @@ class Study:
     @property
     def pool(self) -> DataSettings:
         """The data as it matters to the global model: the tastes of those who personalise do not."""
-        return replace(self.data, num_users=1, class_width=1.0)
+        share = POOL_SHARE if self.data.dataset == "imagefolder" else self.data.samples_per_user
+        return replace(self.data, num_users=1, class_width=1.0, samples_per_user=share)
 
 
 def studies_of(

@@ -26,8 +26,10 @@ from experiments.figure_studies import STUDIES, Study, studies_of
 from experiments.results_sources import as_seen_from_here
 from multi_exit.atomic_files import write_json_atomically, write_text_atomically
 
-NAMES = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline", "users", "seeds", "shift", "heads", "guard", "width")
-"""The paper's figures in its order, and those beyond; each is a module `experiments.figure_NAME`."""
+PAPERS = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline")
+BEYOND = ("users", "seeds", "shift", "heads", "guard", "width", "samples")
+NAMES = PAPERS + BEYOND
+"""The paper's figures in its order, and those beyond it; each is a module `experiments.figure_NAME`."""
 
 CALLS_NAME = "calls.json"
 

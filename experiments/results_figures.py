@@ -8,11 +8,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.figure_results import Claim, claims_table
-from experiments.figures import CALLS_NAME, NAMES
+from experiments.figures import CALLS_NAME
 from experiments.results_sources import Sources, shell_block
-
-PAPERS = NAMES[: NAMES.index("headline") + 1]
-"""The figures that the paper has too; the others go beyond it."""
 
 PREFIX = "results-"
 """Of a copied picture's name."""

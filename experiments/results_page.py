@@ -16,8 +16,8 @@ import typer
 
 from clients.errors import ClientSettingsError
 from experiments.figure_results import claims_table
-from experiments.figures import NAMES
-from experiments.results_figures import PAPERS, claims_of, render_commands, render_figures
+from experiments.figures import BEYOND, PAPERS
+from experiments.results_figures import claims_of, render_commands, render_figures
 from experiments.results_runs import render_models, render_runs
 from experiments.results_sharing import render_attacks, render_sharing, render_starts
 from experiments.results_sources import Sources, recognise
@@ -74,8 +74,8 @@ SECTIONS = (
     ),
     Section(
         title="Beyond the paper",
-        render=lambda sources, images: render_figures(sources, NAMES[len(PAPERS) :], images),
-        missing="`persephonee figures users seeds shift heads guard width --scale quick --real-data DIR --out DIR`",
+        render=lambda sources, images: render_figures(sources, BEYOND, images),
+        missing="`persephonee figures --scale quick --real-data DIR --out DIR`",
     ),
     Section(
         title="How the figures were made",

@@ -13,7 +13,8 @@ def figures(
         list[str] | None,
         typer.Argument(
             metavar="[NAMES]",
-            help="3a 3b 4 5 6a 6b 7 headline, and beyond the paper users seeds shift heads guard width; all without.",
+            help="3a 3b 4 5 6a 6b 7 headline, and beyond the paper users seeds shift heads guard width samples; all "
+            "without.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for pictures, tables, models and measurements.")],
