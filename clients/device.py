@@ -6,8 +6,9 @@ round: the exit store replaces both at once, and `_recover` makes the rest follo
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +30,13 @@ from clients.sample_store import CALIBRATION, TRAIN, SampleStore
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import SampleSplit
 from multi_exit.network import MultiExitNetwork
+
+
+@dataclass
+class _Writing:
+    """Whether what was written is on the disk."""
+
+    is_kept: bool = False
 
 
 class Device:
@@ -116,7 +124,7 @@ class Device:
     def skip(self, key: str, reason: str) -> None:
         """Note a frame that is none."""
         self.counters.skipped += 1
-        with self._database.transaction():
+        with self._written_if_room():
             self._memory.note_answered(key)
             self._memory.save_counters(self.counters)
             self.events.note("frame skipped", reason, key=key)
@@ -127,16 +135,31 @@ class Device:
 
     def set_label(self, key: str, label: int) -> bool:
         """Give a stored sample the label that its user has said since; return whether it is still stored."""
-        return self.samples.set_label(key, label)
+        with self._written_if_room() as writing:
+            is_stored = self.samples.set_label(key, label)
+        return writing.is_kept and is_stored
+
+    def stop(self, reason: str) -> None:
+        """Note why the device stops."""
+        with self._written_if_room():
+            self.events.note("stopped", reason)
 
     def personalise_if_due(self) -> PersonalisationReport | None:
         """Run a round if the orchestrator says so; return its report, None without a round."""
-        new = self.samples.count(TRAIN, after=self.orchestrator.state.seq_at_round)
-        decision = self.orchestrator.decide(new, self.samples.count(CALIBRATION), self._source.read())
-        if not decision.go:
+        if self._is_full:
+            # a round that cannot be written need not begin; the next frame that finds room ends it
             return None
-        with self._database.transaction():
-            self.orchestrator.begin_round(self.samples.last_seq(), decision.reason)
+        new = self.samples.count(TRAIN, after=self.orchestrator.state.seq_at_round)
+        before, goes = self.orchestrator.state, False
+        with self._written_if_room() as writing:
+            decision = self.orchestrator.decide(new, self.samples.count(CALIBRATION), self._source.read())
+            if decision.go:
+                self.orchestrator.begin_round(self.samples.last_seq(), decision.reason)
+            goes = decision.go
+        if not writing.is_kept:
+            self.orchestrator.state = before
+        if not writing.is_kept or not goes:
+            return None
         try:
             return self._round()
         except (ClientError, OSError, MemoryError) as error:
@@ -158,7 +181,8 @@ class Device:
             self.settings.seed,
         )
         report = result.report
-        with self._database.transaction():
+        # on a full disk the round is in force all the same: the exits are safe, and the next start adopts them
+        with self._written_if_room():
             self._put_in_force(adopt=True)
             self.counters.rounds += 1
             self.counters.round_seconds += report.seconds_personalise
@@ -168,10 +192,11 @@ class Device:
 
     def _give_up(self, reason: str) -> None:
         self.counters.refused_rounds += 1
-        with self._database.transaction():
+        with self._written_if_room():
             self.orchestrator.give_up_round(reason)
             self._memory.save_counters(self.counters)
-        self._put_in_force(adopt=False)
+        with self._written_if_room():
+            self._put_in_force(adopt=False)
 
     def _recover(self) -> None:
         was_round = self.orchestrator.start_again()
@@ -198,42 +223,56 @@ class Device:
         self.network.load_exit_state(stored.exits if stored else self._global_exits)
         everywhere = tuple(range(self.network.num_exits))
         policy = stored.policy if stored else ExitPolicy(threshold=1.0, exits=everywhere, num_exits=len(everywhere))
+        # what is in force first, and only then what may find no room
         if adopt and stored is not None:
             samples, split = self._round_samples()
             validation = validate(self.network, samples, split, policy, stored.round)
+            self._make_engine(policy, policy.threshold)
             self.orchestrator.end_round(stored.round, policy.threshold, validation)
+        else:
+            self._make_engine(policy, self.orchestrator.state.threshold)
         self._database.set_fact("exits in use", list(policy.exits))
-        self._make_engine(policy)
 
     def _round_samples(self) -> tuple[UserSamples, SampleSplit]:
         settings = self.settings
         newest = settings.samples_after_drift if self.orchestrator.state.asked else settings.round_samples
         return self.samples.load(settings.client_id, newest)
 
-    def _make_engine(self, policy: ExitPolicy) -> None:
-        threshold = self.orchestrator.state.threshold
+    def _make_engine(self, policy: ExitPolicy, threshold: float) -> None:
         self._engine = InferenceEngine(self.network, replace(policy, threshold=threshold))
 
     def _keep(self, frame: Frame, leaves: int, explored: Explored | None, latency_ms: float) -> bool:
         """Commit what a frame changed; on a full disk the answer is given all the same."""
         self._count(leaves, explored is not None, latency_ms)
+        before, stored = self.orchestrator.state, False
+        with self._written_if_room() as writing:
+            self._memory.note_answered(frame.key)
+            stored = self.samples.add(frame.image, frame.key, frame.label) is not None
+            self.orchestrator.note_answer(leaves < self.network.num_exits, explored)
+            self.counters.unstored += not stored
+            self._memory.save_counters(self.counters)
+        if writing.is_kept:
+            self._is_full = False
+        else:
+            # which frames are explored depends on their number, which goes on
+            stored, self.orchestrator.state = False, replace(before, frames=before.frames + 1)
+        if self._engine.policy.threshold != self.orchestrator.state.threshold:
+            self._make_engine(self._engine.policy, self.orchestrator.state.threshold)
+        return stored
+
+    @contextmanager
+    def _written_if_room(self) -> Iterator[_Writing]:
+        """Commit what is written inside; on a full disk nothing of it is: that is told once, and the device goes on."""
+        writing = _Writing()
         try:
             with self._database.transaction():
-                self._memory.note_answered(frame.key)
-                stored = self.samples.add(frame.image, frame.key, frame.label) is not None
-                self.orchestrator.note_answer(leaves < self.network.num_exits, explored)
-                self.counters.unstored += not stored
-                self._memory.save_counters(self.counters)
-            self._is_full = False
+                yield writing
+            writing.is_kept = True
         except StoreFullError as error:
-            stored = False
             if not self._is_full and self.events.listener is not None:
                 # it cannot be logged, there is no room
                 self.events.listener(Event(seq=0, wall=time.time(), kind="disk full", reason=str(error), details={}))
             self._is_full = True
-        if self._engine.policy.threshold != self.orchestrator.state.threshold:
-            self._make_engine(self._engine.policy)
-        return stored
 
     def _count(self, leaves: int, explored: bool, latency_ms: float) -> None:
         counters, policy = self.counters, self._engine.policy

@@ -77,10 +77,10 @@ def run_device(device: Device, items: Iterable[Item], show: Callable[[Answer], N
             if item is None:
                 stop.wait(IDLE_S)
     except StopRequested:
-        device.events.note("stopped", f"{stop.signal_name} in a round: the exits before it are in force")
+        device.stop(f"{stop.signal_name} in a round: the exits before it are in force")
         return
     reason = f"{stop.signal_name} came between two frames" if stop.is_asked else "there are no more frames"
-    device.events.note("stopped", reason)
+    device.stop(reason)
 
 
 def _take(device: Device, item: Item, show: Callable[[Answer], None]) -> None:

@@ -156,23 +156,26 @@ class Orchestrator:
 
     def end_round(self, round_number: int, threshold: float, validation: Validation | None) -> None:
         """Put a round's threshold in force and forget what was explored under the earlier exits."""
-        if self.state.phase is Phase.PERSONALISATION:
-            self._move(Signal.DONE)
         self.validation, self._explored = validation, []
-        self._memory.save_validation(validation)
         self._monitor = self._fresh_monitor()
+        phase = self.state.phase
+        # in memory first: on a full disk the round is in force until the next start, which adopts it again
         self._set(
+            phase=next_phase(phase, Signal.DONE) if phase is Phase.PERSONALISATION else phase,
             round=round_number,
             threshold=threshold,
             seq_at_round=self.state.began_at_seq,
             asked="",
             recent_early=(),
         )
+        self._memory.save_validation(validation)
 
     def give_up_round(self, reason: str) -> None:
         """Leave the phase of personalisation without a result; the previous exits were in force all the time."""
-        self._move(Signal.GIVEN_UP)
-        self._set(retry_at_frame=self.state.frames + self.settings.retry_frames)
+        self._set(
+            phase=next_phase(self.state.phase, Signal.GIVEN_UP),
+            retry_at_frame=self.state.frames + self.settings.retry_frames,
+        )
         self._events.note("round given up", f"{reason}; the previous exits stay in force", round=self.state.round + 1)
 
     def _note_explored(self, sample: Explored) -> None:

@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clients.device_run import Stop, run_device
 from clients.engine import first_exit_always_answers
-from clients.errors import ImageError, StoreError
+from clients.errors import ImageError, StoreError, StoreFullError
 from clients.exit_store import ExitStore
+from clients.frames import LateLabel, NoFrame
 from clients.phases import Phase
 from clients.sample_store import CALIBRATION, TRAIN
 from multi_exit.atomic_files import write_json_atomically
@@ -115,6 +117,73 @@ def test_a_full_disk_stops_storing_and_not_answering(toy_network, user, tmp_path
     life.stop()
     again = start(toy_network, tmp_path)
     assert again.device.samples.keys() == stored
+    again.stop()
+
+
+def leave_no_room(life):
+    database = life.database
+    database.limit_pages(database.execute("PRAGMA page_count").fetchone()[0])
+    # what the last page of each table still holds
+    fillers = {
+        "INSERT INTO facts VALUES (?, '0')": lambda n: (f"filler {n}",),
+        "INSERT INTO events (wall, kind, reason, details) VALUES (0, 'filler', '', ?)": lambda n: ("{}",),
+        "INSERT INTO answered VALUES (?)": lambda n: (f"filler {n}",),
+    }
+    for statement, values in fillers.items():
+        with pytest.raises(StoreFullError):
+            for number in range(10_000):
+                with database.transaction():
+                    database.execute(statement, values(number))
+
+
+def test_a_full_disk_ends_neither_the_device_nor_its_rounds(toy_network, user, tmp_path):
+    life = start(toy_network, tmp_path)
+    life.set_state(plugged_in=False)
+    feed(life, frames_of(user, stop=60))
+    leave_no_room(life)
+    # a reason to wait that changes, a round that is due, a file that is no image, a label and the end: each writes
+    answers, stop = [], Stop()
+    life.set_state(plugged_in=True, load=5.0)
+    run_device(life.device, frames_of(user, 60, 70), answers.append, stop)
+    life.set_state(load=0.0)
+    rest = [
+        *frames_of(user, 70, 80),
+        NoFrame(key="odd.txt", reason="no image"),
+        LateLabel(key="frame 3", label=2),
+        *frames_of(user, 80, 90),
+    ]
+    run_device(life.device, rest, answers.append, stop)
+    assert len(answers) == 30 and not any(answer.stored for answer in answers)
+    assert life.kinds().count("disk full") == 1
+    assert "round begins" not in life.kinds() and life.device.orchestrator.state.phase is Phase.INFERENCE
+    # with room again it goes on by itself
+    life.database.limit_pages(10**6)
+    run_device(life.device, frames_of(user, 90, 100), answers.append, stop)
+    assert all(answer.stored for answer in answers[30:])
+    assert "round done" in life.kinds()
+    life.stop()
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_round_keeps_the_round(toy_network, user, tmp_path, monkeypatch):
+    life = start(toy_network, tmp_path)
+    save = ExitStore.save
+
+    def save_and_fill(*args, **kwargs):
+        save(*args, **kwargs)
+        leave_no_room(life)
+
+    monkeypatch.setattr(ExitStore, "save", save_and_fill)
+    frames = frames_of(user)
+    count = next(n for n, frame in enumerate(frames) if life.device.answer(frame) and life.device.personalise_if_due())
+    state, policy = life.device.orchestrator.state, life.device.policy
+    assert (state.round, state.phase) == (1, Phase.INFERENCE)
+    assert "disk full" in life.kinds() and "round done" not in life.kinds()
+    assert not life.device.answer(frames[count + 1]).stored
+    life.database.limit_pages(10**6)
+    life.stop()
+    again = start(toy_network, tmp_path)
+    assert "round adopted" in again.kinds()
+    assert (again.device.orchestrator.state.round, again.device.policy) == (1, policy)
     again.stop()
 
 
