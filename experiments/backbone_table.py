@@ -75,8 +75,9 @@ LIMITS = """
 - Regularisation that is decided while tracing stays off in training: the stochastic depth of ConvNeXt, EfficientNet
   and many timm models. Dropout that is a module of the classifier works as published.
 - GoogLeNet and Inception are built without their auxiliary classifiers.
-- Trained weights (`--weights FILE`) load by name; a classifier for another number of classes starts anew, and so does
-  the first convolution of a backbone that was trained on colour and is built for grey images.
+- Trained weights (`--weights FILE`) load by name, with `--mean` and `--std` as they were trained. A classifier for
+  another number of classes is refused, since the last exit would answer at random. A first convolution that was trained
+  on colour serves grey images with the sum over its channels.
 - A head of the kind `msdnet` needs a training batch of two images or more where its map is a single pixel, as
   BatchNorm does anywhere.
 """
