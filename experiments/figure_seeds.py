@@ -21,15 +21,8 @@ MARKERS = "osv"
 
 def variants(study: Study) -> dict[str, Study]:
     """Return the study with two more seeds."""
-    return {f"seed_{seed}": _seeded(study, seed) for seed in (1, 2)}
-
-
-def _seeded(study: Study, seed: int) -> Study:
-    fewer = replace(study, seed=seed, schemes=SHOWN, sample_counts=())
-    if study.data.dataset != "imagefolder":
-        return fewer
-    training = replace(study.model.training, seed=seed)
-    return replace(fewer, data=replace(study.data, seed=seed), model=replace(study.model, training=training))
+    fewer = replace(study, schemes=SHOWN, sample_counts=())
+    return {f"seed_{number}": fewer.seeded(study.seed + number) for number in (1, 2)}
 
 
 def draw(measured: Measured, seed_1: Measured, seed_2: Measured) -> FigureResult:

@@ -76,6 +76,14 @@ class Study:
         share = POOL_SHARE if self.data.dataset == "imagefolder" else self.data.samples_per_user
         return replace(self.data, num_users=1, class_width=1.0, samples_per_user=share)
 
+    def seeded(self, seed: int) -> "Study":
+        """Return the study with another seed; handwriting keeps its pool of writers and its global model."""
+        study = replace(self, seed=seed)
+        if self.data.dataset != "imagefolder":
+            return study
+        training = replace(self.model.training, seed=seed)
+        return replace(study, data=replace(self.data, seed=seed), model=replace(self.model, training=training))
+
 
 def studies_of(
     scale: str,

@@ -51,6 +51,7 @@ def run_figures(
     users: int | None = None,
     qmnist_model: Path | None = None,
     writers_model: Path | None = None,
+    seed: int = 0,
     processes: int = 1,
 ) -> list[Path]:
     """Measure what is missing, draw the figures, and write their page.
@@ -64,6 +65,7 @@ def run_figures(
         only: studies to draw, of `STUDIES`; none draws all that there are data for.
         qmnist_model: model for the study of QMNIST that is there already.
         writers_model: model for the study of the built-in writers that is there already.
+        seed: of every study, as `Study.seeded` takes it.
         processes: that measure users at the same time, one torch thread each; with 1 this one does it.
 
     Returns:
@@ -79,6 +81,7 @@ def run_figures(
     if unknown:
         raise ClientSettingsError(f"study {unknown[0]} is unknown: choose of {', '.join(STUDIES)}.")
     studies = studies_of(scale, real_data, out / "shared", qmnist_model=qmnist_model, writers_model=writers_model)
+    studies = {name: study.seeded(seed) for name, study in studies.items()}
     if users is not None:
         studies = {name: replace(study, num_users=min(users, study.num_users)) for name, study in studies.items()}
     known: dict[str, Measured] = {}
@@ -106,19 +109,20 @@ def run_figures(
             pictures.append(out / f"{file}.png")
     write_text_atomically(out / "results.md", "\n".join(pages))
     paths = {"real_data": real_data, "qmnist_model": qmnist_model, "writers_model": writers_model, "out": out}
-    words = _command(names, scale, only, users, **paths)
+    words = _command(names, scale, only, users, seed, **paths)
     _write_call(out / CALLS_NAME, words, time.monotonic() - begin)
     return pictures
 
 
 def _command(
-    names: Sequence[str], scale: str, only: Sequence[str], users: int | None, **paths: Path | None
+    names: Sequence[str], scale: str, only: Sequence[str], users: int | None, seed: int, **paths: Path | None
 ) -> list[str]:
     """Return the words of the call, its paths relative to where we are."""
     studies = [f"--study {study}" for study in only]
     fewer = [f"--users {users}"] if users else []
+    seeded = [f"--seed {seed}"] if seed else []
     named = [f"--{name.replace('_', '-')} {as_seen_from_here(path)}" for name, path in paths.items() if path]
-    return [" ".join(["persephonee figures", *names]), f"--scale {scale}", *studies, *fewer, *named]
+    return [" ".join(["persephonee figures", *names]), f"--scale {scale}", *studies, *fewer, *seeded, *named]
 
 
 def _write_call(path: Path, words: list[str], seconds: float) -> None:

@@ -1,6 +1,6 @@
 r"""Can somebody who sees what leaves a client tell whether a sample was among those that the client trained on?
 
-    python -m experiments.membership_inference --model models/writers --name writers --out docs/images \
+    python -m experiments.membership_inference --model models/writers --name writers --out runs/membership \
         --page docs/privacy.md
 
 The game, for each of several users whom the model never saw: half of the user's training samples, drawn at random,

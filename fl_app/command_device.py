@@ -158,8 +158,12 @@ def status(
     store: Annotated[Path, typer.Option(help="Folder of the device.")],
     events: Annotated[int, typer.Option(help="How many of the last events.", min=0)] = 10,
     as_json: AsJson = False,
+    seed: Seed = 0,
 ) -> None:
-    """Show the phase, the policy, what was learned and saved so far, and the last events."""
+    """Show the phase, the policy, what was learned and saved so far, and the last events.
+
+    Nothing is random here, so the seed plays no part.
+    """
     from clients.device_status import read_status
     from fl_app.device_lines import show_status
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_app.command_options import AsJson
+from fl_app.command_options import AsJson, Seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,12 @@ def doctor(
         typer.Option(help="A node.toml of another device, or a folder with many: no client id may be there twice."),
     ] = None,
     as_json: AsJson = False,
+    seed: Seed = 0,
 ) -> None:
-    """Look for what keeps a device from taking part; exits with 1 where something is wrong."""
+    """Look for what keeps a device from taking part; exits with 1 where something is wrong.
+
+    Nothing is random here, so the seed plays no part.
+    """
     from fl_app.doctor import examine
     from fl_app.findings import WRONG
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fl_app.command_groups import takes
-from fl_app.command_options import DEFAULT_SOURCES, Sources, data_settings, source_names
+from fl_app.command_options import DEFAULT_SOURCES, Seed, Sources, data_settings, source_names
 
 if TYPE_CHECKING:
     from data_partitions.opening import DataSettings
@@ -27,8 +27,12 @@ def enrol(
     ] = False,
     port: Annotated[int, typer.Option(help="On loopback; two SuperNodes on one machine need two.")] = 9094,
     sources: Sources = DEFAULT_SOURCES,
+    seed: Seed = 0,
 ) -> None:
-    """Make what a SuperNode needs to join, and print the public key to register on the server."""
+    """Make what a SuperNode needs to join, and print the public key to register on the server.
+
+    A key must not be foreseen, so the seed plays no part.
+    """
     from fl_app.device_folder import DEVICE_UNIT, KEY_NAME, DeviceMembership, enrol_device, supernode_words
     from fl_app.node_config import NODE_CONFIG_NAME
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fl_app.command_options import Seed
+
 
 def figures(
     *,
@@ -42,6 +44,7 @@ def figures(
     writers_model: Annotated[
         Path | None, typer.Option(help="A model for the built-in writers that `pretrain` made; none trains one.")
     ] = None,
+    seed: Seed = 0,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -61,6 +64,7 @@ def figures(
         users=users,
         qmnist_model=qmnist_model,
         writers_model=writers_model,
+        seed=seed,
         processes=processes or (1 if scale == "smoke" else os.cpu_count() or 1),
     )
     for picture in pictures:

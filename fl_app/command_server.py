@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fl_app.command_options import Seed
+
 server_group = typer.Typer(no_args_is_help=True, help="The server of a federation of devices.")
 
 
@@ -26,8 +28,12 @@ def init(
         str, typer.Option(help="Address of this machine to listen on, such as that of its VPN; 0.0.0.0 is all of them.")
     ] = "0.0.0.0",
     days: Annotated[int, typer.Option(help="How long the certificates are valid.")] = 1825,
+    seed: Seed = 0,
 ) -> None:
-    """Make what a SuperLink with TLS and authenticated SuperNodes needs, and say what comes next."""
+    """Make what a SuperLink with TLS and authenticated SuperNodes needs, and say what comes next.
+
+    A key must not be foreseen, so the seed plays no part.
+    """
     from fl_app.server_folder import ServerPlace, init_server
 
     for line in init_server(out, ServerPlace(hosts=tuple(host), listen=listen, port=port), days):

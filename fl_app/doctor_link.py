@@ -119,7 +119,11 @@ def _check_certificate(host: str, port: int, root: Path, seen: _Seen) -> Finding
             remedy = f"enrol with one of these, or run `persephonee server init` with --host {host}"
             return wrong("certificate", f"is for {names}, not for {host}", remedy)
         if error.verify_code == _EXPIRED:
-            return wrong("certificate", f"ended on {end:%Y-%m-%d}", "make a new one with ca.key; or set the clock")
+            return wrong(
+                "certificate",
+                f"ended on {end:%Y-%m-%d}",
+                "renew the certificates with `persephonee server init`; or set the clock",
+            )
         if error.verify_code == _NOT_YET:
             return wrong("certificate", "is not valid yet by this device's clock", _NTP)
         remedy = "copy ca.crt from this server's folder and enrol again; else somebody answers in its place"

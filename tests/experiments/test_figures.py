@@ -110,6 +110,15 @@ def test_an_unknown_figure_scale_or_study_is_one_sentence(tmp_path):
         assert words in done.output
 
 
+def test_another_seed_draws_other_users_of_photographs_and_keeps_the_pool_of_writers():
+    writers = studies_of("smoke", None, Path("unused"))["writers"]
+    assert writers.seeded(3) == replace(writers, seed=3)
+    photographs = replace(writers, data=replace(writers.data, dataset="imagefolder", data_path=Path("photographs")))
+    other = photographs.seeded(3)
+    assert (other.seed, other.data.seed, other.model.training.seed) == (3, 3, 3)
+    assert photographs.seeded(0) == photographs
+
+
 def test_users_measured_by_two_processes_have_the_tables_of_one(tmp_path):
     study = replace(studies_of("smoke", None, tmp_path)["writers"], num_users=3, sample_counts=())
     alone, shared = tmp_path / "alone", tmp_path / "shared"

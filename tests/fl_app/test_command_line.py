@@ -14,10 +14,11 @@ from tests.fl_app.command_line import NETWORK, call, refused
 from tests.tiny_cnn import NAME, SIDE, SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("pretrain", "inspect", "simulate", "personalise", "report")
+VERBS = ("pretrain", "inspect", "simulate", "personalise", "report", "export", "figures")
+GROUPED = (("device", "run"), ("device", "status"), ("device", "enrol"), ("device", "doctor"), ("server", "init"))
 
 
-@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)])
+@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS), *GROUPED])
 def test_every_verb_explains_itself(words):
     result = call(*words, "--help")
     assert result.exit_code == 0

@@ -94,7 +94,7 @@ def test_a_supernode_killed_during_a_round_is_a_named_failure_and_takes_part_aga
     assert clients.bytes_down.max() <= 2_048
 
 
-def test_a_superlink_killed_between_rounds_knows_its_devices_again(federation, first, record_property):
+def test_a_superlink_killed_between_runs_knows_its_devices_again(federation, first, record_property):
     units = (federation.superlink, *(federation.devices[name] for name in IDS))
     federation.superlink.stop()
     federation.superlink.start()
@@ -104,4 +104,4 @@ def test_a_superlink_killed_between_rounds_knows_its_devices_again(federation, f
     assert status.state == FINISHED, status.doing
     assert list(statuses(run)) == ["ok", "ok"]
     seconds = seconds_of(run)
-    note(record_property, "the SuperLink is killed between rounds, and starts again", "both devices: ok", seconds)
+    note(record_property, "the SuperLink is killed between runs, and starts again", "both devices: ok", seconds)
