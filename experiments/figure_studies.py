@@ -110,7 +110,8 @@ def studies_of(
         raise ClientSettingsError(f"scale={scale} is unknown: use one of {', '.join(SCALES)}.")
     if scale == "smoke":
         return dict.fromkeys(STUDIES, _smoke())
-    studies = {"writers": _writers(scale, writers_model)}
+    writers = _writers(scale, writers_model)
+    studies = {"writers": writers if real_data is not None else _stand_in(writers)}
     if real_data is not None:
         real_data = real_data.resolve()
         studies = {name: _photographs(name, scale, real_data, work) for name in NETWORKS} | studies
@@ -151,6 +152,11 @@ def _writers(scale: str, model_folder: Path | None) -> Study:
         num_users=250,
         schemes=ALL_SCHEMES if full else ALL_SCHEMES[:1],
     )
+
+
+def _stand_in(writers: Study) -> Study:
+    """Return the writers with all that any figure shows."""
+    return replace(writers, num_users=40, schemes=ALL_SCHEMES, sample_counts=(25, 50, 100))
 
 
 def _qmnist(scale: str, real_data: Path, model_folder: Path | None) -> Study:

@@ -110,6 +110,15 @@ def test_an_unknown_figure_scale_or_study_is_one_sentence(tmp_path):
         assert words in done.output
 
 
+@pytest.mark.parametrize("scale", ["quick", "full"])
+def test_without_real_data_the_writers_stand_in_with_all_that_the_figures_at_smoke_scale_show(scale):
+    alone, smoke = (studies_of(name, None, Path("unused"))["writers"] for name in (scale, "smoke"))
+    assert alone.schemes == smoke.schemes
+    assert len(alone.sample_counts) == len(smoke.sample_counts)
+    # a split trains with some 100 samples of a writer
+    assert max(alone.sample_counts) <= 100
+
+
 def test_another_seed_draws_other_users_of_photographs_and_keeps_the_pool_of_writers():
     writers = studies_of("smoke", None, Path("unused"))["writers"]
     assert writers.seeded(3) == replace(writers, seed=3)
