@@ -139,12 +139,15 @@ def _trace_and_measure(
     shape = (in_channels, input_size, input_size)
     normalisation = _normalisation(mean, std)
     if input_size > SMALL_INPUT_PX:
+        in_place = [module for module in model.modules() if getattr(module, "inplace", False) is True]
         traced = trace(model, name, normalisation)
         try:
             return "original", traced, Measurement(traced, shape, model, name)
         except BackboneError:
-            # made for larger images than these, as Inception is: try again at full resolution
-            pass
+            # made for larger images than these, as Inception is: try again at full resolution; tracing has switched off
+            # what works in place, and has to see it to know who reads its result
+            for module in in_place:
+                module.inplace = True  # type: ignore[assignment]
     keep_resolution(model)
     traced = trace(model, name, normalisation)
     return "stride-1", traced, Measurement(traced, shape, model, name)

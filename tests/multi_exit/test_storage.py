@@ -29,6 +29,34 @@ def edit_spec(folder: Path, **changes: object) -> None:
     edit_description(folder, spec={**json.loads((folder / "network.json").read_text())["spec"], **changes})
 
 
+class LateShortcut(nn.Module):
+    """Needs maps of 33 px or more, and changes in place what its shortcut adds."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 4, 3, stride=2, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.pool = nn.MaxPool2d(33, stride=1)
+        self.classifier = nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        first = self.first(images)
+        shortcut = self.second(self.relu(first)) + first
+        return self.classifier(self.pool(self.second(shortcut)).mean((2, 3)))
+
+
+def test_a_network_that_falls_back_to_full_resolution_answers_the_same_when_it_is_loaded(build_own, tmp_path):
+    network = build_own(LateShortcut, num_exits=1, head="pooled", in_channels=1)
+    assert network.spec.stem == "stride-1"
+    save_network(network, tmp_path, ModelMetadata())
+    loaded, _ = load_network(tmp_path, allowed=(MODULE,))
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(network.eval()(images), loaded.eval()(images), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 @pytest.fixture
 def folder(tiny_network, tmp_path) -> Path:
     save_network(tiny_network, tmp_path / "model", METADATA)
