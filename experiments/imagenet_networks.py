@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from multi_exit.atomic_files import write_bytes_atomically
-from multi_exit.building import build_network, read_weights
+from multi_exit.building import read_weights
 from multi_exit.errors import ModelFileError
-from multi_exit.network import MultiExitNetwork
 
 SOURCE = "experiments.imagenet_networks"
 CLASSIFIERS = ("fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias")
@@ -73,48 +72,6 @@ def resnet50_v1(num_classes: int, in_channels: int) -> nn.Module:
     if in_channels != 3:
         model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
     return model  # type: ignore[no-any-return]
-
-
-def imagenet_network(
-    name: str,
-    weights: Path,
-    classes: tuple[int, ...],
-    work: Path,
-    *,
-    num_exits: int = 6,
-    input_size: int = 64,
-    head: str = "msdnet",
-    seed: int = 0,
-) -> MultiExitNetwork:
-    """Return a network with its ImageNet weights, its classifier cut to some classes, its exits untrained.
-
-    Args:
-        name: "resnet50" or "mobilenet_v2".
-        weights: the published file.
-        classes: numbers of the classes to keep, in ImageNet's order of 1,000; logit i is class `classes[i]`.
-        work: folder for the cut weights.
-        num_exits: M.
-        input_size: side of the images, in px.
-        head: "msdnet" or "pooled".
-        seed: of the exits' first weights.
-
-    Raises:
-        ModelFileError: the weights cannot be read, or a class is not among them.
-    """
-    known = NETWORKS[name]
-    return build_network(
-        known.backbone,
-        num_exits=num_exits,
-        num_classes=len(classes),
-        in_channels=3,
-        input_size=input_size,
-        head=head,
-        weights=write_cut_weights(name, weights, classes, work),
-        mean=known.mean,
-        std=known.std,
-        allowed=(SOURCE, "torchvision"),
-        seed=seed,
-    )
 
 
 def write_cut_weights(name: str, weights: Path, classes: tuple[int, ...], work: Path) -> Path:

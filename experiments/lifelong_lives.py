@@ -42,7 +42,7 @@ class LifeRecord:
         latency_ms: of the answer, exploration not counted; NaN for explored samples.
         thresholds: active.
         asked: whether a round was asked for and had not been done yet.
-        rounds: days, as fractions, on which rounds were done.
+        rounds: numbers of the samples after which rounds were done.
         events: with their days.
     """
 

@@ -39,11 +39,6 @@ class Stream:
     labels: Tensor
     shift: int
 
-    @property
-    def days(self) -> int:
-        """How long the life is."""
-        return -(-len(self.labels) // SAMPLES_PER_DAY)
-
 
 def qmnist_streams(path: Path, trained_on: Collection[str], count: int, people: int, seed: int) -> list[Stream]:
     """Return devices that `people` employees use in the first half and `people` students in the second.

@@ -24,6 +24,7 @@ from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network
 from server.pretraining_progress import LogProgress
 from server.report_page import draw_report
+from server.run_folder import MAY_DIFFER as ANY_RUN_MAY_DIFFER
 from server.run_folder import RunFolder
 
 log = logging.getLogger("persephonee.server")
@@ -33,7 +34,8 @@ app = ServerApp()
 # Where a run happens and how it is started, as opposed to what determines its numbers.
 _NOT_RECORDED = PATH_KEYS | {"resume", "overwrite", "round-deadline", "node-wait"}
 # A run may be continued for more rounds, and on another machine.
-MAY_DIFFER = frozenset({"num-server-rounds", "versions", "machine"})
+# and it may go on for more rounds
+MAY_DIFFER = ANY_RUN_MAY_DIFFER | {"num-server-rounds"}
 
 
 @app.main()

@@ -75,9 +75,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
             for key in file.keys():  # noqa: SIM118, safe_open is no mapping
                 part, name = key.split("/", 1)
                 parts[part][name] = file.get_tensor(key)
-        records = [
-            EpochRecord(**{**r, "validation_accuracy": tuple(r["validation_accuracy"])}) for r in state["history"]
-        ]
+        records = [_record(values) for values in state["history"]]
         stored: dict[str, Any] = state["identity"]
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise PretrainingError(

@@ -45,8 +45,8 @@ OWN_FILES = (
     *(f"{name}.parquet" for name in ALL_SCHEMAS),
 )
 OWN_FOLDERS = ("figures", "model", "clients", "checkpoint")
-# A run may be continued for more rounds, and on another machine; all else has to stay as it was.
-MAY_DIFFER = frozenset({"rounds", "versions", "machine"})
+# A run may be continued on another machine; all else has to stay as it was, or the caller says what need not.
+MAY_DIFFER = frozenset({"versions", "machine"})
 
 
 @dataclass(frozen=True, kw_only=True)
