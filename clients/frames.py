@@ -6,6 +6,8 @@ just now.
 
 import csv
 import hashlib
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from clients.device_settings import Frame
@@ -25,6 +28,9 @@ LABELS_FILE = "labels.csv"
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 SETTLE_S = 1.0
 """A file that is younger and does not decode may be half written: it is looked at again."""
+
+_LONGEST_NAME = 255
+"""Of a file. A field of `labels.csv` that is longer is what an open quote has swallowed: no event repeats all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,15 @@ class LateLabel:
 Item = Frame | NoFrame | LateLabel | None
 
 
+def key_of(name: str) -> str:
+    """Return a file's name as text that can be stored and printed; two names never have the same key.
+
+    A name need not be UTF-8, and Python keeps the bytes that are not as lone surrogates. They become /x and two digits:
+    no name has a slash.
+    """
+    return re.sub("[\udc80-\udcff]", lambda odd: f"/x{ord(odd[0]) - 0xDC00:02x}", name)
+
+
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Return an image file as uint8 [C, H, W].
 
@@ -66,18 +81,22 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         ImageError: the file is no image, of another size, or of a mode with more than 8 bits a channel.
     """
     channels, height, width = shape
+    name = key_of(path.name)
+    pixels: NDArray[np.uint8] | None = None
     try:
         with Image.open(path) as image:
-            if image.size != (width, height):
-                got = f"{image.size[0]}x{image.size[1]}"
-                raise ImageError(f"{path.name} is {got} px, expected {width}x{height}: crop and scale it first.")
-            if image.mode not in _MODES:
-                raise ImageError(f"{path.name} has the mode {image.mode}, expected 8 bits a channel: convert it first.")
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise ImageError(f"{path.name} has gone before it was read: leave files in place.") from None
-        raise ImageError(f"{path.name} is no image that can be read: remove it, or write it again.") from None
+            size, mode = image.size, image.mode
+            if size == (width, height) and mode in _MODES:
+                pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"{name} has gone before it was read: leave files in place.") from None
+    # Pillow's decoders raise whatever odd bytes lead them to: ValueError, RuntimeError, DecompressionBombError, ...
+    except Exception:
+        raise ImageError(f"{name} is no image that can be read: remove it, or write it again.") from None
+    if size != (width, height):
+        raise ImageError(f"{name} is {size[0]}x{size[1]} px, expected {width}x{height}: crop and scale it first.")
+    if pixels is None:
+        raise ImageError(f"{name} has the mode {mode}, expected 8 bits a channel: convert it first.")
     array = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return torch.from_numpy(array)
 
@@ -113,36 +132,73 @@ class WatchedFolder:
             yield None
 
     def _new_frames(self) -> Iterator[Item]:
-        found = [path for path in self._folder.iterdir() if not path.name.startswith(".") and path.is_file()]
-        ages = {path: path.stat().st_mtime for path in found if path.exists() and path.name != LABELS_FILE}
+        found = [path for path in self._folder.iterdir() if not path.name.startswith(".") and path.name != LABELS_FILE]
+        ages = {path: written for path in found if (written := _written_at(path)) is not None}
         for path in sorted(ages, key=lambda path: (ages[path], path.name)):
-            if self._is_known(path.name):
+            key = key_of(path.name)
+            if self._is_known(key):
                 continue
             try:
-                yield Frame(key=path.name, image=read_image(path, self._shape), label=self._label_of(path.name))
+                yield Frame(key=key, image=read_image(path, self._shape), label=self._label_of(key))
             except ImageError as error:
                 if abs(time.time() - ages[path]) > SETTLE_S:
-                    yield NoFrame(key=path.name, reason=str(error))
+                    yield NoFrame(key=key, reason=str(error))
 
-    def _label_of(self, name: str) -> int | None:
-        return self._classes.get(self._labels.get(name, ""))
+    def _label_of(self, key: str) -> int | None:
+        return self._classes.get(self._labels.get(key, ""))
 
     def _new_labels(self) -> Iterator[Item]:
         path = self._folder / LABELS_FILE
-        if not path.exists() or path.stat().st_mtime_ns == self._labels_read_at:
+        try:
+            written_at = path.stat().st_mtime_ns
+            if written_at == self._labels_read_at:
+                return
+            rows, fault = _read_rows(path)
+        except FileNotFoundError:
             return
-        self._labels_read_at = path.stat().st_mtime_ns
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [(row[0].strip(), row[1].strip()) for row in csv.reader(file) if len(row) >= 2]
-        for name, label in rows:
-            if self._labels.get(name) == label or (name, label) == ("name", "label"):
+        except OSError as error:
+            reason = f"{LABELS_FILE} cannot be read ({error.strerror}): give a file that this program may read"
+            yield NoFrame(key=f"{LABELS_FILE}:{error.strerror}", reason=reason)
+            return
+        self._labels_read_at = written_at
+        for key, label in rows:
+            if self._labels.get(key) == label or (key, label) == ("name", "label"):
                 continue
-            self._labels[name] = label
+            self._labels[key] = label
             if label in self._classes:
-                yield LateLabel(key=name, label=self._classes[label])
+                yield LateLabel(key=key, label=self._classes[label])
             else:
                 known = ", ".join(list(self._classes)[:5])
-                yield NoFrame(key=f"{LABELS_FILE}:{name}", reason=f"the label {label!r} is no class: give {known}, ...")
+                reason = f"the label {label!r} is no class: give {known}, ..."
+                yield NoFrame(key=f"{LABELS_FILE}:{key},{label}", reason=reason)
+        if fault:
+            yield NoFrame(key=f"{LABELS_FILE}:{fault}", reason=fault)
+
+
+def _written_at(path: Path) -> float | None:
+    """Return when a file was written, in seconds since 1970; None where there is none, or none any more."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime if stat.S_ISREG(found.st_mode) else None
+
+
+def _read_rows(path: Path) -> tuple[list[tuple[str, str]], str]:
+    """Return the keys and labels of a labels file up to the row that is none, and what is wrong there, if anything."""
+    rows: list[tuple[str, str]] = []
+    # surrogates, so that a name in another encoding is the name of its file
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader, line = csv.reader(file), 1
+        try:
+            for row in reader:
+                if len(row) >= 2:
+                    key, label = (key_of(field.strip()[:_LONGEST_NAME]) for field in row[:2])
+                    rows.append((key, label))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            return rows, f"{LABELS_FILE} cannot be read from line {line} on ({error}): see whether a quote is left open"
+    return rows, ""
 
 
 class ReplayedUser:

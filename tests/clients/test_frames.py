@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from clients.device_database import DeviceDatabase
+from clients.device_memory import DeviceMemory
 from clients.device_settings import Frame
 from clients.device_state import ScriptedClock
 from clients.errors import ClientSettingsError, ImageError
@@ -87,6 +90,117 @@ def test_labels_come_with_a_frame_or_after_it(tmp_path):
     (frame,) = _until_idle(watched)
     assert isinstance(frame, Frame)
     assert frame.label == 0
+
+
+def test_names_that_are_not_utf8_can_be_stored_stay_apart_and_find_their_labels(tmp_path):
+    whole = write(tmp_path / "whole.png").read_bytes()
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    # e acute and e circumflex in Latin-1, what a careless escape would make of the first, and the first in UTF-8
+    names = [b"caf\xe9.png", b"caf\xea.png", b"caf\\xe9.png", b"caf\xc3\xa9.png"]
+    for name in [*names, b"odd\xe9.png"]:
+        path = folder / os.fsdecode(name)
+        path.write_bytes(b"no image" if name.startswith(b"odd") else whole)
+        os.utime(path, (1e9, 1e9))
+    (folder / "labels.csv").write_bytes(b"caf\xe9.png,b\ncaf\xea.png,a\ncaf\xe9.png,\xe9\n")
+    database = DeviceDatabase(tmp_path / "store")
+    memory = DeviceMemory(database)
+    watched = WatchedFolder(folder, GREY, ("a", "b"), memory.has_answered)
+    items = _until_idle(watched)
+    images = [item.key for item in items if isinstance(item, Frame)]
+    assert sorted(images) == ["caf/xe9.png", "caf/xea.png", "caf\\xe9.png", "café.png"]
+    assert [item for item in items if isinstance(item, LateLabel)] == [
+        LateLabel(key="caf/xe9.png", label=1),
+        LateLabel(key="caf/xea.png", label=0),
+    ]
+    odd, no_class = (item for item in items if isinstance(item, NoFrame))
+    assert odd.reason == "odd/xe9.png is no image that can be read: remove it, or write it again."
+    assert no_class.reason.startswith("the label '/xe9' is no class")
+    for item in items:
+        memory.note_answered(item.key)
+        str(item).encode()
+    assert _until_idle(watched) == []
+    database.close()
+
+
+def test_whatever_an_image_s_decoder_raises_is_told_in_a_sentence(tmp_path):
+    # a comment that unpacks to more than Pillow allows: a plain ValueError
+    comment = PngInfo()
+    comment.add_text("comment", "a" * 2**21, zip=True)
+    Image.new("L", (12, 12)).save(tmp_path / "comment.png", pnginfo=comment)
+    # a picture of 60,000 x 60,000 px, as its head says: DecompressionBombError
+    (tmp_path / "bomb.ppm").write_bytes(b"P6 60000 60000 255 ")
+    # a pixel format that there is not: NotImplementedError
+    Image.new("RGB", (12, 12)).save(tmp_path / "texture.dds")
+    texture = bytearray((tmp_path / "texture.dds").read_bytes())
+    texture[80:84] = (2).to_bytes(4, "little")
+    (tmp_path / "texture.dds").write_bytes(texture)
+    for name, error in (("comment.png", ValueError), ("texture.dds", NotImplementedError)):
+        with pytest.raises(error), Image.open(tmp_path / name) as image:
+            image.load()
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "bomb.ppm")
+    for name in ("comment.png", "bomb.ppm", "texture.dds"):
+        with pytest.raises(ImageError, match=f"{name} is no image that can be read"):
+            read_image(tmp_path / name, GREY)
+
+
+def test_a_labels_file_with_an_open_quote_is_read_up_to_it_and_told_once(tmp_path):
+    labels = tmp_path / "labels.csv"
+    rest = "".join(f"{i}.png,a\n" for i in range(20_000))
+    labels.write_text(f'one.png,b\ntwo.png,"a\n{rest}')
+    watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: False)
+    first, fault = _until_idle(watched)
+    assert first == LateLabel(key="one.png", label=1)
+    assert fault.reason.startswith("labels.csv cannot be read from line 2 on (field larger than field limit")
+    assert _until_idle(watched) == []
+    # mended, its rows come
+    labels.write_text(f"one.png,b\ntwo.png,a\n{rest}")
+    os.utime(labels, (1e9, 1e9))
+    assert _until_idle(watched)[:2] == [LateLabel(key="two.png", label=0), LateLabel(key="0.png", label=0)]
+    # a shorter file is one absurd label, which no event repeats at length
+    labels.write_text(f'three.png,"a\n{rest[:9000]}')
+    (swallowed,) = _until_idle(watched)
+    assert "is no class" in swallowed.reason
+    assert len(swallowed.reason) < 400
+
+
+def test_a_labels_file_that_cannot_be_opened_is_told_and_looked_at_again(tmp_path):
+    write(tmp_path / "one.png")
+    labels = tmp_path / "labels.csv"
+    labels.mkdir()
+    watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: key == "one.png")
+    assert [item.reason for item in _until_idle(watched)] == [
+        "labels.csv cannot be read (Is a directory): give a file that this program may read"
+    ]
+    labels.rmdir()
+    labels.write_text("one.png,b\n")
+    assert _until_idle(watched) == [LateLabel(key="one.png", label=1)]
+
+
+@pytest.mark.parametrize("last_look", [1, 2, 3])
+def test_files_that_go_while_the_folder_is_looked_at_are_passed_over(tmp_path, monkeypatch, last_look):
+    for name in ("a.png", "b.png"):
+        write(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("a.png,b\n")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "missing.png")
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    stat, looks = Path.stat, []
+
+    def stat_and_lose(path, **options):
+        looks.append(path.name)
+        found = stat(path, **options)
+        if path.name in ("b.png", "labels.csv") and looks.count(path.name) == last_look:
+            # somebody moves it away before it is looked at again
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", stat_and_lose)
+    first, second, *labels = ready(tmp_path)
+    assert first.key == "a.png"
+    if last_look == 1:
+        assert second == NoFrame(key="b.png", reason="b.png has gone before it was read: leave files in place.")
+        assert not labels
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
