@@ -36,7 +36,8 @@ class ConditionSettings:
     """Training samples since the last round that are reason enough for another one, at least 1."""
 
     min_new_when_asked: int = 20
-    """Training samples since the last round that a round needs which drift or a raised threshold ask for."""
+    """Training samples since the last round that a round needs which drift or a raised threshold ask for; where
+    `min_new_samples` is less, it is enough."""
 
     min_calibration: int = 20
     """Calibration samples that a round needs, at least 1; a drop of 1 % cannot be promised with fewer than 99."""
@@ -109,7 +110,9 @@ def decide(needs: Needs, state: DeviceState, settings: ConditionSettings) -> Dec
 def _want(needs: Needs, settings: ConditionSettings) -> tuple[str, str]:
     """Return the cause for a round, empty for none, and a sentence."""
     few = f"{needs.new_train} new training and {needs.calibration} calibration samples"
-    if needs.calibration < settings.min_calibration or needs.new_train < settings.min_new_when_asked:
+    # what is reason enough by itself is enough where a round is asked for, too
+    fewest = min(settings.min_new_when_asked, settings.min_new_samples)
+    if needs.calibration < settings.min_calibration or needs.new_train < fewest:
         return "", f"{few} are too few for a round"
     if needs.asked:
         return "asked", f"{needs.asked}, and there are {few}"

@@ -266,6 +266,14 @@ def test_a_round_needs_enough_new_samples_or_a_threshold_far_from_the_validated_
     assert decide(replace(NEEDS, **needs), READY, SETTINGS.conditions).go is go
 
 
+@pytest.mark.parametrize(
+    ("new_train", "asked", "go"), [(4, "", False), (4, "drift", False), (5, "", True), (5, "drift", True)]
+)
+def test_fewer_new_samples_than_a_round_that_is_asked_for_needs_can_be_enough(new_train, asked, go):
+    conditions = replace(SETTINGS.conditions, min_new_samples=5, min_new_when_asked=20)
+    assert decide(replace(NEEDS, new_train=new_train, asked=asked), READY, conditions).go is go
+
+
 @pytest.mark.parametrize(("hour", "allowed"), [(21.9, False), (22.0, True), (0.0, True), (5.9, True), (6.0, False)])
 def test_allowed_hours_may_span_midnight(hour, allowed):
     assert decide(NEEDS, replace(READY, hour=hour), SETTINGS.conditions).go is allowed
