@@ -6,6 +6,7 @@ just now.
 
 import csv
 import hashlib
+import math
 import re
 import stat
 import time
@@ -28,6 +29,10 @@ LABELS_FILE = "labels.csv"
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 SETTLE_S = 1.0
 """A file that is younger and does not decode may be half written: it is looked at again."""
+
+_YEAR_S = 365 * 86_400.0
+_LONGEST_LIFE_S = 1000 * _YEAR_S
+_LONGEST_PAUSE_S = _YEAR_S
 
 _LONGEST_NAME = 255
 """Of a file. A field of `labels.csv` that is longer is what an open quote has swallowed: no event repeats all of it."""
@@ -208,11 +213,14 @@ class ReplayedUser:
         samples: the user's.
         labelled: share of the samples whose label the device is told, in [0, 1].
         clock: is set to each sample's time.
-        every_s: simulated seconds from one sample to the next.
-        speed: simulated over real time; 0 does not wait at all.
+        every_s: simulated seconds from one sample to the next, > 0; the whole life may take 1,000 years.
+        speed: simulated over real time, >= 0; 0 does not wait at all.
         is_known: whether a frame of this name was answered before.
         seed: of the order and of who is labelled.
         wait: sleeps for some seconds.
+
+    Raises:
+        ClientSettingsError: every_s or speed is out of its range.
     """
 
     def __init__(
@@ -227,9 +235,16 @@ class ReplayedUser:
         seed: int,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
-        if speed < 0 or every_s <= 0:
+        # a clock beyond the year 9999 has no date, and NaN is in no range
+        if not (every_s > 0 and every_s * len(samples) <= _LONGEST_LIFE_S):
             raise ClientSettingsError(
-                f"speed={speed:g} and a sample every {every_s:g} s do not do: give at least 0, and more than 0."
+                f"a sample every {every_s / 60:g} minutes does not do: give more than 0, and so few that the "
+                f"{len(samples)} samples take less than 1,000 years."
+            )
+        if not (0 <= speed < math.inf) or (speed and every_s / speed > _LONGEST_PAUSE_S):
+            raise ClientSettingsError(
+                f"speed={speed:g} is out of range: expected 0, or a finite number so large that a sample comes every "
+                "year at least."
             )
         self._samples = samples
         self._labelled = labelled

@@ -49,7 +49,8 @@ class SampleStoreSettings:
     """How many near-duplicates of one image are kept, itself included."""
 
     def __post_init__(self) -> None:
-        self._require("max_bytes", self.max_bytes >= 1, "at least 1")
+        # the database counts in 64 bits
+        self._require("max_bytes", 1 <= self.max_bytes < 2**63, "1 to 2**63 - 1")
         self._require("max_age_days", self.max_age_days > 0, "a number > 0")
         self._require("calibration_share", 0 < self.calibration_share < 1, "a number in (0, 1)")
         self._require("similar_bits", self.similar_bits >= -1, "at least -1")

@@ -1,4 +1,6 @@
+import math
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +210,10 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         WatchedFolder(tmp_path / "nowhere", GREY, ("a",), lambda key: False)
 
 
+REPLAY_BEGINS = 1_767_254_400.0
+"""1 January 2026, 8 h UTC."""
+
+
 def replay(user, clock, **changes) -> ReplayedUser:
     settings = {"labelled": 1.0, "every_s": 60.0, "speed": 0.0, "is_known": lambda key: False, "seed": 0}
     return ReplayedUser(user, clock=clock, **{**settings, **changes})
@@ -246,5 +252,19 @@ def test_speed_divides_the_time_between_two_samples(user):
     waited: list[float] = []
     list(replay(user, ScriptedClock(0.0), speed=120.0, wait=waited.append))
     assert waited == [0.5] * 120
-    with pytest.raises(ClientSettingsError, match="speed=-1"):
-        replay(user, ScriptedClock(0.0), speed=-1.0)
+
+
+@pytest.mark.parametrize("speed", [-1.0, math.nan, math.inf, 1e-300, 1e-12])
+def test_a_speed_at_which_no_sample_would_come_is_refused(user, speed):
+    with pytest.raises(ClientSettingsError, match=f"speed={speed:g} is out of range: expected 0, or a finite number"):
+        replay(user, ScriptedClock(0.0), speed=speed)
+
+
+@pytest.mark.parametrize("every_s", [-1.0, 0.0, math.nan, math.inf, 6e13, 8.4 * 365 * 86_400])
+def test_a_life_that_no_calendar_holds_is_refused(user, every_s):
+    # 120 samples, 8.4 years apart
+    with pytest.raises(ClientSettingsError, match=r"does not do: give more than 0, .* the 120 samples take less than"):
+        replay(user, ScriptedClock(0.0), every_s=every_s)
+    clock = ScriptedClock(REPLAY_BEGINS)
+    assert len(list(replay(user, clock, every_s=8.3 * 365 * 86_400))) == 120
+    assert datetime.fromtimestamp(clock.now, UTC).year > 3000

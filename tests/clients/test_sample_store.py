@@ -1,4 +1,5 @@
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -197,8 +198,23 @@ def test_a_store_belongs_to_one_model_and_one_user(tmp_path):
     database.close()
 
 
+def test_bounds_without_an_end_are_none():
+    _, store = opened(None, max_bytes=2**63 - 1, max_age_days=math.inf, **LOOSE)
+    for i in range(3):
+        store.add(image(i), f"{i}")
+    assert store.keys() == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"max_bytes": 0}, {"max_age_days": 0.0}, {"calibration_share": 1.0}, {"max_similar": 0}]
+    "wrong",
+    [
+        {"max_bytes": 0},
+        {"max_bytes": 2**63},
+        {"max_age_days": 0.0},
+        {"max_age_days": math.nan},
+        {"calibration_share": 1.0},
+        {"max_similar": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ClientSettingsError, match=next(iter(wrong))):
