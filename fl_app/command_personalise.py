@@ -92,9 +92,11 @@ def _show(report: "PersonalisationReport", store: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     title = f"User {report.client_id}, round {report.round}, {report.num_test} test samples, in %"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    # a user's id may have brackets, which are no markup
+    table = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("exit")
     for name in ("MMAC", "before", "after", "leave here", "kept"):
         table.add_column(name, justify="right")

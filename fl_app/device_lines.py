@@ -71,6 +71,7 @@ def show_status(status: "DeviceStatus") -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     for line in _sentences(status):
@@ -90,7 +91,8 @@ def show_status(status: "DeviceStatus") -> None:
     for name in ("time (UTC)", "event", "reason"):
         events.add_column(name, no_wrap=name != "reason")
     for event in status.events:
-        events.add_row(event.time, event.kind, event.reason)
+        # a reason names files and labels, whose brackets are no markup
+        events.add_row(event.time, event.kind, Text(event.reason))
     console.print(events)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from multi_exit.network import MultiExitNetwork
 
@@ -18,8 +19,10 @@ def exits_table(network: MultiExitNetwork, accuracies: Sequence[float] = ()) -> 
         accuracies: of the M+1 exits, in [0, 1], for a further column; empty for none.
     """
     shape = "x".join(str(length) for length in network.input_shape)
+    title = f"{network.spec.backbone}, {shape} px, {network.num_classes} classes, {network.spec.head} heads"
     table = Table(
-        title=f"{network.spec.backbone}, {shape} px, {network.num_classes} classes, {network.spec.head} heads",
+        # names that others gave may have brackets, which are no markup
+        title=Text(title, style="table.title"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -29,9 +32,9 @@ def exits_table(network: MultiExitNetwork, accuracies: Sequence[float] = ()) -> 
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for number, cost in enumerate(network.costs.exits):
-        cells = [
+        cells: list[str | Text] = [
             "last" if number == network.num_exits else str(number),
-            cost.at,
+            Text(cost.at),
             f"{cost.share:.1%}",
             f"{cost.macs / 1e6:.2f}",
             f"{cost.params / 1e3:.1f}",

@@ -19,7 +19,8 @@ def shown_run() -> Iterator[Callable[[RunStatus], None]]:
     if not console.is_terminal:
         yield _LogLines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # no markup: at the end it is a path, or what went wrong
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting Flower", total=None)
 
