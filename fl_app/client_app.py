@@ -3,7 +3,7 @@
 `train` runs the on-device pipeline (clients/personalisation.py) for one round; `evaluate` measures exits on a user who
 takes no part; `query.status` says who this client is and which model it has. Exits leave where the run asks for them
 and the device's owner permits it (client_sharing.py). Whatever goes wrong becomes a status in the reply, in a
-sentence, so that the server can count and name it.
+sentence, so that the server can count and name it (refusals.py).
 """
 
 import copy
@@ -17,11 +17,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from clients.errors import ClientError
 from clients.evaluation import evaluate_exits
 from clients.exit_store import ExitStore
 from clients.personalisation import personalise
-from data_partitions.errors import DataError, UserTooSmallError
+from data_partitions.errors import UserTooSmallError
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import SampleSplit, split_samples
 from fl_app import wire
@@ -30,8 +29,8 @@ from fl_app.client_sharing import attach_exits, received_exits
 from fl_app.code_fingerprint import code_fingerprint
 from fl_app.errors import AppError, WireError
 from fl_app.exit_arrays import ExitLayout
+from fl_app.refusals import refusal_of, words_for
 from fl_app.settings import AppSettings
-from multi_exit.errors import MultiExitError
 from multi_exit.network import MultiExitNetwork
 
 log = logging.getLogger("persephonee.client")
@@ -42,16 +41,20 @@ app = ClientApp()
 @app.query("status")
 def status(message: Message, context: Context) -> Message:
     """Answer who this client is, and whether it has the model that the request names."""
-    request = wire.read_request(message.content)
-    node = _node(context)
-    reply = wire.make_status(
-        client_id=node.client_id,
-        partition_id=node.partition_id,
-        code=code_fingerprint(),
-        model_held=node.models().holds(str(request["model"])),
-        sharing_allowed=node.sharing_allowed,
-    )
-    wire.check_status(reply)
+    try:
+        request = wire.read_request(message.content)
+        node = _node(context)
+        reply = wire.make_status(
+            client_id=node.client_id,
+            partition_id=node.partition_id,
+            code=code_fingerprint(),
+            model_held=node.models().holds(str(request["model"])),
+            sharing_allowed=node.sharing_allowed,
+        )
+        wire.check_status(reply)
+    except Exception as error:
+        # Flower sends the text of what is raised here
+        raise AppError(words_for(error)) from None
     return Message(reply, reply_to=message)
 
 
@@ -95,20 +98,8 @@ def _answer(content: RecordDict, context: Context, does: Callable[[_Task], Recor
             return _checked(task, user, None)
         layout = task.layout if task.settings.sharing.share_exits and node.permits_sharing(user) else None
         reply = does(task)
-    except UserTooSmallError as error:
-        reply = wire.refusal(user, f"{wire.TOO_SMALL}: {error}")
-    except (ClientError, MultiExitError, AppError) as error:
-        reply = wire.refusal(user, f"{wire.REFUSED}: {error}")
-    except DataError as error:
-        reply = wire.refusal(user, f"{wire.FAILED}: {error}")
-    except OSError as error:
-        # the system's words for it, and no path, which may tell about the user
-        cause = error.strerror or type(error).__name__
-        reply = wire.refusal(user, f"{wire.FAILED}: the device cannot read or write its files ({cause})")
     except Exception as error:
-        # an unforeseen error's text may hold the user's data: its kind leaves the device, the rest stays in its log
-        log.exception("Personalisation failed.")
-        reply = wire.refusal(user, f"{wire.FAILED}: {type(error).__name__}, see the client's own log")
+        reply = wire.refusal(user, refusal_of(error))
     return _checked(reply, user, layout)
 
 

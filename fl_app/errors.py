@@ -2,6 +2,7 @@
 
 AppError
  ├─ RunConfigError       an unknown run-config key, a wrong type, a value out of range
+ ├─ ModelFitError        the model was made for other data
  ├─ WireError            a message holds something that may not travel, or lacks something that must
  └─ RunFailedError       the run ended without the replies it needs; says where its log lies
 """
@@ -13,6 +14,10 @@ class AppError(ValueError):
 
 class RunConfigError(AppError):
     """A run-config key is unknown, or its value has the wrong type or is out of range."""
+
+
+class ModelFitError(AppError):
+    """The model was made for other classes, or for images of another shape."""
 
 
 class WireError(AppError):

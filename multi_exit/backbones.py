@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from multi_exit.errors import BackboneError
+from multi_exit.errors import BackboneError, BackboneNotAllowedError
 
 TORCHVISION = "torchvision"
 TIMM = "timm"
@@ -43,11 +43,12 @@ def build_backbone(
         allowed: the sources that this machine's owner allows; own modules are named one by one.
 
     Raises:
-        BackboneError: the name is unknown or its source is not allowed.
+        BackboneError: the name is unknown.
+        BackboneNotAllowedError: its source is not allowed.
     """
     source = source_of(name)
     if source not in allowed:
-        raise BackboneError(
+        raise BackboneNotAllowedError(
             f"backbone {name!r} comes from {source!r}, but only {', '.join(allowed)} may be built here: "
             f"allow {source!r} in this machine's own configuration if you trust it."
         )

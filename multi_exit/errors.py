@@ -1,7 +1,8 @@
 """Errors of the multi-exit network; each message says what was expected, what was got and what to do.
 
 MultiExitError
-├── BackboneError         unknown, not allowed, or without places for exits
+├── BackboneError         unknown, or without places for exits
+│   └── BackboneNotAllowedError    its source may not be used on this machine
 ├── PlacementError        more exits than places
 ├── SettingsError         a setting out of its range
 └── ModelFileError        a model folder that is missing, cut off, or of another network
@@ -14,6 +15,10 @@ class MultiExitError(ValueError):
 
 class BackboneError(MultiExitError):
     """The backbone is unknown, may not be built here, or has no places to attach exits."""
+
+
+class BackboneNotAllowedError(BackboneError):
+    """The backbone's source is not among those that this machine's owner allows."""
 
 
 class PlacementError(MultiExitError):
