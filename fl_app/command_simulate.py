@@ -65,7 +65,7 @@ def round_settings(
         float, typer.Option(help="The run fails if a smaller share of the clients answers, in [0, 1].")
     ] = 0.5,
     enough_share: Annotated[
-        float, typer.Option(help="A round ends once this share has answered, in (0, 1]; who is late is dropped.")
+        float, typer.Option(help="A round ends once this share sent a valid reply, in (0, 1]; who is late is dropped.")
     ] = 1.0,
 ) -> "RoundSettings":
     """Make the settings of the rounds."""

@@ -57,6 +57,7 @@ def exchange(
     messages: Sequence[Message],
     deadline: float,
     on_answer: Callable[[Answer], None] = lambda _: None,
+    counts: Callable[[Answer], bool] = lambda answer: answer.content is not None,
     enough: int | None = None,
     quick: bool = False,
 ) -> list[Answer]:
@@ -67,7 +68,8 @@ def exchange(
         messages: at most one per node.
         deadline: seconds to wait; what comes later is dropped.
         on_answer: called for each reply or error as it arrives.
-        enough: replies, errors not counted, after which nobody is waited for any more; None waits for all.
+        counts: says of an answer, after `on_answer`, whether it counts towards `enough`; by default every reply does.
+        enough: answers that count, after which nobody is waited for any more; None waits for all.
         quick: a node answers without work, so that in a simulation the grid is what takes the time.
     """
     end = time.monotonic() + deadline
@@ -76,8 +78,8 @@ def exchange(
     waiting, unsent = set[str](), set[int]()
     answers: dict[int, Answer] = {}
     poll = FIRST_POLL_SECONDS
-    replies = 0
-    while (queue or waiting) and time.monotonic() < end and (enough is None or replies < enough):
+    counted = 0
+    while (queue or waiting) and time.monotonic() < end and (enough is None or counted < enough):
         next_messages = [queue.popleft() for _ in range(min(len(queue), at_once - len(waiting)))]
         if next_messages:
             started = {str(sent) for sent in grid.push_messages(next_messages)}
@@ -96,14 +98,14 @@ def exchange(
                 waiting.discard(message_id)
                 answer = _answer(node_of[message_id], reply)
                 answers[answer.node_id] = answer
-                replies += answer.content is not None
                 on_answer(answer)
+                counted += counts(answer)
         if waiting:
             # who is done must not wait for its next message
             poll = FIRST_POLL_SECONDS if arrived or queue else min(poll * 1.5, LAST_POLL_SECONDS)
             time.sleep(min(poll, max(0.0, end - time.monotonic())))
-    is_enough = enough is not None and replies >= enough
-    late = f"no reply before {replies} others, which were enough" if is_enough else f"no reply within {deadline:g} s"
+    is_enough = enough is not None and counted >= enough
+    late = f"no reply before {counted} others, which were enough" if is_enough else f"no reply within {deadline:g} s"
     nodes = [message.metadata.dst_node_id for message in messages]
     for node_id in nodes:
         cause = "the message could not be sent" if node_id in unsent else late

@@ -45,7 +45,7 @@ class RoundSettings:
     """The run fails when a smaller share of the clients asked sends a valid reply, in [0, 1]; one must in any case."""
 
     enough_share: float = 1.0
-    """A round ends once this share of the clients asked has replied, in (0, 1]; who is late is dropped and counted."""
+    """A round ends once this share of the clients asked sent a valid reply, in (0, 1]; who is late is dropped."""
 
     round_deadline: float = 3600.0
     """Seconds after which a round ends with the replies that are there."""

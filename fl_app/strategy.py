@@ -132,17 +132,24 @@ class PersonalisationStrategy:
         """Return each client's reply; a client that turns out to lack the model is sent it, within the deadline."""
         start = time.monotonic()
         make = partial(self._message, kind, number, personalise=personalise)
-        replies = self._collect(number, clients, make, self._settings.round_deadline)
+        enough = math.ceil(self._settings.enough_share * len(clients))
+        replies = self._collect(number, clients, make, self._settings.round_deadline, enough)
         lacking = [c for c in clients if replies[c.client_id].report.status.startswith(wire.MODEL_MISSING)]
-        if lacking:
+        for client in lacking:
+            client.has_model = False
+        enough -= sum(is_valid(reply.report.status) for reply in replies.values())
+        if lacking and enough > 0:
             left = self._settings.round_deadline - (time.monotonic() - start)
-            for client in lacking:
-                client.has_model = False
-            replies.update(self._collect(number, lacking, make, max(left, 0.0)))
+            replies.update(self._collect(number, lacking, make, max(left, 0.0), enough))
         return replies
 
     def _collect(
-        self, number: int, clients: Sequence[Client], make: Callable[[Client, float], Message], deadline: float
+        self,
+        number: int,
+        clients: Sequence[Client],
+        make: Callable[[Client, float], Message],
+        deadline: float,
+        enough: int,
     ) -> dict[str, "_Reply"]:
         of_node = {client.node_id: client for client in clients}
         messages = [make(client, deadline) for client in clients]
@@ -153,8 +160,11 @@ class PersonalisationStrategy:
             replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
             self._on_progress(len(replies), len(messages))
 
-        enough = math.ceil(self._settings.enough_share * len(messages))
-        answers = exchange(self._grid, messages, deadline, keep, enough)
+        def counts(answer: Answer) -> bool:
+            # a client that refuses does so at once: it must not end the round before others have trained
+            return is_valid(replies[answer.node_id].report.status)
+
+        answers = exchange(self._grid, messages, deadline, keep, counts, enough)
         for answer in answers:
             if answer.node_id not in replies:
                 replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
@@ -204,6 +214,11 @@ class _Reply:
     """What became of the request for exits."""
 
 
+def is_valid(status: str) -> bool:
+    """Return whether a client with this status did what it was asked, as far as its data allow it."""
+    return status.split(":")[0] in (wire.OK, wire.TOO_SMALL)
+
+
 def check_quota(settings: RoundSettings, row: Mapping[str, Any], statuses: Sequence[str]) -> None:
     """Refuse a round with too few valid replies.
 
@@ -240,6 +255,6 @@ def _result(
         rows.append({**figures, **key, "status": report.status, **traffic})
     for client_id, status in enrolment.left_out.items():
         rows.append({"round": number, "client_id": client_id, "status": status})
-    replies = sum(row["status"].split(":")[0] in (wire.OK, wire.TOO_SMALL) for row in rows)
+    replies = sum(is_valid(row["status"]) for row in rows)
     failures = len(rows) - replies + enrolment.nameless
     return RoundResult(exits=exits, clients=rows, replies=replies, failures=failures, seconds=seconds)

@@ -9,6 +9,7 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fl_app.exchange import cause_in_words, exchange
 
+NO_REPLY = "no reply within 0.5 s"
 RAISED = (
     "<class 'flwr.clientapp.client_app.ClientAppException'>:<'\nException ClientAppException occurred. Message: "
     '\x1b[36mray::ClientAppActor.run()\x1b[39m (pid=1, ip=10.0.0.2)\n  File "app.py", line 3, in train\n'
@@ -87,7 +88,7 @@ def test_a_round_ends_at_its_deadline_and_names_each_node_without_a_reply():
     assert [answer.cause for answer in answers] == [
         "",
         "the node went away during the round",
-        "no reply within 0.5 s",
+        NO_REPLY,
         "the message could not be sent",
     ]
     assert [answer.content is None for answer in answers] == [False, True, True, True]
@@ -100,6 +101,13 @@ def test_a_round_ends_once_enough_have_replied_and_an_error_is_no_reply():
     assert time.monotonic() - grid.start < 2
     assert [answer.content is None for answer in answers] == [False, True, True]
     assert answers[2].cause == "no reply before 1 others, which were enough"
+
+
+def test_a_reply_that_does_not_count_ends_no_round():
+    grid = SlowGrid()
+    messages = [Message(RecordDict(), node, "train") for node in (1, 2, 3)]
+    answers = exchange(grid, messages, deadline=0.5, counts=lambda answer: False, enough=1)
+    assert [answer.cause for answer in answers] == ["", "the node went away during the round", NO_REPLY]
 
 
 class Simulation(InMemoryGrid):

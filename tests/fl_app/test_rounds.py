@@ -199,6 +199,27 @@ def test_too_few_valid_replies_fail_the_run(settings, simulated_nodes, make_grid
     assert sorted(with_status(run(make_grid(nodes, enough), enough)))[-1] == "ok"
 
 
+def test_clients_that_refuse_at_once_are_not_those_who_were_enough(settings, simulated_nodes, make_grid):
+    def refuses(message, reply):
+        return wire.refusal(reply["report"]["client-id"], "refused: the server runs other code")
+
+    def at_the_second_look():
+        looks = iter([False, True])
+        return lambda message, reply: reply if next(looks) else None
+
+    nodes = simulated_nodes(5)
+    for node, reply_with in zip(
+        nodes,
+        [refuses, refuses, at_the_second_look(), at_the_second_look(), lambda message, reply: None],
+        strict=True,
+    ):
+        node.reply_with = reply_with
+    half = changed(settings, enough_share=0.4, min_reply_share=0.4)
+    status = sorted(with_status(run(make_grid(nodes, half), half)))
+    late, refused = "failed: no reply before 2 others, which were enough", "refused: the server runs other code"
+    assert status == [late, "ok", "ok", refused, refused]
+
+
 @pytest.mark.parametrize("leak", ["weights", "another client", "another round"])
 def test_the_server_refuses_and_counts_what_a_client_may_not_send(settings, simulated_nodes, make_grid, leak):
     def tamper(message, reply):
