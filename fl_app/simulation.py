@@ -87,7 +87,9 @@ def _located(settings: AppSettings) -> AppSettings:
 def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     """Check everything, cheap things first, and make the run folder and the model that the ServerApp will find."""
     places = settings.places
-    if not places.resume:
+    if places.resume:
+        RunFolder.open(run_dir)
+    else:
         check_room(run_dir, places.overwrite)
     stop_killed_run(run_dir)
     settings.privacy.check_accountant()

@@ -146,6 +146,18 @@ def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
     run_with(0)
 
 
+def test_a_run_that_is_not_there_cannot_be_resumed_and_nothing_is_pretrained_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "obtain_model", lambda *arguments: pytest.fail("a model was pretrained"))
+    typo = AppSettings.from_run_config({"run-dir": str(tmp_path / "typo"), "resume": True})
+    with pytest.raises(ServerError, match="typo is no folder: expected the folder of a run"):
+        simulation.simulate(typo)
+    (tmp_path / "typo").mkdir()
+    with pytest.raises(ServerError, match=r"typo is no run folder: it has no config\.json"):
+        simulation.simulate(typo)
+    assert [path.name for path in tmp_path.iterdir()] == ["typo"]
+    assert not any((tmp_path / "typo").iterdir())
+
+
 def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monkeypatch):
     for step in ("_run", "_look_closely"):
         monkeypatch.setattr(simulation, step, lambda *arguments: None)
