@@ -51,12 +51,17 @@ def resumed_settings(given: AppSettings, defaults: AppSettings) -> AppSettings:
 
 @contextlib.contextmanager
 def noted_scratch(run_dir: Path, scratch: Path) -> Iterator[None]:
-    """Note where a run works and who runs it, so that whoever resumes it after a kill can stop what goes on there."""
+    """Note where a run works and who runs it, so that whoever resumes it after a kill can stop what goes on there.
+
+    A run that ended with an error leaves no note: its process may live on, as a notebook does, and nothing goes on.
+    """
     note = run_dir / FOLDER / NOTE_NAME
     own = psutil.Process()
     write_json_atomically(note, {"scratch": str(scratch), "pid": own.pid, "since": own.create_time()})
-    yield
-    note.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
 
 
 def stop_killed_run(run_dir: Path) -> None:

@@ -148,6 +148,14 @@ def test_what_a_killed_run_left_running_is_stopped_and_a_living_run_is_refused(t
         runner.kill()
 
 
+def test_a_run_that_failed_can_be_resumed_while_its_process_lives(tmp_path):
+    note = tmp_path / "run" / "checkpoint" / resuming.NOTE_NAME
+    with pytest.raises(AppError, match="too few"), resuming.noted_scratch(tmp_path / "run", tmp_path / "scratch"):
+        assert json.loads(note.read_text())["pid"] == os.getpid()
+        raise AppError("too few replies")
+    assert not note.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kill_9_of_a_simulation_in_its_second_round_changes_nothing(tmp_path):
