@@ -67,6 +67,12 @@ def round_settings(
     enough_share: Annotated[
         float, typer.Option(help="A round ends once this share sent a valid reply, in (0, 1]; who is late is dropped.")
     ] = 1.0,
+    round_deadline: Annotated[
+        float, typer.Option(help="Seconds after which a round ends with the replies that are there.")
+    ] = 3600.0,
+    node_wait: Annotated[
+        float, typer.Option(help="Seconds to wait for clients to appear and to say who they are.")
+    ] = 300.0,
 ) -> "RoundSettings":
     """Make the settings of the rounds."""
     from fl_app.settings import RoundSettings
@@ -79,6 +85,8 @@ def round_settings(
         unseen_share=unseen_share,
         min_reply_share=min_reply_share,
         enough_share=enough_share,
+        round_deadline=round_deadline,
+        node_wait=node_wait,
     )
 
 

@@ -44,6 +44,8 @@ from tests.tiny_cnn import SOURCE
         ("simulate --clients x", "'x' is not a valid integer"),
         ("simulate --clients 0", "--clients 0"),
         ("simulate --rounds 0", "num-server-rounds=0"),
+        ("simulate --round-deadline 0", "round-deadline=0.0 is no time; give seconds, above 0"),
+        ("simulate --node-wait inf", "node-wait=inf is no time"),
         ("simulate --drop-tolerance 1.5", "drop_tolerance=1.5"),
         ("simulate --drop-tolerance nan", "drop_tolerance=nan"),
         ("simulate --cost joules", "cost=joules"),

@@ -7,6 +7,7 @@ import pytest
 
 from fl_app import simulation
 from fl_app.errors import AppError
+from fl_app.settings import RoundSettings
 from multi_exit.storage import load_network
 from server import pretraining_progress
 from server.run_folder import RunFolder
@@ -160,6 +161,13 @@ def test_simulate_passes_its_options_on(monkeypatch, with_model):
     assert settings.split.labels == 0.25
     assert (settings.personalisation.drop_tolerance, settings.personalisation.epochs) == (0.02, 2)
     assert (settings.personalisation.weights.alpha, settings.personalisation.weights.beta) == (1.0, 1.0)
+
+
+def test_simulate_waits_as_long_as_it_is_told_and_else_as_long_as_a_run_configuration_says(monkeypatch):
+    told = settings_of_simulate(monkeypatch, "--round-deadline", 90, "--node-wait", 7.5).rounds
+    assert (told.round_deadline, told.node_wait) == (90.0, 7.5)
+    rounds, defaults = settings_of_simulate(monkeypatch).rounds, RoundSettings()
+    assert (rounds.round_deadline, rounds.node_wait) == (defaults.round_deadline, defaults.node_wait)
 
 
 def test_simulate_passes_the_options_of_sharing_on(monkeypatch):
