@@ -34,13 +34,13 @@ from clients.onnx_export import export_onnx
 from clients.personalisation import personalise
 from clients.profiler import profile_exits
 from clients.settings import PersonalisationSettings, loss_weights
-from data_partitions.opening import DataSettings, open_partitions
+from data_partitions.opening import DataSettings
 from data_partitions.samples import Partitions, UserSamples, to_float
 from data_partitions.user_splits import SplitSettings, split_samples
 from fl_app.command_errors import sentence_of
 from fl_app.command_groups import takes
 from fl_app.command_options import DEFAULT_SOURCES, data_settings, source_names
-from fl_app.model_fit import check_fit
+from fl_app.model_fit import open_fitting
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import load_network
 
@@ -167,8 +167,7 @@ def main(
     """Measure personal inference on this machine."""
     torch.set_num_threads(threads)
     network, metadata = load_network(model, source_names(sources))
-    partitions = open_partitions(data)
-    check_fit(network, partitions)
+    partitions = open_fitting(data, network, metadata)
     stored = ExitStore(store).load(network.backbone_fingerprint, None) if store is not None else None
     if store is not None and stored is None:
         raise typer.BadParameter(f"{store} holds no personal exits.")

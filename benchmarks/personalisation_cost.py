@@ -20,10 +20,10 @@ from benchmarks.machine import describe_machine
 from benchmarks.personalisation_way import WaySettings, to_json
 from benchmarks.result_tables import write_result
 from benchmarks.users import choose, data_name, run_command
-from data_partitions.opening import DataSettings, open_partitions
+from data_partitions.opening import DataSettings
 from fl_app.command_groups import takes
 from fl_app.command_options import data_settings
-from fl_app.model_fit import check_fit
+from fl_app.model_fit import open_fitting
 from multi_exit.storage import load_network
 
 PARTLY_MEASURED = ("whole", "paper")
@@ -56,8 +56,7 @@ def main(
 ) -> None:
     """Measure the ways to personalise on this machine."""
     network, metadata = load_network(model, SOURCES)
-    partitions = open_partitions(data)
-    check_fit(network, partitions)
+    partitions = open_fitting(data, network, metadata)
     machine = describe_machine()
     settings = WaySettings(
         way="",

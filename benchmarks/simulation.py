@@ -26,12 +26,12 @@ from benchmarks.plain_flower.task import TaskSettings
 from benchmarks.plain_loop import loop
 from benchmarks.result_tables import write_result
 from benchmarks.users import data_name
-from data_partitions.opening import DataSettings, open_partitions
+from data_partitions.opening import DataSettings
 from data_partitions.samples import Partitions
 from data_partitions.user_splits import SplitSettings, choose_users
 from fl_app.command_groups import takes
 from fl_app.command_options import data_settings
-from fl_app.model_fit import check_fit
+from fl_app.model_fit import open_fitting
 from multi_exit.storage import load_network
 
 Row = dict[str, Any]
@@ -55,8 +55,7 @@ def main(
     """Measure clients per second on this machine."""
     machine = describe_machine()
     network, metadata = load_network(model, SOURCES)
-    partitions = open_partitions(data)
-    check_fit(network, partitions)
+    partitions = open_fitting(data, network, metadata)
     available = len(set(partitions.client_ids) - set(metadata.trained_on))
     sizes = {"ours": min(clients, available), "opponents": min(opponents_clients, available), "few": few}
     sizes["many"] = min(many_clients, available)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_partitions.errors import DataSettingsError
 from data_partitions.image_users import ImageUserSettings
-from data_partitions.samples import Partitions
+from data_partitions.samples import ModelClasses, Partitions
 
 DATASETS = ("synthetic-writers", "femnist", "parquet", "leaf", "imagefolder")
 NEEDS_PATH = ("parquet", "leaf")
@@ -43,7 +43,7 @@ class DataSettings:
     """parquet, imagefolder: the column of the images."""
 
     num_classes: int | None = None
-    """parquet, leaf: K; None finds it in the data."""
+    """parquet, leaf: K; None takes the model's, or finds it in the data."""
 
     num_writers: int = MAX_WRITERS
     """synthetic-writers: how many, in [1, 3550]; a writer is the same however many there are."""
@@ -123,13 +123,17 @@ class DataSettings:
         return cls(**values)  # type: ignore[arg-type]
 
 
-def open_partitions(settings: DataSettings, for_pretraining: bool = False) -> Partitions:
+def open_partitions(
+    settings: DataSettings, for_pretraining: bool = False, model: ModelClasses | None = None
+) -> Partitions:
     """Open the data; no image is decoded yet beyond the first user's.
 
     Args:
         settings: which data.
         for_pretraining: open what the global model learns from. Only `imagefolder` keeps it apart from the users who
             personalise; elsewhere users are divided afterwards (`data_partitions.user_splits`).
+        model: the classes of the model that is to take the data; parquet and leaf that do not say how many classes
+            there are have as many as it.
 
     Raises:
         DataError: what is missing or broken, in one sentence.
@@ -143,11 +147,12 @@ def open_partitions(settings: DataSettings, for_pretraining: bool = False) -> Pa
             label_column=settings.label_column,
             image_column=settings.image_column,
             num_classes=settings.num_classes,
+            model=model,
         )
     if settings.dataset == "leaf" and settings.data_path is not None:
         from data_partitions.leaf import LeafUsers
 
-        return LeafUsers(settings.data_path, num_classes=settings.num_classes)
+        return LeafUsers(settings.data_path, num_classes=settings.num_classes or (model.count if model else None))
     if settings.dataset == "imagefolder":
         return _open_image_users(settings, "global" if for_pretraining else "personal")
     if settings.dataset == "femnist":

@@ -3,7 +3,8 @@
 Schema:
     image column: struct {bytes, path}, encoded bytes, or nested lists [H, W(, C)].
     user column: any printable value; its text is the client id.
-    label column: an integer, a ClassLabel (names from the schema), or a string (classes are the sorted strings).
+    label column: an integer, a ClassLabel (names from the schema), or a string (numbered as the model numbers its class
+        names; without a model the classes are the sorted strings).
     hsf_id column, optional: the user's domain.
 """
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
 from data_partitions.image_cells import Pixels, decode, number_of_channels, stack
 from data_partitions.parquet_files import ParquetFiles, class_label_names, find_files
-from data_partitions.samples import UserSamples, check_index
+from data_partitions.samples import ModelClasses, UserSamples, check_index
 
 DOMAIN_COLUMN = "hsf_id"
 SAMPLED_FOR_CHANNELS = 32
@@ -33,13 +34,14 @@ class ParquetUsers:
         user_column: the column whose values name the users.
         label_column: the column of the classes.
         image_column: the column of the images.
-        num_classes: K; None takes the number of class names, or the largest label + 1.
+        num_classes: K; None takes the number of class names, else the model's, else the largest label + 1.
+        model: the classes of the model that is to take the data; None where one is to be made from it.
         name: what the source is called.
 
     Raises:
         MissingDataError: no such path or column.
         BrokenDataError: a file that cannot be read, an empty cell, or an image that does not decode.
-        LabelRangeError: a label outside [0, K).
+        LabelRangeError: a label outside [0, K), or a word that the model does not number.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class ParquetUsers:
         label_column: str,
         image_column: str = "image",
         num_classes: int | None = None,
+        model: ModelClasses | None = None,
         name: str = "parquet",
     ) -> None:
         self.name = name
@@ -63,8 +66,9 @@ class ParquetUsers:
             raise BrokenDataError(f"{data_path} has no rows.")
         for column in (user_column, label_column):
             self._refuse_empty_cells(table[column], column)
-        self._labels, names = to_labels(table[label_column], class_label_names(self._files.schema, label_column))
-        self.num_classes = num_classes or (len(names) if names else int(self._labels.max()) + 1)
+        self._labels, names = to_labels(table[label_column], class_label_names(self._files.schema, label_column), model)
+        found = model.count if model else int(self._labels.max()) + 1
+        self.num_classes = num_classes or (len(names) if names else found)
         self.class_names = names if names and len(names) == self.num_classes else None
         self._check_label_range(label_column)
         self.client_ids, self._rows = _rows_by_user(table[user_column])
@@ -138,19 +142,32 @@ class ParquetUsers:
         return BrokenDataError(f"The image in {self._files.describe_row(row)} cannot be used: {error}.")
 
 
-def to_labels(column: Any, names: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
-    """Return int64 labels and the class names; strings are numbered by the names, or else in sorted order."""
+def to_labels(
+    column: Any, names: tuple[str, ...] | None, model: ModelClasses | None = None
+) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
+    """Return int64 labels and the class names.
+
+    Strings are numbered by the model's names, else by the column's own, else in sorted order; not so where there is a
+    model: a class that the data lacks would shift the numbers of all that follow.
+    """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
         return np.asarray(column.to_numpy(), dtype=np.int64), names
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise BrokenDataError(f"The label column holds {column.type}; expected integers or strings.")
     texts = column.to_pylist()
-    known = names or tuple(sorted(set(texts)))
+    of_model = model.names if model else ()
+    if model and not of_model and not names:
+        raise LabelRangeError(
+            "The label column holds words, and the model has no class names to number them by; give the numbers of its "
+            f"classes, [0, {model.count})."
+        )
+    known = of_model or names or tuple(sorted(set(texts)))
     number = {text: index for index, text in enumerate(known)}
     unknown = sorted(set(texts) - set(known))
     if unknown:
-        raise LabelRangeError(f"The label '{unknown[0]}' is not among the {len(known)} class names of the file.")
+        whose = "model" if of_model else "file"
+        raise LabelRangeError(f"The label '{unknown[0]}' is not among the {len(known)} class names of the {whose}.")
     return np.asarray([number[text] for text in texts], dtype=np.int64), known
 
 

@@ -49,6 +49,17 @@ class UserSamples:
         return len(self.labels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelClasses:
+    """The classes of a model that is there already: a device's own data rarely holds all of them."""
+
+    count: int
+    """K."""
+
+    names: tuple[str, ...] = ()
+    """K names, or empty where the model has none."""
+
+
 class Partitions(Protocol):
     """Who has which samples; partition i belongs to `client_ids[i]`, in the sorted order of the natural ids."""
 

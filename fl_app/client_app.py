@@ -114,15 +114,16 @@ def _task(
         )
     settings = AppSettings.from_run_config(context.run_config)
     models, fingerprint = node.models(), str(request["model"])
-    network = models.receive(fingerprint, content) if "model" in content else models.find(fingerprint)
-    if network is None:
+    model = models.receive(fingerprint, content) if "model" in content else models.find(fingerprint)
+    if model is None:
         return wire.refusal(user, f"{wire.MODEL_MISSING}: {fingerprint[:12]}")
+    network, metadata = model
     if node.is_simulated:
         # the simulation runs one client per core; torch would start a thread per core in each of them
         torch.set_num_threads(1)
     layout = ExitLayout.of(network, settings.sharing.share_dtype)
     exits = received_exits(content, network, layout, settings.sharing)
-    samples = node.samples(user, network)
+    samples = node.samples(user, network, metadata)
     split = split_samples(samples, settings.split, settings.seed)
     if 0 < len(split.test) < wire.FEWEST_TEST_SAMPLES:
         needed = f"the figures need {wire.FEWEST_TEST_SAMPLES} test samples, got {len(split.test)}"

@@ -20,14 +20,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 from data_partitions.opening import DataSettings, open_partitions
-from data_partitions.samples import Partitions, UserSamples
+from data_partitions.samples import ModelClasses, Partitions, UserSamples
 from fl_app.errors import RunConfigError
-from fl_app.model_fit import check_fit
+from fl_app.model_fit import check_fit, classes_of
 from fl_app.model_store import ModelStore
 from fl_app.run_config import Value, from_flat
 from fl_app.settings import AppSettings
 from multi_exit.backbones import DEFAULT_SOURCES
 from multi_exit.network import MultiExitNetwork
+from multi_exit.storage import ModelMetadata
 
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
 _OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits")
@@ -124,14 +125,14 @@ class ClientNode:
         digest = hashlib.sha256(f"{self.seed}/{user}/sharing permission".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < self.sharing_share
 
-    def samples(self, user: str, network: MultiExitNetwork) -> UserSamples:
+    def samples(self, user: str, network: MultiExitNetwork, metadata: ModelMetadata) -> UserSamples:
         """Load the user's samples, which the network is to take.
 
         Raises:
             DataError: the data is missing or broken.
             AppError: it has no such user, or the network was made for other data.
         """
-        partitions = _open(self.data)
+        partitions = _open(self.data, classes_of(network, metadata))
         check_fit(network, partitions)
         if user not in partitions.client_ids:
             raise RunConfigError(f"The data has no user {user!r}; it has {partitions.num_partitions} others.")
@@ -149,6 +150,6 @@ def store_of(stores: Path, client_id: str) -> Path:
 
 
 @functools.lru_cache(maxsize=2)
-def _open(settings: DataSettings) -> Partitions:
+def _open(settings: DataSettings, model: ModelClasses) -> Partitions:
     # once per process: the index of a large data set takes seconds to read
-    return open_partitions(settings)
+    return open_partitions(settings, model=model)

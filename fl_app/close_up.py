@@ -11,27 +11,31 @@ import torch
 
 from clients.exit_store import ExitStore
 from clients.features import compute_features
-from data_partitions.opening import open_partitions
 from data_partitions.samples import UserSamples
 from data_partitions.user_splits import split_samples
 from fl_app.checkpoint import Checkpoint
 from fl_app.client_node import store_of
 from fl_app.exit_sharing import ExitSharing
+from fl_app.model_fit import open_fitting
 from fl_app.settings import AppSettings
 from fl_app.wire import OK
 from multi_exit.network import MultiExitNetwork
+from multi_exit.storage import ModelMetadata
 from server.report_page_close_up import CloseUp, Example
 from server.run_folder_tables import RunTables
 
 MOST_EXAMPLES = 24
 
 
-def close_up_of(settings: AppSettings, network: MultiExitNetwork, tables: RunTables) -> CloseUp | None:
+def close_up_of(
+    settings: AppSettings, network: MultiExitNetwork, metadata: ModelMetadata, tables: RunTables
+) -> CloseUp | None:
     """Return the user and the early exit with the largest gain in accuracy, and the images that changed there.
 
     Args:
         settings: of the simulation that has ended.
         network: the global model.
+        metadata: of the model.
         tables: of the run.
 
     Returns:
@@ -45,7 +49,7 @@ def close_up_of(settings: AppSettings, network: MultiExitNetwork, tables: RunTab
     stored = ExitStore(store_of(stores, client_id)).load(network.backbone_fingerprint, client_id)
     if stored is None:
         return None
-    partitions = open_partitions(settings.data)
+    partitions = open_fitting(settings.data, network, metadata)
     samples = partitions.load_partition(partitions.client_ids.index(client_id))
     test = split_samples(samples, settings.split, settings.seed).test
     network.load_exit_state(global_exits_of(settings, network, max(tables.round_numbers)))

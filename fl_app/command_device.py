@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from data_partitions.samples import UserSamples
     from fl_app.settings import LossSettings
     from multi_exit.network import MultiExitNetwork
+    from multi_exit.storage import ModelMetadata
 
 LIFE = "Life"
 REPLAY_BEGINS = 1_767_254_400.0
@@ -130,7 +131,7 @@ def run(
     from multi_exit.storage import load_network
 
     network, metadata = load_network(model, source_names(sources))
-    samples = None if watch else _load_user(data, user, network)
+    samples = None if watch else _load_user(data, user, network, metadata)
     clock, source = _clock_and_power(power, replay=samples is not None)
     settings = replace(
         life,
@@ -174,13 +175,13 @@ def status(
         show_status(found)
 
 
-def _load_user(data: "DataSettings", user: str, network: "MultiExitNetwork") -> "UserSamples":
-    from data_partitions.opening import open_partitions
+def _load_user(
+    data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
+) -> "UserSamples":
     from fl_app.errors import AppError
-    from fl_app.model_fit import check_fit
+    from fl_app.model_fit import open_fitting
 
-    partitions = open_partitions(data)
-    check_fit(network, partitions)
+    partitions = open_fitting(data, network, metadata)
     if user not in partitions.client_ids:
         some = ", ".join(partitions.client_ids[:3])
         raise AppError(f"{partitions.name} has no user {user!r}: give --user, such as {some}, or a folder to --watch.")

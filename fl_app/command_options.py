@@ -64,7 +64,10 @@ def data_settings(
     ] = "image",
     num_classes: Annotated[
         int | None,
-        typer.Option(help="parquet, leaf: how many classes; found in the data by default.", rich_help_panel=DATA),
+        typer.Option(
+            help="parquet, leaf: how many classes; by default the model's, or else found in the data.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     num_writers: Annotated[
         int, typer.Option(help="synthetic-writers: how many there are, 1 to 3550.", rich_help_panel=DATA)

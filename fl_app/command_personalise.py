@@ -73,12 +73,10 @@ def personalise(
 def _load_user(
     data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
 ) -> "UserSamples":
-    from data_partitions.opening import open_partitions
     from fl_app.errors import AppError
-    from fl_app.model_fit import check_fit
+    from fl_app.model_fit import open_fitting
 
-    partitions = open_partitions(data)
-    check_fit(network, partitions)
+    partitions = open_fitting(data, network, metadata)
     others = sorted(set(partitions.client_ids) - set(metadata.trained_on))
     choice = f"take another, such as {', '.join(others[:3])}" if others else "no user is left that it was not"
     if user not in partitions.client_ids:

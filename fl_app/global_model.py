@@ -60,10 +60,10 @@ def save_merged_model(
     return run / "model"
 
 
-def as_global_model(network: MultiExitNetwork) -> GlobalModel:
+def as_global_model(network: MultiExitNetwork, metadata: ModelMetadata) -> GlobalModel:
     """Return what the strategy needs to know of the network."""
     return GlobalModel(
         fingerprint=network.fingerprint,
         num_exits=network.num_exits,
-        records=functools.cache(lambda: model_records(network)),
+        records=functools.cache(lambda: model_records(network, metadata.class_names)),
     )

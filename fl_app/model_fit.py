@@ -1,8 +1,27 @@
 """Whether a model fits the data; without Flower, since a device without a server asks too."""
 
-from data_partitions.samples import Partitions
+from data_partitions.opening import DataSettings, open_partitions
+from data_partitions.samples import ModelClasses, Partitions
 from fl_app.errors import ModelFitError
 from multi_exit.network import MultiExitNetwork
+from multi_exit.storage import ModelMetadata
+
+
+def open_fitting(data: DataSettings, network: MultiExitNetwork, metadata: ModelMetadata) -> Partitions:
+    """Open the data that a model is to take, with its labels numbered as the model numbers its classes.
+
+    Raises:
+        DataError: what is missing or broken, in one sentence.
+        ModelFitError: the model was made for other data.
+    """
+    partitions = open_partitions(data, model=classes_of(network, metadata))
+    check_fit(network, partitions)
+    return partitions
+
+
+def classes_of(network: MultiExitNetwork, metadata: ModelMetadata) -> ModelClasses:
+    """Return the classes of a model, with their names where it has them."""
+    return ModelClasses(count=network.num_classes, names=metadata.class_names)
 
 
 def check_fit(network: MultiExitNetwork, partitions: Partitions) -> None:

@@ -1,5 +1,6 @@
 """The global model on a client: one copy per process, one folder per fingerprint on disk, never a pickle."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,9 +13,12 @@ from multi_exit.errors import ModelFileError
 from multi_exit.network import MultiExitNetwork, NetworkSpec
 from multi_exit.storage import ModelMetadata, load_network, load_tensors, read_description, save_network
 
+Model = tuple[MultiExitNetwork, ModelMetadata]
+"""A network, and what a client knows of it."""
+
 # A simulation's actors live long and play many clients, who all ask for the same model: building it once saves the
 # tracing. It is shared, so nobody may change it; `ModelStore.find` hands out nothing else than this object.
-_IN_MEMORY: dict[str, MultiExitNetwork] = {}
+_IN_MEMORY: dict[str, Model] = {}
 
 
 class ModelStore:
@@ -37,7 +41,7 @@ class ModelStore:
         """Return whether the model lies on disk; a copy in memory may be gone with the next process."""
         return self._place(fingerprint) is not None
 
-    def find(self, fingerprint: str) -> MultiExitNetwork | None:
+    def find(self, fingerprint: str) -> Model | None:
         """Return the model, which the caller must copy before changing it, or None.
 
         Raises:
@@ -47,10 +51,10 @@ class ModelStore:
             place = self._place(fingerprint)
             if place is None:
                 return None
-            _keep(fingerprint, load_network(place, self._sources)[0])
+            _keep(fingerprint, load_network(place, self._sources))
         return _IN_MEMORY[fingerprint]
 
-    def receive(self, fingerprint: str, content: RecordDict) -> MultiExitNetwork:
+    def receive(self, fingerprint: str, content: RecordDict) -> Model:
         """Build the model that came with a message, keep it, and return it.
 
         Raises:
@@ -63,10 +67,11 @@ class ModelStore:
         load_tensors(network, arrays, "the model that was received")
         if network.fingerprint != fingerprint:
             raise WireError("the model that was received is not the one that the request names; send it again.")
+        # without more: whose data trained the model is none of a device's business
+        metadata = ModelMetadata(class_names=_class_names(content, network.num_classes))
         if self._folder is not None:
-            # without metadata: whose data trained the model is none of a device's business
-            save_network(network, self._folder / fingerprint, ModelMetadata())
-        return _keep(fingerprint, network)
+            save_network(network, self._folder / fingerprint, metadata)
+        return _keep(fingerprint, (network, metadata))
 
     def _place(self, fingerprint: str) -> Path | None:
         own = () if self._folder is None else (self._folder / fingerprint,)
@@ -74,18 +79,36 @@ class ModelStore:
         return next((place for place in (*own, *seen) if _fingerprint_of(place) == fingerprint), None)
 
 
-def model_records(network: MultiExitNetwork) -> dict[str, ArrayRecord | ConfigRecord]:
+def model_records(
+    network: MultiExitNetwork, class_names: tuple[str, ...] = ()
+) -> dict[str, ArrayRecord | ConfigRecord]:
     """Return the records that carry a model to a client that lacks it."""
-    return {
+    records: dict[str, ArrayRecord | ConfigRecord] = {
         "model": ArrayRecord(torch_state_dict=network.state_dict()),
         "spec": ConfigRecord({"json": network.spec.to_json()}),
     }
+    if class_names:
+        # a client whose labels are words numbers them by these
+        records["classes"] = ConfigRecord({"names": json.dumps(class_names)})
+    return records
 
 
-def _keep(fingerprint: str, network: MultiExitNetwork) -> MultiExitNetwork:
+def _class_names(content: RecordDict, num_classes: int) -> tuple[str, ...]:
+    if "classes" not in content:
+        return ()
+    try:
+        names = json.loads(str(content.config_records["classes"]["names"]))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise WireError(f"classes/names: expected the names of {num_classes} classes as a JSON list.")
+    return tuple(names)
+
+
+def _keep(fingerprint: str, model: Model) -> Model:
     _IN_MEMORY.clear()
-    _IN_MEMORY[fingerprint] = network
-    return network
+    _IN_MEMORY[fingerprint] = model
+    return model
 
 
 def _fingerprint_of(folder: Path) -> str | None:

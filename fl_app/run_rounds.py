@@ -7,7 +7,6 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from data_partitions.opening import open_partitions
 from data_partitions.user_splits import choose_users
 from fl_app import checkpoint
 from fl_app.checkpoint import Checkpoint
@@ -15,7 +14,7 @@ from fl_app.code_fingerprint import code_fingerprint
 from fl_app.enrolment import Client, Enrolment
 from fl_app.exit_sharing import ExitSharing
 from fl_app.global_model import as_global_model, save_merged_model
-from fl_app.model_fit import check_fit
+from fl_app.model_fit import open_fitting
 from fl_app.privacy import write_spent
 from fl_app.run_status import RunStatus, StatusFile
 from fl_app.settings import AppSettings
@@ -60,7 +59,7 @@ class Rounds:
                 self._sharing.load_state(self._begun.arrays, self._begun.info)
         self._strategy = PersonalisationStrategy(
             grid,
-            as_global_model(network),
+            as_global_model(network, metadata),
             code_fingerprint(),
             settings.rounds,
             run=self._begun.run,
@@ -125,8 +124,7 @@ class Rounds:
 
     def _users(self, count: int) -> Sequence[str]:
         # only a simulation's server opens data: it runs on the machine that owns it
-        partitions = open_partitions(self._settings.data)
-        check_fit(self._network, partitions)
+        partitions = open_fitting(self._settings.data, self._network, self._metadata)
         return choose_users(partitions.client_ids, count, self._settings.seed, exclude=self._metadata.trained_on)
 
     def _say(self, doing: str, round: int = 0, asked: int = 0) -> None:

@@ -21,7 +21,7 @@ from fl_app.app_folder import write_app_folder
 from fl_app.close_up import close_up_of
 from fl_app.errors import AppError, RunFailedError
 from fl_app.global_model import obtain_model
-from fl_app.model_fit import check_fit
+from fl_app.model_fit import open_fitting
 from fl_app.ray_cluster import check_cluster
 from fl_app.resuming import keep_settings, noted_scratch, stop_killed_run
 from fl_app.run_progress import shown_run
@@ -69,8 +69,8 @@ def simulate(settings: AppSettings, ray_address: str = "") -> Path:
 
 def _look_closely(settings: AppSettings, run_dir: Path) -> None:
     """Draw the report again with one user's images, which the ServerApp never had."""
-    network, _ = load_network(settings.model_folder(0), settings.sources)
-    close_up = close_up_of(settings, network, RunFolder.open(run_dir).tables())
+    network, metadata = load_network(settings.model_folder(0), settings.sources)
+    close_up = close_up_of(settings, network, metadata, RunFolder.open(run_dir).tables())
     if close_up is not None:
         draw_report(run_dir, close_up)
 
@@ -93,11 +93,13 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
         check_room(run_dir, places.overwrite)
     stop_killed_run(run_dir)
     settings.privacy.check_accountant()
-    partitions = open_partitions(settings.data)
+    if places.model is None:
+        # what is wrong with the users' data is said before hours of pretraining
+        open_partitions(settings.data)
     with shown_progress() as progress:
         model = obtain_model(settings, settings.model_folder(0), progress)
     network, metadata = load_network(model, settings.sources)
-    check_fit(network, partitions)
+    partitions = open_fitting(settings.data, network, metadata)
     users = choose_users(
         partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
     )

@@ -7,7 +7,7 @@ arrival. Exits leave a client only where the run asks for them and the client's 
 
     query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
     train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, sharing}
-                       [model: arrays; spec {json}]                   [metrics: counts, accuracies, a number per exit]
+                       [model: arrays; spec {json}; classes]          [metrics: counts, accuracies, a number per exit]
                        [exits: arrays, once some were merged]         [exits: arrays, by permission]
     evaluate       ->  as for train                               <-  report, [metrics]
 
@@ -25,7 +25,7 @@ from flwr.common.serde import recorddict_to_proto
 from clients.reports import ExitMetrics, PersonalisationReport
 from fl_app.errors import WireError
 from fl_app.wire_kinds import Kind, Number, PerExit, shown
-from fl_app.wire_records import EXIT_FIELDS, METRICS, REPORT, REQUEST, SPEC, STAGES, STATUS
+from fl_app.wire_records import CLASSES, EXIT_FIELDS, METRICS, REPORT, REQUEST, SPEC, STAGES, STATUS
 
 STATUS_QUERY = "query.status"
 TRAIN, EVALUATE = "train", "evaluate"
@@ -126,12 +126,16 @@ def read_request(content: RecordDict) -> Mapping[str, Any]:
     Raises:
         WireError: it holds anything but REQUEST, the model and exits; whoever uses the exits checks them.
     """
-    _check_records(content, required={"request"}, optional={"model", "spec", "exits"})
+    _check_records(content, required={"request"}, optional={"model", "spec", "classes", "exits"})
     _check_record("request", content["request"], ConfigRecord, REQUEST)
     if ("model" in content) != ("spec" in content):
         raise WireError("a model travels with its specification, and one of them is missing.")
     if "spec" in content:
         _check_record("spec", content["spec"], ConfigRecord, SPEC)
+    if "classes" in content:
+        if "model" not in content:
+            raise WireError("class names travel with a model, which is missing.")
+        _check_record("classes", content["classes"], ConfigRecord, CLASSES)
     return dict(content.config_records["request"])
 
 

@@ -17,6 +17,7 @@ REQUEST: Mapping[str, Kind] = {
     "user": Text(length=128),  # whose data a simulated node plays; empty to a device, which knows its own
 }
 SPEC: Mapping[str, Kind] = {"json": Text(length=100_000)}
+CLASSES: Mapping[str, Kind] = {"names": Text(length=10_000_000)}  # of the model's classes, a JSON list
 
 STATUS: Mapping[str, Kind] = {
     "client-id": Text(length=128),  # from the node's configuration; empty on a simulated node, which has none

@@ -3,17 +3,20 @@
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fl_app import client_app, server_app, wire
+from fl_app import client_app, model_store, server_app, wire
 from fl_app.errors import AppError, RunFailedError
 from fl_app.run_status import read_status
 from fl_app.settings import AppSettings
-from multi_exit.storage import load_network
+from multi_exit.storage import ModelMetadata, load_network, save_network
 from server.errors import ServerError
 
 
@@ -296,6 +299,41 @@ def test_a_device_opens_its_own_data_whatever_the_server_says(settings, device_n
     assert status.to_dict() == {"u2": "ok"}
 
 
+@pytest.fixture
+def own_data(tmp_path):
+    """Return a function that writes 40 samples of the user ada, with the label that it is given on all of them."""
+
+    def write(label: int | str) -> str:
+        images = np.random.default_rng(0).integers(0, 256, (40, 16, 16), dtype=np.uint8).tolist()
+        table = pa.table({"image": images, "writer_id": ["ada"] * 40, "character": [label] * 40})
+        pq.write_table(table, tmp_path / "mine.parquet")
+        return str(tmp_path / "mine.parquet")
+
+    return write
+
+
+def test_a_device_without_labels_takes_part_with_any_number_in_the_column(settings, device_node, make_grid, own_data):
+    settings = changed(settings, labels="none")
+    node = device_node("ada", 1, **{"data-path": own_data(0)})
+    assert with_status(run(make_grid([node], settings), settings)).to_dict() == {"ada": "ok"}
+
+
+def test_a_device_numbers_words_by_the_class_names_that_came_with_the_model(settings, device_node, make_grid, own_data):
+    node = device_node("ada", 1, **{"data-path": own_data("c")})
+    with pytest.raises(RunFailedError, match="the model has no class names"):
+        run(make_grid([node], settings), settings)
+    network, _ = load_network(settings.places.model, settings.sources)
+    named = settings.places.model.parent / "named"
+    save_network(network, named, ModelMetadata(class_names=("a", "b", "c")))
+    again = changed(settings, model=str(named), run_dir=str(named.parent / "again"))
+    # the device holds this model without its names
+    shutil.rmtree(node.node_config["store"])
+    model_store._IN_MEMORY.clear()
+    assert with_status(run(make_grid([node], again), again)).to_dict() == {"ada": "ok"}
+    (_, metadata), *_ = model_store._IN_MEMORY.values()
+    assert metadata == ModelMetadata(class_names=("a", "b", "c"))
+
+
 def test_a_device_builds_only_backbones_that_it_allows(settings, device_node, make_grid):
     nodes = [device_node("u0", 1), device_node("u1", 2, backbones="torchvision")]
     status = with_status(run(make_grid(nodes, settings), settings))
@@ -304,11 +342,9 @@ def test_a_device_builds_only_backbones_that_it_allows(settings, device_node, ma
 
 
 def test_the_model_in_memory_is_the_same_after_many_clients(settings, simulated_nodes, make_grid):
-    from fl_app import model_store
-
     run(make_grid(simulated_nodes(4), settings), settings)
     (fingerprint,) = model_store._IN_MEMORY
-    assert model_store._IN_MEMORY[fingerprint].fingerprint == fingerprint
+    assert model_store._IN_MEMORY[fingerprint][0].fingerprint == fingerprint
 
 
 def test_a_reply_that_may_not_leave_is_held_back_on_the_client(settings, simulated_nodes, make_grid, monkeypatch):
