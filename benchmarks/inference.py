@@ -177,7 +177,7 @@ def main(
     overhead = overhead_rows(network, to_float(first.images).numpy())
     latency = latency_rows(network, first)
     if stored:
-        split = split_samples(first, SplitSettings(), seed)
+        split = split_samples(first, SplitSettings(), seed, stored.parts)
         subjects = [_subject(stored, "as stored", first, split.test)]
     else:
         schedule = PersonalisationSettings(cost=cost)

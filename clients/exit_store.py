@@ -2,12 +2,14 @@
 
 `state.json` is replaced last and names the file of the exits, so a kill at any moment leaves the exits and the policy
 of one round, never a mixture. A federated round keeps what it started from beside its result: a server that was killed
-asks for the same round again, and its clients must start it from the same exits.
+asks for the same round again, and its clients must start it from the same exits. The parts that the user's samples
+have had are there too, as long as the store is: whoever splits them for a round that goes on from these exits has to
+know them.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from torch import Tensor
 
 from clients.errors import StoreError
 from clients.policy import ExitPolicy
+from data_partitions.known_parts import KnownParts
 from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
 
 FORMAT = 1
 STATE_NAME = "state.json"
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,7 @@ class StoredExits:
         policy: in force.
         exits: tensors named as `MultiExitNetwork.exit_state` names them.
         run: the federated run that the round belonged to; empty for a round of the device's own.
+        parts: what the user's samples have served for, in this round and before.
     """
 
     client_id: str
@@ -42,6 +47,7 @@ class StoredExits:
     policy: ExitPolicy
     exits: dict[str, Tensor]
     run: str = ""
+    parts: KnownParts = field(default_factory=KnownParts)
 
 
 class ExitStore:
@@ -81,6 +87,17 @@ class ExitStore:
             )
         return stored
 
+    def known_parts(self) -> KnownParts:
+        """Return what the user's samples have served for; nothing before the first round.
+
+        Raises:
+            StoreError: the store is damaged.
+        """
+        try:
+            return _parts_of(self._state())
+        except _DAMAGES as error:
+            raise self._damaged(error) from None
+
     def save(self, stored: StoredExits) -> None:
         """Put a round's exits and policy in force, atomically.
 
@@ -101,20 +118,27 @@ class ExitStore:
             "policy": asdict(stored.policy),
             "exits": name,
         }
-        write_json_atomically(self.folder / STATE_NAME, {**state, "before": before})
+        write_json_atomically(self.folder / STATE_NAME, {**state, "before": before, "parts": stored.parts.to_text()})
         kept = {name, before["exits"] if before else name}
         for stale in self.folder.glob("exits-*.safetensors"):
             if stale.name not in kept:
                 stale.unlink(missing_ok=True)
 
-    def _entries(self, repeating: tuple[str, int] | None) -> list[dict[str, Any]]:
-        """Return what state.json says of the stored rounds, the newest first, without the round that is repeated."""
+    def _state(self) -> dict[str, Any]:
+        """Return what is in state.json, empty before the first round."""
         path = self.folder / STATE_NAME
         if not path.exists():
-            return []
-        state = json.loads(path.read_text())
+            return {}
+        state: dict[str, Any] = json.loads(path.read_text())
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, expected {FORMAT}")
+        return state
+
+    def _entries(self, repeating: tuple[str, int] | None) -> list[dict[str, Any]]:
+        """Return what state.json says of the stored rounds, the newest first, without the round that is repeated."""
+        state = self._state()
+        if not state:
+            return []
         before = state.pop("before", None)
         found = [state, before] if before else [state]
         if repeating is None:
@@ -135,9 +159,18 @@ class ExitStore:
                 backbone_fingerprint=state["backbone_fingerprint"],
                 policy=ExitPolicy(**{**policy, "exits": tuple(policy["exits"])}),
                 exits=safetensors.torch.load_file(self.folder / Path(state["exits"]).name),
+                parts=_parts_of(self._state()),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            raise StoreError(
-                f"the store in {self.folder} is damaged ({error}): move it away, and the next round starts from "
-                "the global exits."
-            ) from None
+        except _DAMAGES as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"the store in {self.folder} is damaged ({error}): move it away, and the next round starts from "
+            "the global exits."
+        )
+
+
+def _parts_of(state: dict[str, Any]) -> KnownParts:
+    # stores of earlier versions remember none
+    return KnownParts.from_text(state.get("parts", ""))

@@ -150,6 +150,7 @@ class PersonalisationRound:
         return Personalisation(report=report, policy=policy, exits=exits, trained=trained, worse=worse, profile=profile)
 
     def _save(self, store: ExitStore, policy: ExitPolicy, exits: dict[str, Tensor], profile: Profile | None) -> None:
+        split = self._split
         if profile is not None:
             save_profile(store.folder, profile, self._number)
         store.save(
@@ -160,6 +161,7 @@ class PersonalisationRound:
                 backbone_fingerprint=frozen_backbone(self._network).fingerprint,
                 policy=policy,
                 exits=exits,
+                parts=store.known_parts().after(self._samples.images, split.train, split.calibration, split.test),
             )
         )
 

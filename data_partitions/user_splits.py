@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
+from data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
 from data_partitions.samples import UserSamples
 
 PAPER_PERSONAL_FRACTION = 250 / 3500
@@ -160,16 +161,20 @@ def choose_users(
     return tuple(sorted(ranked[:count]))
 
 
-def split_samples(samples: UserSamples, settings: SplitSettings, seed: int) -> SampleSplit:
+def split_samples(
+    samples: UserSamples, settings: SplitSettings, seed: int, known: KnownParts | None = None
+) -> SampleSplit:
     """Divide one user's samples, stratified by class where the counts allow.
 
     Every sample is as likely as any other to be held out, and each class's share of a part is its share of the
-    whole to within one sample. The test part that a data set prescribes (LEAF) is taken as it is.
+    whole to within one sample. The test part that a data set prescribes (LEAF) is taken as it is. Where an earlier
+    round is known, its samples keep their parts, whatever the seed, the settings and the samples that came since.
 
     Args:
         samples: the user's N samples.
         settings: sizes of the parts and the labelled share.
         seed: with the client id it determines the result; a larger labelled share contains a smaller one.
+        known: the parts of earlier rounds, from the exit store that the exits go on from.
 
     Raises:
         UserTooSmallError: fewer than settings.min_samples, or a part that would be empty.
@@ -186,10 +191,15 @@ def split_samples(samples: UserSamples, settings: SplitSettings, seed: int) -> S
     rest = np.setdiff1d(everything, test)
     num_calibration = _share(settings.calibration_fraction, len(rest))
     calibration = _stratified(rest, labels, num_calibration, _generator(seed, samples, "calibration"))
-    train = np.setdiff1d(rest, calibration)
+    parts = np.full(total, TRAIN, dtype=np.uint8)
+    parts[calibration], parts[test] = CALIBRATION, TEST
+    if known is not None:
+        parts = known.keep(samples.images, parts)
+    train, calibration, test = (np.flatnonzero(parts == part) for part in (TRAIN, CALIBRATION, TEST))
+    rest = np.flatnonzero(parts != TEST)
     if not len(train) or (not len(test) and settings.test_fraction > 0):
-        parts = f"{len(train)} would train, {len(calibration)} calibrate and {len(test)} test"
-        raise UserTooSmallError(samples.client_id, total, f"{parts}, and no part may be empty")
+        sizes = f"{len(train)} would train, {len(calibration)} calibrate and {len(test)} test"
+        raise UserTooSmallError(samples.client_id, total, f"{sizes}, and no part may be empty")
     shuffled = _generator(seed, samples, "labelled").permutation(rest)
     labelled = np.zeros(total, dtype=bool)
     labelled[shuffled[: math.floor(settings.labels * len(rest) + 0.5)]] = True

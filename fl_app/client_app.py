@@ -84,6 +84,7 @@ class _Task:
     """The global exits of a federated round; None where the run shares none."""
     samples: UserSamples
     split: SampleSplit
+    store: ExitStore
 
 
 def _answer(content: RecordDict, context: Context, does: Callable[[_Task], RecordDict]) -> RecordDict:
@@ -124,7 +125,9 @@ def _task(
     layout = ExitLayout.of(network, settings.sharing.share_dtype)
     exits = received_exits(content, network, layout, settings.sharing)
     samples = node.samples(user, network, metadata)
-    split = split_samples(samples, settings.split, settings.seed)
+    # in evaluations too: merged exits may have learned from what this user shared in an earlier run
+    store = ExitStore(node.store(user))
+    split = split_samples(samples, settings.split, settings.seed, store.known_parts())
     if 0 < len(split.test) < wire.FEWEST_TEST_SAMPLES:
         needed = f"the figures need {wire.FEWEST_TEST_SAMPLES} test samples, got {len(split.test)}"
         raise UserTooSmallError(user, len(samples), needed)
@@ -138,6 +141,7 @@ def _task(
         exits=exits,
         samples=samples,
         split=split,
+        store=store,
     )
 
 
@@ -147,7 +151,7 @@ def _personalise(task: _Task) -> RecordDict:
         task.samples,
         task.split,
         task.settings.personalisation,
-        store=ExitStore(task.node.store(task.user)),
+        store=task.store,
         round_number=int(task.request["round"]),
         seed=task.settings.seed,
         global_exits=task.exits,

@@ -51,7 +51,7 @@ def close_up_of(
         return None
     partitions = open_fitting(settings.data, network, metadata)
     samples = partitions.load_partition(partitions.client_ids.index(client_id))
-    test = split_samples(samples, settings.split, settings.seed).test
+    test = split_samples(samples, settings.split, settings.seed, stored.parts).test
     network.load_exit_state(global_exits_of(settings, network, max(tables.round_numbers)))
     before = _answers(network, samples, test, exit)
     network.load_exit_state(stored.exits)

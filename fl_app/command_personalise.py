@@ -58,7 +58,7 @@ def personalise(
     result = personalise_user(
         network,
         samples,
-        split_samples(samples, split, seed),
+        split_samples(samples, split, seed, exit_store.known_parts()),
         replace(schedule, weights=loss.weights(split.labels)),
         store=exit_store,
         round_number=earlier.round + 1 if earlier else 1,

@@ -72,6 +72,7 @@ def test_the_next_round_starts_from_each_users_own_exits(toy_network, draw_user,
     copies = [ExitStore(tmp_path / f"copy {i}") for i in range(len(users))]
     for user, store in zip(users, copies, strict=True):
         personalise(toy_network, user.samples, user.split, settings, store=store)
+    assert [len(user.store.known_parts()) for user in users] == [len(user.samples) for user in users]
     second = personalise_cohort(toy_network, users[:2], settings, round_number=2)
     for user, store, ours in zip(users[:2], copies[:2], second, strict=True):
         alone = personalise(toy_network, user.samples, user.split, settings, store=store, round_number=2)

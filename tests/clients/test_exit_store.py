@@ -1,9 +1,14 @@
+import dataclasses
+import json
+
+import numpy as np
 import pytest
 import torch
 
 from clients.errors import StoreError
 from clients.exit_store import ExitStore, StoredExits
 from clients.policy import ExitPolicy
+from data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
 
 
 def stored(round_number: int = 1, fingerprint: str = "a" * 64, run: str = "", fill: float | None = None) -> StoredExits:
@@ -62,6 +67,24 @@ def test_a_damaged_store_is_named_and_not_overwritten(tmp_path, damaged):
     with pytest.raises(StoreError, match="damaged"):
         store.load("a" * 64, "f0001_01")
     assert path.stat().st_size == 20
+
+
+def test_the_parts_that_samples_had_are_remembered_and_damage_to_them_is_named(tmp_path):
+    store = ExitStore(tmp_path)
+    assert len(store.known_parts()) == 0
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1)
+    train, calibration, test = torch.tensor([0, 3]), torch.tensor([1]), torch.tensor([2, 4, 5])
+    parts = KnownParts().after(images, train, calibration, test)
+    store.save(dataclasses.replace(stored(), parts=parts))
+    drawn = np.full(6, TRAIN, dtype=np.uint8)
+    for known in (store.known_parts(), store.load("a" * 64, "f0001_01").parts):
+        assert known.keep(images, drawn).tolist() == [TRAIN, CALIBRATION, TEST, TRAIN, TEST, TEST]
+    state = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**state, "parts": "?"}))
+    with pytest.raises(StoreError, match="damaged"):
+        store.known_parts()
+    with pytest.raises(StoreError, match="damaged"):
+        store.load("a" * 64, "f0001_01")
 
 
 def start_of(store, run, round_number):

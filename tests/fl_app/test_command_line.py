@@ -1,10 +1,15 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from clients.personalisation import personalise
 from fl_app import simulation
 from fl_app.errors import AppError
 from fl_app.settings import RoundSettings
@@ -121,6 +126,53 @@ def test_personalise_is_the_same_again_with_the_same_seed(tmp_path, with_model, 
 
     assert report("a", 3) == report("b", 3)
     assert report("c", 4) != report("a2", 3)
+
+
+@pytest.fixture
+def rounds(monkeypatch) -> list[dict[str, set[bytes]]]:
+    """Of each round of `personalise`: the images of each part."""
+    done = []
+
+    def noted(network, samples, split, *rest, **more):
+        parts = {part: getattr(split, part).tolist() for part in ("train", "calibration", "test")}
+        done.append({part: {samples.images[i].numpy().tobytes() for i in chosen} for part, chosen in parts.items()})
+        return personalise(network, samples, split, *rest, **more)
+
+    monkeypatch.setattr("clients.personalisation.personalise", noted)
+    return done
+
+
+@pytest.mark.parametrize("change", ["another seed", "a sample more", "a larger test part"])
+def test_no_later_round_of_personalise_tests_on_what_trained_an_earlier_one(
+    tmp_path, with_model, data_words, newcomer, rounds, change
+):
+    words = ("personalise", *with_model, "--user", newcomer, "--store", tmp_path / "S", "--epochs", 1)
+    assert call(*words).exit_code == 0
+    more = {"another seed": ("--seed", 1), "a larger test part": ("--test-fraction", 0.5)}.get(change, ())
+    if change == "a sample more":
+        table = pq.read_table(data_words[-1])
+        new = {"image": [np.full((SIDE, SIDE), 7, dtype=np.uint8).tolist()], "writer_id": [newcomer], "character": [0]}
+        pq.write_table(pa.concat_tables([table, pa.table(new, schema=table.schema)]), tmp_path / "grown.parquet")
+        more = ("--data-path", tmp_path / "grown.parquet")
+    again = call(*words, *more)
+    assert again.exit_code == 0, again.output
+    first, second = rounds
+    assert not second["test"] & (first["train"] | first["calibration"])
+    assert not second["calibration"] & first["train"]
+
+
+def test_a_second_round_with_the_same_seed_is_as_it_is_where_no_part_is_remembered(tmp_path, with_model, newcomer):
+    words = ("personalise", *with_model, "--user", newcomer, "--epochs", 1, "--json", "--store")
+    assert call(*words, tmp_path / "S").exit_code == 0
+    forgetful = shutil.copytree(tmp_path / "S", tmp_path / "T") / "state.json"
+    state = json.loads(forgetful.read_text())
+    # at most 40 different images of 8 bytes in base64; stores of earlier versions have none
+    assert 0 < len(state.pop("parts")) <= 428
+    forgetful.write_text(json.dumps(state))
+    reports = [json.loads(call(*words, tmp_path / store).stdout) for store in ("S", "T")]
+    assert reports[0]["round"] == 2
+    assert {**reports[0], "seconds_personalise": 0} == {**reports[1], "seconds_personalise": 0}
+    assert len({path.name for store in ("S", "T") for path in (tmp_path / store).glob("exits-*")}) == 1
 
 
 def test_personalise_works_where_flower_ray_and_matplotlib_are_missing(tmp_path, with_model, newcomer):

@@ -299,6 +299,29 @@ def test_a_device_opens_its_own_data_whatever_the_server_says(settings, device_n
     assert status.to_dict() == {"u2": "ok"}
 
 
+@pytest.mark.parametrize("other", [{"seed": 1}, {"test_fraction": 0.5}, {"test_samples": 20, "test_samples_from": 21}])
+def test_a_later_run_does_not_test_a_device_on_what_trained_it_in_an_earlier_one(
+    settings, device_node, make_grid, monkeypatch, tmp_path, other
+):
+    rounds, personalise = [], client_app.personalise
+
+    def noted(network, samples, split, *rest, **more):
+        rounds.append(split)
+        return personalise(network, samples, split, *rest, **more)
+
+    monkeypatch.setattr(client_app, "personalise", noted)
+    node = device_node("u2", 1)
+    run(make_grid([node], settings), settings)
+    later = changed(settings, run_dir=str(tmp_path / "later"), num_server_rounds=2, **other)
+    assert set(with_status(run(make_grid([node], later), later))) == {"ok"}
+    first, *later_rounds = rounds
+    assert len(later_rounds) == 2
+    for split in later_rounds:
+        assert split.train.tolist() == first.train.tolist()
+        assert split.calibration.tolist() == first.calibration.tolist()
+        assert split.test.tolist() == first.test.tolist()
+
+
 @pytest.fixture
 def own_data(tmp_path):
     """Return a function that writes 40 samples of the user ada, with the label that it is given on all of them."""
