@@ -8,7 +8,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from data_partitions.user_splits import choose_users
-from fl_app import checkpoint
+from fl_app import checkpoint, wire
 from fl_app.checkpoint import Checkpoint
 from fl_app.code_fingerprint import code_fingerprint
 from fl_app.enrolment import Client, Enrolment
@@ -24,6 +24,8 @@ from multi_exit.storage import ModelMetadata
 from server.run_folder import RunFolder
 
 log = logging.getLogger("persephonee.server")
+
+_AWAY = "no node said that it is this client"
 
 
 class Rounds:
@@ -91,11 +93,11 @@ class Rounds:
 
     def _run_round(self, number: int, enrolment: Enrolment, unseen: Sequence[Client], is_last: bool) -> None:
         measured: list[dict[str, Any]] = []
-        if unseen and number == 1:
+        if self._begun.unseen and number == 1:
             measured += self._measure(0, unseen, personalise=True)
         self._say("personalising", round=number, asked=len(enrolment.clients))
         result = self._strategy.run_round(number, enrolment)
-        if unseen and self._sharing is not None:
+        if self._begun.unseen and self._sharing is not None:
             measured += self._measure(number, unseen, personalise=is_last)
         arrays, info = ({}, {}) if self._sharing is None else self._sharing.state()
         after: Checkpoint = replace(self._begun, round=number, arrays=arrays, info=info)
@@ -106,7 +108,9 @@ class Rounds:
 
     def _measure(self, number: int, unseen: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
         self._say("measuring on unseen users", round=max(number, 1), asked=len(unseen))
-        return self._strategy.evaluate(number, unseen, personalise)
+        away = sorted(set(self._begun.unseen or ()) - {client.client_id for client in unseen})
+        missing = [{"round": number, "client_id": name, "status": f"{wire.FAILED}: {_AWAY}"} for name in away]
+        return self._strategy.evaluate(number, unseen, personalise) + missing
 
     def _divided(self, enrolment: Enrolment) -> tuple[Enrolment, tuple[Client, ...]]:
         """Return who takes part, and who never does."""
@@ -114,12 +118,18 @@ class Rounds:
             # counted when the run began: tables do not tell whether a run was resumed
             for client in enrolment.clients:
                 client.bytes_up = client.bytes_down = 0
-        names = [client.client_id for client in enrolment.clients]
-        count = self._settings.rounds.num_unseen(len(names))
-        self._settings.sharing.check_participants(len(names) - count)
-        apart = set(choose_users(names, count, self._settings.seed)) if count else set()
+        if self._begun.unseen is None:
+            names = [client.client_id for client in enrolment.clients]
+            count = self._settings.rounds.num_unseen(len(names))
+            drawn = choose_users(names, count, self._settings.seed) if count else ()
+            # for good: drawn among who is there at a resumption, one of them may have trained before
+            self._begun = replace(self._begun, unseen=drawn)
+            self._settings.sharing.check_participants(len(names) - count)
+            self._begun.write(self._folder.path)
+        apart = set(self._begun.unseen or ())
         taking_part = tuple(client for client in enrolment.clients if client.client_id not in apart)
         unseen = tuple(client for client in enrolment.clients if client.client_id in apart)
+        self._settings.sharing.check_participants(len(taking_part))
         return replace(enrolment, clients=taking_part), unseen
 
     def _users(self, count: int) -> Sequence[str]:

@@ -102,6 +102,27 @@ def test_a_resumed_run_gives_the_tables_and_the_model_of_one_that_was_not_killed
     assert_same(whole, tmp_path / "killed")
 
 
+def test_a_resumed_run_measures_the_same_unseen_users_and_nobody_who_took_part(two_rounds, device_node, make_grid):
+    settings = at(two_rounds, two_rounds.places.run_dir, **{"num-server-rounds": 1})
+
+    def rounds(number, names):
+        more = at(settings, settings.places.run_dir, **{"num-server-rounds": number, "resume": number > 1})
+        nodes = [device_node(name, int(name[1]) + 1) for name in names]
+        run_dir = server_app.serve(make_grid(nodes, more), more, more.places.model, more.places.run_dir).parent
+        unseen, clients = (pd.read_parquet(run_dir / f"{name}.parquet") for name in ("unseen", "clients"))
+        now = unseen[unseen["round"] == number]
+        return now.groupby("client_id").status.first().to_dict(), set(clients[clients["round"] == number].client_id)
+
+    everybody = {f"u{i}" for i in range(4)}
+    first, took_part = rounds(1, everybody)
+    (apart,) = first
+    assert first == {apart: "ok"}
+    assert took_part == everybody - {apart}
+    # while the unseen user's device is off, nobody who has trained takes its place
+    assert rounds(2, took_part) == ({apart: "failed: no node said that it is this client"}, took_part)
+    assert rounds(3, everybody) == ({apart: "ok"}, took_part)
+
+
 def test_a_missing_checkpoint_is_named(two_rounds, simulated_nodes, make_grid):
     run_dir = serve(two_rounds, make_grid, simulated_nodes)
     assert [p.name for p in sorted((run_dir / "checkpoint").iterdir())] == [
