@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from clients.conditions import ConditionSettings, Decision, Needs, decide
-from clients.device_memory import DeviceMemory
+from clients.device_memory import MAX_EXPLORED, DeviceMemory
 from clients.device_state import DeviceState
 from clients.drift import DriftMonitor, DriftSettings
 from clients.errors import ClientSettingsError
@@ -181,6 +181,7 @@ class Orchestrator:
     def _note_explored(self, sample: Explored) -> None:
         self._memory.add_explored(self.state.frames, sample)
         self._explored.append(sample)
+        del self._explored[:-MAX_EXPLORED]
         risen = self._monitor.update(sample.losses)
         if self.state.asked:
             # already asked: only make sure that the threshold keeps up with what exploration goes on to find

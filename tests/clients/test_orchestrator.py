@@ -5,7 +5,7 @@ import pytest
 
 from clients.conditions import ConditionSettings, Needs, decide
 from clients.device_database import DeviceDatabase
-from clients.device_memory import DeviceMemory
+from clients.device_memory import MAX_EXPLORED, DeviceMemory
 from clients.device_state import ScriptedClock
 from clients.drift import DriftSettings
 from clients.errors import ClientSettingsError
@@ -152,6 +152,17 @@ def test_drift_is_noticed_by_a_restarted_device_as_by_one_that_ran_on(start):
     # windows of 5 with one, two bad samples: 0.48 and 0.86 against 0.1 + 0.2, twice in a row
     orchestrator.note_answer(True, BAD)
     assert "drift" in kinds(events)
+
+
+def test_a_device_that_is_never_personalised_remembers_the_latest_explored_samples_only(start, database):
+    orchestrator, _ = start(validated=True)
+    samples = [replace(GOOD, confidences=(i / 10_000,)) for i in range(MAX_EXPLORED + 20)]
+    with database.transaction():
+        for sample in samples:
+            orchestrator.note_answer(True, sample)
+    assert orchestrator._explored == samples[20:]
+    # as a restarted device does
+    assert start()[0]._explored == samples[20:]
 
 
 def test_a_collapse_of_the_exit_rates_is_flagged(start):
