@@ -2,7 +2,8 @@
 
 A sample belongs to a part from the moment it is stored: `calibration` chooses thresholds and is never trained on. The
 part follows from the image's own bytes, and near-duplicates share a part, so no training image is in the calibration
-part in disguise. Samples are ordered by a sequence number that only grows; the wall clock may jump as it likes.
+part in disguise; what has near-duplicates in both parts is not stored. Samples are ordered by a sequence number that
+only grows; the wall clock may jump as it likes.
 """
 
 import hashlib
@@ -95,7 +96,8 @@ class SampleStore:
             label: the class, if it is known.
 
         Returns:
-            The sequence number, or None where enough near-duplicates, or the key, are stored already.
+            The sequence number, or None where enough near-duplicates, or the key, are stored already, and where there
+            are near-duplicates in both parts.
 
         Raises:
             StoreFullError: the disk is full; nothing that was stored is lost.
@@ -108,8 +110,12 @@ class SampleStore:
             similar = self._similar(own)
             if len(similar) >= self.settings.max_similar:
                 return None
+            parts = {self._part_of(int(seq)) for seq in similar}
+            if len(parts) > 1:
+                # it lies between two images that are none of each other's: in either part it would betray the other
+                return None
             pixels = image.contiguous().numpy().tobytes()
-            part = self._part_of(int(similar[0])) if len(similar) else _draw_part(pixels, self.settings)
+            part = parts.pop() if parts else _draw_part(pixels, self.settings)
             row = (key, part, label, own.tobytes(), pixels, elapsed, self._clock.wall())
             inserted = self._database.execute(
                 "INSERT INTO samples (key, part, label, fingerprint, image, elapsed, wall) VALUES (?,?,?,?,?,?,?)", row

@@ -2,6 +2,7 @@ import hashlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,33 @@ def test_near_duplicates_are_limited_and_share_a_part():
         kept += store.add(noisy.to(torch.uint8), f"{i}") is not None
     assert kept == 3
     assert 0 in (store.count(TRAIN), store.count(CALIBRATION))
+
+
+def test_an_image_with_near_duplicates_in_both_parts_is_not_stored(monkeypatch):
+    _, store = opened(None)
+    train, calibration = (next(i for i in range(100) if _drawn_part(i) == part) for part in (TRAIN, CALIBRATION))
+    # 4 bits apart, 2 from either, and 1 from one of them
+    hashes = {train: 0b00000, calibration: 0b01111, 100: 0b00011, 101: 0b10000, 102: 0b11111}
+    by_bytes = {image(i).numpy().tobytes(): bits for i, bits in hashes.items()}
+    monkeypatch.setattr(
+        "clients.sample_store.fingerprint",
+        lambda shown: np.array([by_bytes[shown.numpy().tobytes()], 0], dtype=np.uint64),
+    )
+    assert store.add(image(train), "train") is not None
+    assert store.add(image(calibration), "calibration") is not None
+    assert store.add(image(100), "between") is None
+    assert (store.count(TRAIN), store.count(CALIBRATION)) == (1, 1)
+    # what is near one of them joins it, in either part
+    assert store.add(image(101), "near train") is not None
+    assert (store.count(TRAIN), store.count(CALIBRATION)) == (2, 1)
+    assert store.add(image(102), "near calibration") is not None
+    assert (store.count(TRAIN), store.count(CALIBRATION)) == (2, 2)
+
+
+def _drawn_part(number: int) -> str:
+    _, alone = opened(None)
+    alone.add(image(number), "alone")
+    return TRAIN if alone.count(TRAIN) else CALIBRATION
 
 
 def test_the_hash_is_near_for_noise_and_far_for_another_picture():
