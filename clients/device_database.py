@@ -76,8 +76,11 @@ class DeviceDatabase:
         self._unlock()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, writes: bool = True) -> Iterator[None]:
         """Commit all that is written inside, or nothing of it; an inner transaction is part of the outer one.
+
+        Args:
+            writes: False only reads, all of it as of one moment, and waits for no other process that writes.
 
         Raises:
             StoreFullError: the disk is full; nothing that was committed is lost.
@@ -88,7 +91,7 @@ class DeviceDatabase:
             return
         self._depth = 1
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
             yield
             self._connection.execute("COMMIT")
         except BaseException as error:

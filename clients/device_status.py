@@ -86,7 +86,7 @@ def read_status(folder: Path, num_events: int = 10) -> DeviceStatus:
         raise StoreError(f"{folder} holds no device's store: give the --store of a `device run`.")
     database = DeviceDatabase(folder, exclusive=False)
     try:
-        with database.transaction():
+        with database.transaction(writes=False):
             return _read(database, folder, num_events)
     finally:
         database.close()

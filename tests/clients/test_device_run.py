@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 
 import pytest
 
@@ -81,6 +82,20 @@ def test_the_status_tells_what_was_learned_and_saved(toy_network, user, tmp_path
     values = status.as_json()
     assert values["samples_by_exit"] == life.device.counters.exits
     assert values["validated_threshold"] == status.validation.threshold
+
+
+def test_the_status_waits_for_no_transaction_and_shows_what_was_committed_before_it(toy_network, user, tmp_path):
+    life = start(toy_network, tmp_path)
+    run_device(life.device, frames_of(user, stop=5), lambda answer: None, Stop())
+    with life.database.transaction():
+        life.device.answer(frames_of(user)[5])
+        begin = time.monotonic()
+        status = read_status(tmp_path)
+        # SQLite waits 10 s for a lock
+        assert time.monotonic() - begin < 5
+    assert (status.counters.frames, status.state.frames, sum(status.samples.values())) == (5, 5, 5)
+    assert read_status(tmp_path).counters.frames == 6
+    life.stop()
 
 
 def test_a_folder_without_a_device_has_no_status_and_stays_empty(tmp_path):
