@@ -91,7 +91,9 @@ def _take(device: Device, item: Item, show: Callable[[Answer], None]) -> None:
             except ImageError as error:
                 device.skip(item.key, str(error))
         case NoFrame():
-            device.skip(item.key, item.reason)
+            # a labels file is read again at every start, and so are its rows that name no class
+            if not device.has_answered(item.key):
+                device.skip(item.key, item.reason)
         case LateLabel():
             device.set_label(item.key, item.label)
         case None:

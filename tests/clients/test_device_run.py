@@ -1,13 +1,14 @@
 import os
 import signal
 import time
+from itertools import takewhile
 
 import pytest
 
 from clients.device_run import Stop, run_device, stopped_by_signals
 from clients.device_status import read_status
 from clients.errors import StoreError
-from clients.frames import LateLabel, NoFrame
+from clients.frames import LateLabel, NoFrame, WatchedFolder
 from clients.phases import Phase
 from tests.clients.scripted_device import frames_of, start
 
@@ -62,6 +63,22 @@ def test_a_signal_in_a_round_breaks_it_off_and_the_previous_exits_stay(toy_netwo
     assert again.device.counters.refused_rounds == 1
     assert all(tensor.equal(before[name]) for name, tensor in toy_network.exit_state().items())
     again.stop()
+
+
+def test_a_row_of_a_labels_file_that_names_no_class_is_told_once(toy_network, tmp_path):
+    folder, store = tmp_path / "frames", tmp_path / "store"
+    folder.mkdir()
+    skipped = []
+    for rows in ("x.png,z\ny.png,z\n", "x.png,z\ny.png,z\n", "x.png,w\ny.png,z\n"):
+        (folder / "labels.csv").write_text(rows)
+        life = start(toy_network, store)
+        watched = WatchedFolder(folder, toy_network.input_shape, ("a", "b"), life.device.has_answered)
+        items = takewhile(lambda item: item is not None, watched)
+        run_device(life.device, items, lambda answer: None, Stop())
+        skipped.append((life.kinds().count("frame skipped"), life.device.counters.skipped))
+        life.stop()
+    # two rows, the same again after a restart, and one that was changed to another word
+    assert skipped == [(2, 2), (0, 2), (1, 3)]
 
 
 def test_the_status_tells_what_was_learned_and_saved(toy_network, user, tmp_path):
