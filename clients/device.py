@@ -184,7 +184,6 @@ class Device:
         # on a full disk the round is in force all the same: the exits are safe, and the next start adopts them
         with self._written_if_room():
             self._put_in_force(adopt=True)
-            self.counters.rounds += 1
             self.counters.round_seconds += report.seconds_personalise
             self._memory.save_counters(self.counters)
             self.events.note("round done", summary_of(report))
@@ -206,6 +205,7 @@ class Device:
         self._put_in_force(adopt=stored is not None and (known is None or known.round != stored.round))
         after = self.orchestrator.state.round
         if after != before:
+            self._memory.save_counters(self.counters)
             self.events.note("round adopted", f"round {after} was finished before the device stopped: it is in force")
         elif was_round:
             self.counters.refused_rounds += 1
@@ -228,6 +228,7 @@ class Device:
             samples, split = self._round_samples()
             validation = validate(self.network, samples, split, policy, stored.round)
             self._make_engine(policy, policy.threshold)
+            self.counters.rounds += stored.round != self.orchestrator.state.round
             self.orchestrator.end_round(stored.round, policy.threshold, validation)
         else:
             self._make_engine(policy, self.orchestrator.state.threshold)

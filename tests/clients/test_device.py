@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clients.device_run import Stop, run_device
+from clients.device_status import read_status
 from clients.engine import first_exit_always_answers
 from clients.errors import ImageError, StoreError, StoreFullError
 from clients.exit_store import ExitStore
@@ -178,12 +179,14 @@ def test_a_disk_that_is_full_at_the_end_of_a_round_keeps_the_round(toy_network, 
     state, policy = life.device.orchestrator.state, life.device.policy
     assert (state.round, state.phase) == (1, Phase.INFERENCE)
     assert "disk full" in life.kinds() and "round done" not in life.kinds()
+    assert life.device.counters.rounds == 1
     assert not life.device.answer(frames[count + 1]).stored
     life.database.limit_pages(10**6)
     life.stop()
     again = start(toy_network, tmp_path)
     assert "round adopted" in again.kinds()
     assert (again.device.orchestrator.state.round, again.device.policy) == (1, policy)
+    assert again.device.counters.rounds == 1
     again.stop()
 
 
@@ -220,6 +223,12 @@ def test_a_round_that_was_finished_before_a_kill_is_adopted(toy_network, user, t
     stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, "f0001_01")
     assert again.device.policy == stored.policy
     assert again.device.orchestrator.validation.round == 1
+    counters = read_status(tmp_path).counters
+    assert (counters.rounds, counters.refused_rounds) == (1, 0)
+    again.stop()
+    # a further start adopts nothing
+    again = start(toy_network, tmp_path)
+    assert again.device.counters.rounds == 1
     again.stop()
 
 
