@@ -26,6 +26,8 @@ class Stop:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self.signal_name = ""
+        self.breaks_round_off = False
+        """Whether `StopRequested` was raised: once is enough."""
 
     def ask(self, signal_name: str) -> None:
         """Ask for a stop."""
@@ -48,7 +50,9 @@ def stopped_by_signals(stop: Stop, device: Device) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.ask(signal.Signals(number).name)
-        if device.orchestrator.state.phase is Phase.PERSONALISATION:
+        # not again while the device notes why it stops: the phase is still that of the round
+        if device.orchestrator.state.phase is Phase.PERSONALISATION and not stop.breaks_round_off:
+            stop.breaks_round_off = True
             raise StopRequested
 
     earlier = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -73,7 +77,8 @@ def run_device(device: Device, items: Iterable[Item], show: Callable[[Answer], N
             if stop.is_asked:
                 break
             _take(device, item, show)
-            device.personalise_if_due()
+            if not stop.is_asked:
+                device.personalise_if_due()
             if item is None:
                 stop.wait(IDLE_S)
     except StopRequested:

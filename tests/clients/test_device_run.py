@@ -10,7 +10,8 @@ from clients.device_status import read_status
 from clients.errors import StoreError
 from clients.frames import LateLabel, NoFrame, WatchedFolder
 from clients.phases import Phase
-from tests.clients.scripted_device import frames_of, start
+from clients.sample_store import TRAIN
+from tests.clients.scripted_device import SETTINGS, frames_of, start
 
 
 def test_frames_labels_and_what_is_none_are_taken_in_turn(toy_network, user, tmp_path):
@@ -63,6 +64,40 @@ def test_a_signal_in_a_round_breaks_it_off_and_the_previous_exits_stay(toy_netwo
     assert again.device.counters.refused_rounds == 1
     assert all(tensor.equal(before[name]) for name, tensor in toy_network.exit_state().items())
     again.stop()
+
+
+def test_a_second_signal_while_the_stop_is_noted_changes_nothing(toy_network, user, tmp_path):
+    life, stop = start(toy_network, tmp_path), Stop()
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def impatient(event):
+        life.events.append(event)
+        if event.kind == "stopped":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    life.device.samples.load = interrupted
+    life.device.events.listener = impatient
+    with stopped_by_signals(stop, life.device):
+        run_device(life.device, frames_of(user), lambda answer: None, stop)
+    assert read_status(tmp_path).events[-1].reason == "SIGINT in a round: the exits before it are in force"
+    life.stop()
+
+
+def test_no_round_begins_once_a_stop_is_asked_for(toy_network, user, tmp_path):
+    life, stop = start(toy_network, tmp_path), Stop()
+
+    def show(answer):
+        if life.device.samples.count(TRAIN) == SETTINGS.orchestrator.conditions.min_new_samples:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with stopped_by_signals(stop, life.device):
+        run_device(life.device, frames_of(user), show, stop)
+    assert life.kinds() == ["started", "stopped"]
+    # a device that nobody stops begins it at once
+    assert life.device.personalise_if_due() is not None
+    life.stop()
 
 
 def test_a_row_of_a_labels_file_that_names_no_class_is_told_once(toy_network, tmp_path):
