@@ -18,6 +18,8 @@ from data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
 from data_partitions.samples import UserSamples
 
 PAPER_PERSONAL_FRACTION = 250 / 3500
+LEAST_TRAIN = 2
+"""BatchNorm in training takes no batch of one sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class SplitSettings:
     """How a user's samples are divided.
 
     Raises:
-        DataSettingsError: a fraction outside [0, 1], or a negative count.
+        DataSettingsError: a fraction that is out of its range, or a negative count.
     """
 
     test_samples: int = 100
@@ -49,7 +51,7 @@ class SplitSettings:
     """Share held out of a smaller user, in [0, 1]."""
 
     calibration_fraction: float = 0.25
-    """Share of the samples outside the test part that calibrates the threshold, in [0, 1]."""
+    """Share of the samples outside the test part that calibrates the threshold, in (0, 1)."""
 
     min_samples: int = 20
     """The smallest user, in samples, that takes part."""
@@ -60,6 +62,11 @@ class SplitSettings:
     def __post_init__(self) -> None:
         for name in ("test_fraction", "calibration_fraction", "labels"):
             check_fraction(name, getattr(self, name))
+        if not 0 < self.calibration_fraction < 1:
+            raise DataSettingsError(
+                f"calibration_fraction={self.calibration_fraction} leaves no sample to calibrate or none to train; "
+                "give a number in (0, 1)."
+            )
         for name in ("test_samples", "min_samples"):
             if getattr(self, name) < 0:
                 raise DataSettingsError(f"{name}={getattr(self, name)} is negative; give a number of samples.")
@@ -177,7 +184,8 @@ def split_samples(
         known: the parts of earlier rounds, from the exit store that the exits go on from.
 
     Raises:
-        UserTooSmallError: fewer than settings.min_samples, or a part that would be empty.
+        UserTooSmallError: fewer than settings.min_samples, fewer than two to train, or another part that would be
+            empty.
     """
     total = len(samples)
     if total < settings.min_samples:
@@ -197,9 +205,11 @@ def split_samples(
         parts = known.keep(samples.images, parts)
     train, calibration, test = (np.flatnonzero(parts == part) for part in (TRAIN, CALIBRATION, TEST))
     rest = np.flatnonzero(parts != TEST)
-    if not len(train) or (not len(test) and settings.test_fraction > 0):
+    if len(train) < LEAST_TRAIN or not len(calibration) or (not len(test) and settings.test_fraction > 0):
         sizes = f"{len(train)} would train, {len(calibration)} calibrate and {len(test)} test"
-        raise UserTooSmallError(samples.client_id, total, f"{sizes}, and no part may be empty")
+        raise UserTooSmallError(
+            samples.client_id, total, f"{sizes}; {LEAST_TRAIN} have to train, and no part may be empty"
+        )
     shuffled = _generator(seed, samples, "labelled").permutation(rest)
     labelled = np.zeros(total, dtype=bool)
     labelled[shuffled[: math.floor(settings.labels * len(rest) + 0.5)]] = True

@@ -99,7 +99,7 @@ def test_a_round_that_is_left_without_a_part_is_refused_as_a_user_too_small():
     known = after(early, split_samples(early, SplitSettings(), 0))
     train = sorted(numbers(early, split_samples(early, SplitSettings(), 0), "train"))
     left = dataclasses.replace(early, images=early.images[train], labels=early.labels[train])
-    with pytest.raises(UserTooSmallError, match="52 would train, 0 calibrate and 0 test, and no part may be empty"):
+    with pytest.raises(UserTooSmallError, match="52 would train, 0 calibrate and 0 test; 2 have to train, and no part"):
         split_samples(left, SplitSettings(), 0, known)
 
 

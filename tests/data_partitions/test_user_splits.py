@@ -169,6 +169,23 @@ def test_a_user_whose_samples_are_all_for_testing_is_too_small():
         split_samples(user_of(random_labels(30), fixed_test=~fixed), SplitSettings(), seed=0)
 
 
+def test_a_user_with_one_sample_to_train_or_none_to_calibrate_is_too_small():
+    fixed = torch.ones(20, dtype=torch.bool)
+    fixed[:2] = False
+    samples = user_of(random_labels(20), fixed_test=fixed)
+    with pytest.raises(UserTooSmallError, match="1 would train, 1 calibrate and 18 test; 2 have to train"):
+        split_samples(samples, SplitSettings(), seed=0)
+    fixed[2] = False
+    split = split_samples(user_of(random_labels(20), fixed_test=fixed), SplitSettings(), seed=0)
+    assert (len(split.train), len(split.calibration), len(split.test)) == (2, 1, 17)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, math.nan])
+def test_a_calibration_fraction_that_leaves_a_part_empty_is_refused(fraction):
+    with pytest.raises(DataSettingsError, match=f"calibration_fraction={fraction}"):
+        SplitSettings(calibration_fraction=fraction)
+
+
 def test_settings_that_leave_nothing_to_train_on_are_refused():
     with pytest.raises(DataSettingsError, match="test_samples_from=100"):
         SplitSettings(test_samples_from=100)
