@@ -41,3 +41,8 @@ class UserTooSmallError(DataError):
         super().__init__(f"User {client_id} has {num_samples} samples; {needed}.")
         self.client_id = client_id
         self.num_samples = num_samples
+        self.needed = needed
+
+    def __reduce__(self) -> tuple[type["UserTooSmallError"], tuple[str, int, str]]:
+        """Return how to build it again: by default it would be its text alone, which a worker process cannot send."""
+        return type(self), (self.client_id, self.num_samples, self.needed)
