@@ -47,7 +47,7 @@ def decode(cell: Any, channels: int, folder: Path) -> Pixels:
     with _open(cell, folder) as image:
         try:
             array = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"it does not decode ({error})") from error
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -86,6 +86,8 @@ def _open(cell: Any, folder: Path) -> Image.Image:
         return Image.open(source)
     except FileNotFoundError as error:
         raise ValueError(f"its file {source} is missing") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it is too large ({error})") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ValueError("it does not decode (no image format that Pillow knows)") from error
 

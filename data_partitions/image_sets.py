@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
@@ -88,10 +89,7 @@ class ParquetImages:
     def __init__(self, data_path: Path, *, label_column: str, image_column: str) -> None:
         self._files = ParquetFiles(find_files(data_path))
         self._image_column = image_column
-        if image_column not in self._files.schema.names:
-            raise MissingDataError(
-                f"{data_path} has no column '{image_column}'; its columns are {', '.join(self._files.schema.names)}."
-            )
+        self._files.require(image_column)
         column = self._files.read_columns([label_column])[label_column]
         if column.null_count or not len(column):
             raise BrokenDataError(f"Column '{label_column}' of {data_path} has {column.null_count} empty labels.")
@@ -116,6 +114,7 @@ class HubImages:
 
     Raises:
         MissingDataError: a column is missing.
+        BrokenDataError: a label that is empty, or neither a number nor a word.
         LabelRangeError: a negative label, or one without a name.
     """
 
@@ -127,9 +126,17 @@ class HubImages:
                 )
         self._dataset = dataset
         self._image_column = image_column
-        self.labels: Labels = np.asarray(dataset[label_column], dtype=np.int64)
         names = getattr(dataset.features[label_column], "names", None)
-        self.class_names = _checked_names(self.labels, tuple(names) if names else None, f"Column '{label_column}'")
+        try:
+            column = pa.array(list(dataset[label_column]))
+        except pa.ArrowException as error:
+            raise BrokenDataError(
+                f"Column '{label_column}' of the hub's data set holds no labels ({error})."
+            ) from error
+        if column.null_count or not len(column):
+            raise BrokenDataError(f"Column '{label_column}' of the hub's data set has empty labels.")
+        self.labels, names = to_labels(column, tuple(names) if names else None)
+        self.class_names = _checked_names(self.labels, names, f"Column '{label_column}'")
 
     def cells(self, rows: Labels) -> list[Any]:
         """Return PIL images."""

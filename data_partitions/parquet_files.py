@@ -46,13 +46,13 @@ class RowGroup:
 
 
 class ParquetFiles:
-    """Several files of the same columns, seen as one table.
+    """Several files, seen as one table; a column that is asked for has to be in all of them.
 
     Args:
         paths: the files, in the order of their rows.
 
     Raises:
-        BrokenDataError: a file is no parquet, is cut off, or has other columns than the first.
+        BrokenDataError: a file is no parquet, or is cut off.
     """
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
@@ -76,6 +76,15 @@ class ParquetFiles:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def require(self, column: str) -> None:
+        """Look for a column in every file.
+
+        Raises:
+            MissingDataError: a file lacks it.
+        """
+        for path in self._paths:
+            _require(path, column, _read_metadata(path).schema.to_arrow_schema().names)
+
     def read_columns(self, names: list[str]) -> Any:
         """Return whole columns as one pyarrow Table.
 
@@ -87,8 +96,7 @@ class ParquetFiles:
         for path in self._paths:
             present = _read_metadata(path).schema.to_arrow_schema().names
             for name in names:
-                if name not in present:
-                    raise MissingDataError(f"{path} has no column '{name}'; its columns are {', '.join(present)}.")
+                _require(path, name, present)
             try:
                 tables.append(pq.read_table(path, columns=names, partitioning=None))
             except (pa.ArrowException, OSError) as error:
@@ -148,6 +156,11 @@ def class_label_names(schema: Any, column: str) -> tuple[str, ...] | None:
     except (ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def _require(path: Path, column: str, present: list[str]) -> None:
+    if column not in present:
+        raise MissingDataError(f"{path} has no column '{column}'; its columns are {', '.join(present)}.")
 
 
 def _read_metadata(path: Path) -> Any:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
+from data_partitions.errors import BrokenDataError, LabelRangeError
 from data_partitions.image_cells import Pixels, decode, number_of_channels, stack
 from data_partitions.parquet_files import ParquetFiles, class_label_names, find_files
 from data_partitions.samples import ModelClasses, UserSamples, check_index
@@ -60,7 +60,7 @@ class ParquetUsers:
         self._image_column = image_column
         with_domain = DOMAIN_COLUMN in self._files.schema.names and DOMAIN_COLUMN not in (user_column, label_column)
         wanted = list(dict.fromkeys([user_column, label_column] + [DOMAIN_COLUMN] * with_domain))
-        self._check_image_column(data_path)
+        self._files.require(image_column)
         table = self._files.read_columns(wanted)
         if not len(table):
             raise BrokenDataError(f"{data_path} has no rows.")
@@ -95,13 +95,6 @@ class ParquetUsers:
             return None
         values = set(self._domains[rows].tolist())
         return f"{DOMAIN_COLUMN}={values.pop()}" if len(values) == 1 else None
-
-    def _check_image_column(self, data_path: Path) -> None:
-        names = self._files.schema.names
-        if self._image_column not in names:
-            raise MissingDataError(
-                f"{data_path} has no column '{self._image_column}' for the images; its columns are {', '.join(names)}."
-            )
 
     def _refuse_empty_cells(self, column: Any, name: str) -> None:
         if column.null_count:

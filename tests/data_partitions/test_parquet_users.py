@@ -114,6 +114,26 @@ def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path, column)
         ParquetUsers(tmp_path / "d.parquet", **COLUMNS)
 
 
+def test_a_column_that_only_the_second_file_lacks_is_named_with_the_file(tmp_path):
+    write(tmp_path / "1.parquet")
+    for column in ("image", "writer_id", "character"):
+        table = pq.read_table(write(tmp_path / "2.parquet")).drop_columns([column])
+        pq.write_table(table, tmp_path / "2.parquet")
+        with pytest.raises(MissingDataError, match=rf"2\.parquet has no column '{column}'; its columns are"):
+            ParquetUsers(tmp_path, **COLUMNS)
+
+
+def test_an_image_of_more_pixels_than_pillow_decodes_is_named_by_row(tmp_path, monkeypatch):
+    path = write(tmp_path / "d.parquet")
+    users = ParquetUsers(path, **COLUMNS)
+    # it refuses twice as many as this; the images have 20
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(BrokenDataError, match=r"The image in row 0 of .* cannot be used: it is too large"):
+        users.load_partition(1)
+    with pytest.raises(BrokenDataError, match=r"The image in row 1 of .* cannot be used: it is too large"):
+        ParquetUsers(path, **COLUMNS)
+
+
 def test_an_image_that_does_not_decode_is_named_by_row(tmp_path):
     images = [png(pixels_of(row)) for row in range(6)]
     for broken in (b"no image", images[3][: len(images[3]) // 2], b""):

@@ -175,6 +175,21 @@ def test_a_hub_data_set_has_the_same_users_as_its_rows(tmp_path):
     assert np.array_equal(users.load_partition(0).images[3], np.asarray(picture(row)).transpose(2, 0, 1))
 
 
+def test_a_hub_data_set_may_call_its_classes_by_words():
+    datasets = pytest.importorskip("datasets")
+    from data_partitions.image_sets import HubImages
+
+    def opened(labels: list) -> HubImages:
+        rows = {"image": [[[0]]] * len(labels), "label": labels}
+        return HubImages(datasets.Dataset.from_dict(rows), label_column="label", image_column="image")
+
+    images = opened(["cat", "ant", "cat", "bee"])
+    assert (images.labels.tolist(), images.class_names) == ([2, 0, 2, 1], ("ant", "bee", "cat"))
+    for labels, words in (([0.5, 1.5], "expected integers or strings"), ([1, None], "empty labels")):
+        with pytest.raises(BrokenDataError, match=words):
+            opened(labels)
+
+
 def test_what_is_missing_or_broken_is_said_in_one_sentence(tmp_path):
     def opened(**changes):
         return open_partitions(DataSettings(dataset="imagefolder", data_path=tmp_path, **{**SMALL, **changes}))
