@@ -20,7 +20,18 @@ NETWORK = "Network"
 TRAINING = "Pretraining"
 PERSONALISATION = "Personalisation"
 
-Seed = Annotated[int, typer.Option(help="All randomness follows from it; 0 or more.")]
+LARGEST_SEED = 2**63 - 1
+"""What torch and a run configuration take."""
+
+
+def checked_seed(seed: int) -> int:
+    """Refuse a seed that some generator would not take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise typer.BadParameter(f"seed={seed} is out of range; give a whole number in [0, 2**63).")
+    return seed
+
+
+Seed = Annotated[int, typer.Option(help="All randomness follows from it; 0 or more.", callback=checked_seed)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Sources = Annotated[
     str,
@@ -88,7 +99,11 @@ def data_settings(
     ] = None,
     data_seed: Annotated[
         int,
-        typer.Option(help="synthetic-writers, imagefolder: another seed gives other users.", rich_help_panel=DATA),
+        typer.Option(
+            help="synthetic-writers, imagefolder: another seed gives other users.",
+            callback=checked_seed,
+            rich_help_panel=DATA,
+        ),
     ] = 0,
 ) -> "DataSettings":
     """Make the DATA settings."""

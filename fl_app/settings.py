@@ -159,8 +159,8 @@ class AppSettings:
     """All randomness follows from it, together with the client, the round and the purpose."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise RunConfigError(f"seed={self.seed} is negative; give 0 or more.")
+        if not 0 <= self.seed < 2**63:
+            raise RunConfigError(f"seed={self.seed} is out of range; give a whole number in [0, 2**63).")
         self.privacy.check_sharing(self.sharing)
         if clients := self.rounds.clients:
             self.sharing.check_participants(clients - self.rounds.num_unseen(clients))

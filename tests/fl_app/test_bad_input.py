@@ -58,6 +58,10 @@ from tests.tiny_cnn import SOURCE
         ("simulate --alpha 1 --labels 0", "--labels 0 leaves no label"),
         ("simulate --resume R --overwrite", "--resume DIR"),
         ("simulate --seed -1", "seed=-1"),
+        ("inspect --backbone mobilenet_v2 --seed 18446744073709551616", "seed=18446744073709551616 is out of range"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --seed 9223372036854775808", "in [0, 2**63)"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --seed -1", "seed=-1"),
+        ("simulate --data-seed 9223372036854775808", "in [0, 2**63)"),
     ],
 )
 def test_bad_input_ends_in_one_sentence_that_names_it(tmp_path, monkeypatch, words, named):
