@@ -42,7 +42,16 @@ class ExitSharing:
         self.contributors: tuple[str, ...] = ()
         """Clients whose exits were ever merged, sorted."""
         self.releases = 0
-        """Rounds in which noise was spent: exits were merged, or left the clients where the noise is theirs."""
+        """Rounds that spent noise: they merged exits or, where the noise is the clients', asked for them."""
+
+    def spends_by_asking(self) -> bool:
+        """Count a release if clients with noise of their own are about to be asked, and return whether it was counted.
+
+        What they send is spent once it has left them, whether it is merged or not; asked again, they draw new noise.
+        """
+        at_clients = self._privacy.is_on and self._privacy.dp_noise_at == "clients"
+        self.releases += at_clients
+        return at_clients
 
     def records(self) -> dict[str, ArrayRecord]:
         """Return what a client is sent of the global exits: nothing while they are those of the model."""
@@ -71,7 +80,7 @@ class ExitSharing:
         in_order = sorted(shared, key=lambda contribution: contribution.client_id)
         self._exits, counts = self._merger.merge(round_number, self._exits, in_order, self._secret)
         is_merged = any(counts.values())
-        self.releases += is_merged or (bool(shared) and self._privacy.dp_noise_at == "clients")
+        self.releases += is_merged and self._privacy.dp_noise_at == "server"
         if is_merged:
             self._record = self._layout.to_record(self._exits)
             self.contributors = tuple(sorted({*self.contributors, *(c.client_id for c in in_order)}))

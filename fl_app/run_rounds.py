@@ -57,7 +57,7 @@ class Rounds:
         self._sharing: ExitSharing | None = None
         if settings.sharing.share_exits:
             self._sharing = ExitSharing(network, settings.sharing, settings.privacy, self._begun.secret)
-            if self._begun.round:
+            if self._begun.info:
                 self._sharing.load_state(self._begun.arrays, self._begun.info)
         self._strategy = PersonalisationStrategy(
             grid,
@@ -96,15 +96,21 @@ class Rounds:
         if self._begun.unseen and number == 1:
             measured += self._measure(0, unseen, personalise=True)
         self._say("personalising", round=number, asked=len(enrolment.clients))
+        if self._sharing is not None and self._sharing.spends_by_asking():
+            # before anything leaves a client: a kill in this round must not lose count of it
+            self._keep_state(number - 1)
         result = self._strategy.run_round(number, enrolment)
         if self._begun.unseen and self._sharing is not None:
             measured += self._measure(number, unseen, personalise=is_last)
-        arrays, info = ({}, {}) if self._sharing is None else self._sharing.state()
-        after: Checkpoint = replace(self._begun, round=number, arrays=arrays, info=info)
-        after.write(self._folder.path)
+        self._keep_state(number)
         row = {"round": number, "replies": result.replies, "failures": result.failures, "seconds": result.seconds}
         self._folder.append_round(result.exits, result.clients, row, sharing=result.sharing, unseen=measured)
         log.info("Round %d: %d replies, %d failures", number, result.replies, result.failures)
+
+    def _keep_state(self, number: int) -> None:
+        arrays, info = ({}, {}) if self._sharing is None else self._sharing.state()
+        after: Checkpoint = replace(self._begun, round=number, arrays=arrays, info=info)
+        after.write(self._folder.path)
 
     def _measure(self, number: int, unseen: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
         self._say("measuring on unseen users", round=max(number, 1), asked=len(unseen))

@@ -15,6 +15,8 @@ import pytest
 from clients import exit_store
 from fl_app import checkpoint, resuming, server_app
 from fl_app.errors import AppError
+from fl_app.exit_sharing import ExitSharing
+from fl_app.privacy import epsilon_after
 from fl_app.run_status import read_status
 from fl_app.settings import AppSettings
 from fl_app.strategy import PersonalisationStrategy
@@ -121,6 +123,24 @@ def test_a_resumed_run_measures_the_same_unseen_users_and_nobody_who_took_part(t
     # while the unseen user's device is off, nobody who has trained takes its place
     assert rounds(2, took_part) == ({apart: "failed: no node said that it is this client"}, took_part)
     assert rounds(3, everybody) == ({apart: "ok"}, took_part)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_noise_of_clients_is_spent_again_when_a_killed_round_is_repeated(
+    two_rounds, simulated_nodes, make_grid, monkeypatch, number
+):
+    noise = {"dp-noise-multiplier": 1.0, "dp-noise-at": "clients", "strategy": "fedavg"}
+    settings = at(two_rounds, two_rounds.places.run_dir, **noise)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        # all clients have sent their noisy exits, and nothing of it is on the server's disk
+        patch.setattr(ExitSharing, "merge", killed_after(number, ExitSharing.merge))
+        serve(settings, make_grid, simulated_nodes)
+    for _ in range(2):
+        # the second time nothing is left to do, and nothing more is spent
+        serve(at(settings, settings.places.run_dir, resume=True), make_grid, simulated_nodes)
+        spent = json.loads((settings.places.run_dir / "privacy.json").read_text())
+        assert spent["rounds"] == 3
+        assert spent["epsilon"] == epsilon_after(settings.privacy, 3)
 
 
 def test_a_missing_checkpoint_is_named(two_rounds, simulated_nodes, make_grid):
