@@ -35,7 +35,9 @@ def draw(measured: Measured) -> FigureResult:
             axes.set(xlabel="exit", title=scheme)
             axes.grid(visible=False, axis="x")
             axes.legend(loc="upper right")
-            axes.margins(y=0.3)
+        # where nobody is hurt the axis still begins at 0, and says so
+        most = 100 * max(numbers.hurt_with.max(), numbers.hurt_without.max())
+        axes_of[0].set_ylim(0, max(1.3 * most, 5))
         axes_of[0].set_ylabel("users whom the exit hurts (%)")
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))

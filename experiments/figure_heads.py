@@ -39,7 +39,8 @@ def draw(measured: Measured, other: Measured) -> FigureResult:
             axes.set(xlabel="MACs of a network with this exit / original (%)", title=scheme)
             axes.set_xlim(left=0)
         axes_of[0].set_ylabel("accuracy (mean of users)")
-        shared_legend(figure)
+        # long names: four columns are wider than the figure
+        shared_legend(figure, ncols=3)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
 

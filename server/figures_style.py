@@ -72,12 +72,12 @@ def new_figure(width_share: float = 1.0) -> Figure:
     return Figure(figsize=(SIZE_INCHES[0] * width_share, SIZE_INCHES[1]), layout="constrained")
 
 
-def shared_legend(figure: Figure) -> None:
+def shared_legend(figure: Figure, ncols: int = 4) -> None:
     """Put one legend below all axes of `figure`; what several of them show stands in it once."""
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> str:
