@@ -82,6 +82,8 @@ class Device:
             settings.orchestrator, self._memory, self.events, network.num_exits, settings.seed
         )
         self._is_full = False
+        # a watched folder would bring again what found no room in the database
+        self._answered_unwritten: set[str] = set()
         self._engine: Engine
         with database.transaction():
             self._recover()
@@ -124,14 +126,16 @@ class Device:
     def skip(self, key: str, reason: str) -> None:
         """Note a frame that is none."""
         self.counters.skipped += 1
-        with self._written_if_room():
+        with self._written_if_room() as writing:
             self._memory.note_answered(key)
             self._memory.save_counters(self.counters)
             self.events.note("frame skipped", reason, key=key)
+        if not writing.is_kept:
+            self._answered_unwritten.add(key)
 
     def has_answered(self, key: str) -> bool:
         """Return whether a frame of this name was answered or skipped before, in this run or an earlier one."""
-        return self._memory.has_answered(key)
+        return key in self._answered_unwritten or self._memory.has_answered(key)
 
     def set_label(self, key: str, label: int) -> bool:
         """Give a stored sample the label that its user has said since; return whether it is still stored."""
@@ -255,6 +259,7 @@ class Device:
         if writing.is_kept:
             self._is_full = False
         else:
+            self._answered_unwritten.add(frame.key)
             # which frames are explored depends on their number, which goes on
             stored, self.orchestrator.state = False, replace(before, frames=before.frames + 1)
         if self._engine.policy.threshold != self.orchestrator.state.threshold:

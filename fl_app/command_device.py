@@ -157,7 +157,7 @@ def run(
 def status(
     *,
     store: Annotated[Path, typer.Option(help="Folder of the device.")],
-    events: Annotated[int, typer.Option(help="How many of the last events.", min=0)] = 10,
+    events: Annotated[int, typer.Option(help="How many of the last events.", min=0, max=1_000_000)] = 10,
     as_json: AsJson = False,
     seed: Seed = 0,
 ) -> None:
