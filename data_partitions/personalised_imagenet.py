@@ -58,7 +58,7 @@ class PersonalisedImageNet:
             drawn = [self._draw(user, may_train, tests) for user in range(settings.num_users)]
             self._rows = [np.sort(np.concatenate(parts)) for parts in drawn]
             self._tests = [test for _, test in drawn]
-        self._pool = pool
+        self.pool = pool
         self.num_partitions = len(self._rows)
         self.client_ids = tuple(f"{pool[0] if pool == 'global' else 'u'}{user:04d}" for user in range(len(self._rows)))
         self.counts = tuple(map(len, self._rows))
@@ -72,7 +72,7 @@ class PersonalisedImageNet:
         """Decode the images of user `client_ids[index]`; those of the personal pool have a fixed test part."""
         check_index(index, self.num_partitions)
         client_id, rows = self.client_ids[index], self._rows[index]
-        fixed = torch.from_numpy(np.isin(rows, self._tests[index])) if self._pool == "personal" else None
+        fixed = torch.from_numpy(np.isin(rows, self._tests[index])) if self.pool == "personal" else None
         return UserSamples(
             client_id=client_id,
             images=torch.from_numpy(stack(self._decode(rows), self.image_shape, client_id)),

@@ -102,7 +102,7 @@ def pretrain(
         float | None,
         typer.Option(
             help="Users kept back to personalise: a number, or a share below 1. By default the paper's 250 in 3,500, "
-            "but 100 where a third of the users is as many.",
+            "but 100 where a third of the users is as many; none of imagefolder, whose users are apart anyway.",
             rich_help_panel=TRAINING,
         ),
     ] = None,

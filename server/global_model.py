@@ -5,10 +5,11 @@ MODEL/checkpoint.safetensors                      while it is being trained
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_partitions.personalised_imagenet import PersonalisedImageNet
 from data_partitions.samples import Partitions
 from data_partitions.user_splits import PAPER_PERSONAL_FRACTION, choose_users, split_users
 from multi_exit.backbones import DEFAULT_SOURCES
@@ -36,7 +37,7 @@ class UserShares:
 
     personal_users: float | None = None
     """Users kept back to personalise: a number of them, or below 1 a share of all; None is the paper's 250 in 3,500,
-    but 100 where a third of all users is as many."""
+    but 100 where a third of all users is as many, and nobody of a pool that is the global model's anyway."""
 
     validation_fraction: float = 0.1
     """Share of the other users who only validate, in (0, 1)."""
@@ -115,6 +116,11 @@ def choose_training_users(client_ids: tuple[str, ...], shares: UserShares, seed:
     return divided.global_ids, divided.personal_ids
 
 
+def is_global_pool(partitions: Partitions) -> bool:
+    """Return whether nobody in the data can ever personalise, since those who can are in a pool of their own."""
+    return isinstance(partitions, PersonalisedImageNet) and partitions.pool == "global"
+
+
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
     """Make room for a model, and return the path of its checkpoint.
 
@@ -167,6 +173,8 @@ def make_global_model(
         MultiExitError: the backbone, the exits or the weights do not fit.
         DataError: the data is broken.
     """
+    if settings.users.personal_users is None and is_global_pool(partitions):
+        settings = replace(settings, users=replace(settings.users, personal_users=0))
     training = settings.training
     train_ids, validation_ids = choose_training_users(partitions.client_ids, settings.users, training.seed)
     channels, height, width = partitions.image_shape

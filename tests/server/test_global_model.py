@@ -1,5 +1,11 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from data_partitions.image_users import ImageUserSettings
+from data_partitions.personalised_imagenet import PersonalisedImageNet
 from multi_exit.storage import load_network
 from server import global_model
 from server.errors import PretrainingError
@@ -39,6 +45,33 @@ def test_a_number_or_a_share_of_users_is_kept_back(given, kept_back):
     shares = UserShares(personal_users=given)
     train, validation = choose_training_users(EVERYONE, shares, seed=0)
     assert len(train) + len(validation) == 736 - kept_back
+
+
+def colours(users: int):
+    """Two classes, of 10 images for each of so many users of the global pool and as many personal ones."""
+
+    class Colours:
+        labels = np.arange(20 * users) % 2
+        class_names = ("dark", "light")
+
+        def cells(self, rows):
+            return [np.full((12, 12, 3), 40 + 150 * self.labels[row] + row % 40, dtype=np.uint8) for row in rows]
+
+        def folder_of(self, row):
+            return Path()
+
+    return Colours()
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 12), (0.25, 9)])
+def test_nobody_is_kept_back_of_a_pool_whose_users_can_never_personalise(tmp_path, given, used):
+    pool = PersonalisedImageNet(colours(12), ImageUserSettings(num_users=2, samples_per_user=10), "global")
+    assert pool.num_partitions == 12
+    settings = replace(SETTINGS, users=replace(SETTINGS.users, personal_users=given))
+    make_global_model(settings, pool, tmp_path / "M")
+    metadata = load_network(tmp_path / "M", (SOURCE,))[1]
+    assert len(metadata.trained_on) == used
+    assert metadata.settings["personal_users"] == (given or 0)
 
 
 def test_users_train_or_validate_or_are_kept_back():
