@@ -64,7 +64,8 @@ class DataSettings:
     """imagefolder: scale and crop images to this side, in px; None leaves them as they are."""
 
     seed: int = 0
-    """synthetic-writers, imagefolder: another seed gives other writers, other users."""
+    """synthetic-writers, imagefolder: another seed gives other writers, other users; an imagefolder's model has to be
+    pretrained with the same."""
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:

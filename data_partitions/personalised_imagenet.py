@@ -59,6 +59,8 @@ class PersonalisedImageNet:
             self._rows = [np.sort(np.concatenate(parts)) for parts in drawn]
             self._tests = [test for _, test in drawn]
         self.pool = pool
+        self.division: dict[str, float] = {"seed": settings.seed, "global_share": settings.global_share}
+        """What decides which images are for the global model, besides the image set itself."""
         self.num_partitions = len(self._rows)
         self.client_ids = tuple(f"{pool[0] if pool == 'global' else 'u'}{user:04d}" for user in range(len(self._rows)))
         self.counts = tuple(map(len, self._rows))

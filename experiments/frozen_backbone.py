@@ -25,7 +25,7 @@ from multi_exit.building import build_network
 from multi_exit.losses import LossWeights, personalisation_loss
 from multi_exit.network import MultiExitNetwork
 from multi_exit.storage import ModelMetadata, save_network
-from server.global_model import GlobalModelSettings, choose_training_users
+from server.global_model import GlobalModelSettings, choose_training_users, division_of
 from server.pretraining_settings import PretrainSettings
 from server.training_samples import SampleTable, gather_samples
 
@@ -114,7 +114,7 @@ def make_frozen_model(
         trained_on=tuple(sorted((*train_ids, *validation_ids))),
         class_names=partitions.class_names or (),
         history=history,
-        settings=known,
+        settings={**known, **division_of(partitions)},
     )
     save_network(network, folder, metadata)
 

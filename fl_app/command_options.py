@@ -100,7 +100,8 @@ def data_settings(
     data_seed: Annotated[
         int,
         typer.Option(
-            help="synthetic-writers, imagefolder: another seed gives other users.",
+            help="synthetic-writers: another seed gives other users; imagefolder too, and another pool for the model, "
+            "which has to be pretrained with the same.",
             callback=checked_seed,
             rich_help_panel=DATA,
         ),

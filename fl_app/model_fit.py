@@ -1,6 +1,7 @@
 """Whether a model fits the data; without Flower, since a device without a server asks too."""
 
 from data_partitions.opening import DataSettings, open_partitions
+from data_partitions.personalised_imagenet import PersonalisedImageNet
 from data_partitions.samples import ModelClasses, Partitions
 from fl_app.errors import ModelFitError
 from multi_exit.network import MultiExitNetwork
@@ -16,12 +17,31 @@ def open_fitting(data: DataSettings, network: MultiExitNetwork, metadata: ModelM
     """
     partitions = open_partitions(data, model=classes_of(network, metadata))
     check_fit(network, partitions)
+    check_division(metadata, partitions)
     return partitions
 
 
 def classes_of(network: MultiExitNetwork, metadata: ModelMetadata) -> ModelClasses:
     """Return the classes of a model, with their names where it has them."""
     return ModelClasses(count=network.num_classes, names=metadata.class_names)
+
+
+def check_division(metadata: ModelMetadata, partitions: Partitions) -> None:
+    """Refuse users of an image set who may hold images that trained the model; older models remember no division.
+
+    Raises:
+        AppError: the images are divided in another way than at pretraining.
+    """
+    trained = metadata.settings.get("division")
+    if trained is None or not isinstance(partitions, PersonalisedImageNet):
+        return
+    for name, value in partitions.division.items():
+        if trained.get(name, value) != value:
+            option = {"seed": "data-seed"}.get(name, name)
+            raise AppError(
+                f"The model learned from images that are apart from the users' with {option}={trained[name]}, and with "
+                f"{option}={value} users would be tested on some of them; take {option}={trained[name]}."
+            )
 
 
 def check_fit(network: MultiExitNetwork, partitions: Partitions) -> None:

@@ -121,6 +121,11 @@ def is_global_pool(partitions: Partitions) -> bool:
     return isinstance(partitions, PersonalisedImageNet) and partitions.pool == "global"
 
 
+def division_of(partitions: Partitions) -> dict[str, Any]:
+    """Return what the model has to remember of a pool: which images it took, so that no user is given them later."""
+    return {"division": partitions.division} if isinstance(partitions, PersonalisedImageNet) else {}
+
+
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
     """Make room for a model, and return the path of its checkpoint.
 
@@ -198,7 +203,7 @@ def make_global_model(
         trained_on=tuple(sorted((*train_ids, *validation_ids))),
         class_names=partitions.class_names or (),
         history=tuple(asdict(record) for record in result.history),
-        settings=_described(settings, result, validation_ids),
+        settings={**_described(settings, result, validation_ids), **division_of(partitions)},
     )
     save_network(network, folder, metadata)
     checkpoint.unlink(missing_ok=True)

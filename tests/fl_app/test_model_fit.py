@@ -1,17 +1,21 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_partitions.errors import LabelRangeError
-from data_partitions.opening import DataSettings
+from data_partitions.opening import DataSettings, open_partitions
 from fl_app.errors import AppError
 from fl_app.model_fit import open_fitting
 from multi_exit.building import build_network
 from multi_exit.network import MultiExitNetwork
-from multi_exit.storage import ModelMetadata
+from multi_exit.storage import ModelMetadata, load_network
+from server.global_model import GlobalModelSettings, UserShares, make_global_model
+from server.pretraining_settings import PretrainSettings
 from tests.tiny_cnn import NAME, SIDE, SOURCE
 
 NAMES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -72,6 +76,42 @@ def test_data_that_counts_its_own_classes_has_to_agree_with_the_model(network, o
     for metadata, more in ((named, {}), (None, {"num_classes": 3})):
         with pytest.raises(AppError, match="knows 62 classes and parquet has 3"):
             labels_of(own_data([0, 1], metadata, **more), network)
+
+
+def test_images_that_trained_the_model_are_not_given_to_users_by_another_division(tmp_path):
+    for label in ("dark", "light"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(40):
+            colour = (number, 100 * (label == "light"), 0)
+            Image.new("RGB", (SIDE, SIDE), colour).save(tmp_path / "set" / label / f"{number:02d}.png")
+    drawn = {"num_users": 2, "samples_per_user": 10, "class_width": 1.0}
+    same = DataSettings(dataset="imagefolder", data_path=tmp_path / "set", **drawn)
+    other, more_users = replace(same, seed=1), replace(same, num_users=3, class_width=2.0)
+    pool = open_partitions(same, for_pretraining=True)
+    trained = {row for user in range(pool.num_partitions) for row in pool.rows_of(user)}
+    tested = {row for user in range(2) for row in open_partitions(other).rows_of(user)}
+    # which is what the refusal is for
+    assert trained & tested
+    settings = GlobalModelSettings(
+        backbone=NAME,
+        num_exits=2,
+        head="pooled",
+        sources=(SOURCE,),
+        training=PretrainSettings(epochs=1, batch_size=8),
+        users=UserShares(validation_fraction=0.25),
+    )
+    make_global_model(settings, pool, tmp_path / "M")
+    network, metadata = load_network(tmp_path / "M", (SOURCE,))
+    for data in (same, more_users):
+        users = open_fitting(data, network, metadata)
+        assert not trained & {row for user in range(users.num_partitions) for row in users.rows_of(user)}
+    with pytest.raises(AppError, match=r"with data-seed=0, and with data-seed=1 .*; take data-seed=0\.$"):
+        open_fitting(other, network, metadata)
+    divided = metadata.settings["division"]
+    with pytest.raises(AppError, match=r"take global_share=0\.25\.$"):
+        open_fitting(same, network, ModelMetadata(settings={"division": {**divided, "global_share": 0.25}}))
+    # an older model does not know
+    assert open_fitting(other, network, ModelMetadata()).num_partitions == 2
 
 
 def test_leaf_need_not_hold_all_classes_either(network, tmp_path):
