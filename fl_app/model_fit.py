@@ -30,7 +30,7 @@ def check_division(metadata: ModelMetadata, partitions: Partitions) -> None:
     """Refuse users of an image set who may hold images that trained the model; older models remember no division.
 
     Raises:
-        AppError: the images are divided in another way than at pretraining.
+        ModelFitError: the images are divided in another way than at pretraining.
     """
     trained = metadata.settings.get("division")
     if trained is None or not isinstance(partitions, PersonalisedImageNet):
@@ -38,7 +38,7 @@ def check_division(metadata: ModelMetadata, partitions: Partitions) -> None:
     for name, value in partitions.division.items():
         if trained.get(name, value) != value:
             option = {"seed": "data-seed"}.get(name, name)
-            raise AppError(
+            raise ModelFitError(
                 f"The model learned from images that are apart from the users' with {option}={trained[name]}, and with "
                 f"{option}={value} users would be tested on some of them; take {option}={trained[name]}."
             )
