@@ -7,7 +7,7 @@ FEW_SAMPLES = "too few samples a user: in the paper's own Fig. 4 exit 3 needs 15
 FEW_PHOTOGRAPHS = "the exits learnt from 100 photographs a class, the paper's from ImageNet's 1,300"
 NO_BETTER_THAN_ITS_TEACHER = (
     "without labels an exit follows the original and seldom passes it; ours begin further below it, for want of "
-    "photographs to learn from, and have few samples to catch up with"
+    'photographs to learn from, and have few samples to catch up with: see "Samples, with labels and without"'
 )
 SMALL_NETWORK = "at 96 px the heads cost up to a sixth of the network's work, and of its parameters more"
 SATURATED = "ten digits are easy: nearly every user has 90% before personalisation, so there is little to gain"
