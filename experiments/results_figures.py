@@ -45,7 +45,8 @@ def render_commands(sources: Sources) -> list[str]:
         return []
     head = ["What each study took, its global model included, without what a figure beyond the paper adds:", "",
             "| study | CPU minutes | on |", "|---|---|---|"]  # fmt: skip
-    return [*head, *lines, "", *(line for folder in sources.figures for line in _calls(folder))]
+    resumes = "A call takes up what an earlier one left in its folder."
+    return [*head, *lines, "", resumes, "", *(line for folder in sources.figures for line in _calls(folder))]
 
 
 def _calls(folder: Path) -> list[str]:
