@@ -341,10 +341,13 @@ def test_a_device_without_labels_takes_part_with_any_number_in_the_column(settin
     assert with_status(run(make_grid([node], settings), settings)).to_dict() == {"ada": "ok"}
 
 
-def test_a_device_numbers_words_by_the_class_names_that_came_with_the_model(settings, device_node, make_grid, own_data):
+def test_a_device_numbers_words_by_the_class_names_that_came_with_the_model(
+    settings, device_node, make_grid, own_data, caplog
+):
     node = device_node("ada", 1, **{"data-path": own_data("c")})
-    with pytest.raises(RunFailedError, match="the model has no class names"):
+    with pytest.raises(RunFailedError, match="a label of the client's data is out of range"):
         run(make_grid([node], settings), settings)
+    assert "the model has no class names" in caplog.text
     network, _ = load_network(settings.places.model, settings.sources)
     named = settings.places.model.parent / "named"
     save_network(network, named, ModelMetadata(class_names=("a", "b", "c")))
