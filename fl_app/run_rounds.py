@@ -124,18 +124,19 @@ class Rounds:
             # counted when the run began: tables do not tell whether a run was resumed
             for client in enrolment.clients:
                 client.bytes_up = client.bytes_down = 0
-        if self._begun.unseen is None:
+        is_new = self._begun.unseen is None
+        if is_new:
             names = [client.client_id for client in enrolment.clients]
             count = self._settings.rounds.num_unseen(len(names))
             drawn = choose_users(names, count, self._settings.seed) if count else ()
             # for good: drawn among who is there at a resumption, one of them may have trained before
             self._begun = replace(self._begun, unseen=drawn)
-            self._settings.sharing.check_participants(len(names) - count)
-            self._begun.write(self._folder.path)
         apart = set(self._begun.unseen or ())
         taking_part = tuple(client for client in enrolment.clients if client.client_id not in apart)
         unseen = tuple(client for client in enrolment.clients if client.client_id in apart)
         self._settings.sharing.check_participants(len(taking_part))
+        if is_new:
+            self._begun.write(self._folder.path)
         return replace(enrolment, clients=taking_part), unseen
 
     def _users(self, count: int) -> Sequence[str]:

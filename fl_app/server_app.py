@@ -33,8 +33,7 @@ app = ServerApp()
 
 # Where a run happens and how it is started, as opposed to what determines its numbers.
 _NOT_RECORDED = PATH_KEYS | {"resume", "overwrite", "round-deadline", "node-wait"}
-# A run may be continued for more rounds, and on another machine.
-# and it may go on for more rounds
+# A run may be continued for more rounds, too.
 MAY_DIFFER = ANY_RUN_MAY_DIFFER | {"num-server-rounds"}
 
 

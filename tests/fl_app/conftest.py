@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from fl_app import client_app, model_store
+from fl_app import client_app, model_store, server_app
 from fl_app.settings import AppSettings
 from multi_exit.building import build_network
 from multi_exit.storage import ModelMetadata, load_network, save_network
@@ -112,6 +112,13 @@ class InProcessGrid(Grid):
             # a copy: the server takes exits out of what it received
             node.sent.append(RecordDict(dict(reply.content)))
         return reply
+
+
+@pytest.fixture
+def draw_nothing(request, monkeypatch):
+    """Drawing takes seconds: tests that name the report look at it, the others at the tables."""
+    if "report" not in request.node.name:
+        monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
 
 
 @pytest.fixture

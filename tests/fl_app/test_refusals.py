@@ -3,29 +3,25 @@
 import errno
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clients.errors import ClientError, ImageError, LabelsRequiredError, StoreFullError
 from data_partitions.errors import DataError, UserTooSmallError
-from fl_app import server_app
 from fl_app.errors import AppError, RunFailedError, WireError
 from fl_app.refusals import refusal_of
 from multi_exit.errors import MultiExitError
+from tests.fl_app.whole_runs import run, with_status
 
 MORE = "; the client's own log says more"
 
 
-@pytest.fixture(autouse=True)
-def draw_nothing(monkeypatch):
-    monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
+pytestmark = pytest.mark.usefixtures("draw_nothing")
 
 
-def run(nodes, settings, make_grid):
-    run_dir = server_app.serve(make_grid(nodes, settings), settings, settings.places.model, settings.places.run_dir)
-    return pd.read_parquet(run_dir.parent / "clients.parquet").set_index("client_id").status
+def status_of(nodes, settings, make_grid):
+    return with_status(run(make_grid(nodes, settings), settings))
 
 
 def everything_sent_by(node) -> str:
@@ -46,7 +42,7 @@ def test_a_label_out_of_range_and_the_path_of_the_data_stay_on_the_device(
 ):
     path = private_data(tmp_path / "home-of-ada", label=93)
     nodes = [device_node("u0", 1), device_node("u1", 2, **{"data-path": str(path), "num-classes": 3})]
-    status = run(nodes, settings, make_grid)
+    status = status_of(nodes, settings, make_grid)
     assert status["u0"] == "ok"
     assert status["u1"] == f"failed: a label of the client's data is out of range{MORE}"
     sent = everything_sent_by(nodes[1])
@@ -60,7 +56,7 @@ def test_the_path_of_a_damaged_store_stays_on_the_device(settings, device_node, 
     store.mkdir()
     (store / "state.json").write_text("{")
     nodes = [device_node("u0", 1), device_node("u1", 2, store=str(store))]
-    status = run(nodes, settings, make_grid)
+    status = status_of(nodes, settings, make_grid)
     assert status["u1"] == f"refused: the client's store is damaged, in use, or of another model or user{MORE}"
     assert "ada" not in everything_sent_by(nodes[1])
     assert "home-of-ada" in caplog.text
@@ -69,7 +65,7 @@ def test_the_path_of_a_damaged_store_stays_on_the_device(settings, device_node, 
 def test_a_device_that_cannot_say_who_it_is_says_nothing_of_its_disk_either(settings, device_node, make_grid):
     only = device_node("u1", 2, **{"data-path": 7, "dataset": "/home/ada"})
     with pytest.raises(RunFailedError) as caught:
-        run([only], settings, make_grid)
+        status_of([only], settings, make_grid)
     words = "a setting of the run, or of the client's node configuration, is unknown or wrong"
     assert f"the first: the client stopped with an error ({words}{MORE})" in str(caught.value)
     assert "ada" not in str(caught.value)

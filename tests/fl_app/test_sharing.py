@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
@@ -11,33 +10,17 @@ from flwr.app import Array, ArrayRecord
 from clients.personalisation import personalise
 from data_partitions.opening import open_partitions
 from data_partitions.user_splits import split_samples
-from fl_app import client_app, close_up, server_app, wire
+from fl_app import client_app, close_up, wire
 from fl_app.settings import AppSettings
 from multi_exit.storage import load_network
+from tests.fl_app.whole_runs import changed, run, table
 
-
-@pytest.fixture(autouse=True)
-def draw_nothing(request, monkeypatch):
-    if "report" not in request.node.name:
-        monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
+pytestmark = pytest.mark.usefixtures("draw_nothing")
 
 
 @pytest.fixture
 def sharing(settings) -> AppSettings:
     return changed(settings, share_exits=True, num_server_rounds=2)
-
-
-def changed(settings, **more):
-    flat = {**settings.to_run_config(), **{k.replace("_", "-"): v for k, v in more.items()}}
-    return AppSettings.from_run_config(flat)
-
-
-def run(grid, settings):
-    return server_app.serve(grid, settings, settings.places.model, settings.places.run_dir).parent
-
-
-def table(run_dir, name):
-    return pd.read_parquet(run_dir / f"{name}.parquet")
 
 
 def merged_model(run_dir, settings):
