@@ -13,6 +13,7 @@ BENCH_OUT ?= runs/bench
 BENCH_ARGS ?=
 FAULTS ?= runs/faults.xml
 BIN := .venv/bin
+FOLDERS := multi_exit data_partitions clients server fl_app experiments benchmarks
 STAMP := .venv/.installed
 
 # torch and torchvision have to come from one place, or torchvision does not import
@@ -43,7 +44,7 @@ demo: install
 
 # writes docs/performance.md; BENCH_ARGS=--resume goes on with a run that was broken off
 bench: install
-	$(BIN)/python -m benchmarks.everything --out $(BENCH_OUT) $(BENCH_ARGS)
+	$(BIN)/python -m persephonee.benchmarks.run_all --out $(BENCH_OUT) $(BENCH_ARGS)
 
 test: install
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -53,14 +54,17 @@ test-slow: install
 
 # faults of devices and servers on loopback, about ten minutes; the table in docs/reliability.md is what they record
 test-faults: install
-	$(BIN)/pytest -m slow tests/fl_app/test_devices_slow.py tests/fl_app/test_faults_slow.py \
+	$(BIN)/pytest -m slow tests/fl_app/deployment/test_devices_slow.py tests/fl_app/deployment/test_faults_slow.py \
 		-o junit_family=xunit1 --junitxml=$(FAULTS) $(PYTEST_ARGS)
 	$(BIN)/python -m tests.fault_table $(FAULTS) docs/reliability.md
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@# mypy finds packages by their folders and not by running our __init__.py: the same folders, linked below one name
+	@mkdir -p build/typed/persephonee
+	@for path in persephonee/* $(FOLDERS); do ln -sfn ../../../$$path build/typed/persephonee/; done
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --package persephonee
 
 clean:
 	rm -rf .venv

@@ -4,17 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_partitions.opening import DataSettings, open_partitions
-from experiments.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
-from multi_exit.backbones import DEFAULT_SOURCES
-from multi_exit.building import rebuild_network
-from multi_exit.network import MultiExitNetwork
-from multi_exit.storage import load_network, save_network
-from server.global_model import CHECKPOINT_NAME, MODEL_NAME, GlobalModelSettings, UserShares, make_global_model
-from server.pretraining import pretrain
-from server.pretraining_settings import PretrainSettings
+from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.experiments.studies.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
+from persephonee.multi_exit.backbones import DEFAULT_SOURCES
+from persephonee.multi_exit.building import rebuild_network
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import load_network, save_network
+from persephonee.server.training.global_model import (
+    CHECKPOINT_NAME,
+    MODEL_NAME,
+    GlobalModelSettings,
+    UserShares,
+    make_global_model,
+)
+from persephonee.server.training.pretraining import pretrain
+from persephonee.server.training.pretraining_settings import PretrainSettings
 
-SMOKE_SOURCE = "experiments.smoke_network"
+SMOKE_SOURCE = "persephonee.experiments.studies.smoke_network"
 SOURCES = (*DEFAULT_SOURCES, SOURCE, SMOKE_SOURCE)
 PHOTO_USERS = 6
 """Shares of the photographs that the exits at 224 px learn from; one of them validates."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clients.profiler import peak_memory_bytes
+from persephonee.clients.personalisation.profiler import peak_memory_bytes
 
 SIDE = 2048
 WARM_UP, REPEATS = 2, 7

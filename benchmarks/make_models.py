@@ -1,4 +1,7 @@
-"""Make one global model that the benchmarks need: `python -m benchmarks.make_models --kind KIND DATA --out DIR`."""
+"""Make one global model that the benchmarks need.
+
+python -m persephonee.benchmarks.make_models --kind KIND DATA --out DIR
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.bench_models import EFFORTS, photo_model, pooled_model, writers_model
-from data_partitions.opening import DataSettings
-from fl_app.command_groups import takes
-from fl_app.command_options import data_settings
+from persephonee.benchmarks.bench_models import EFFORTS, photo_model, pooled_model, writers_model
+from persephonee.commands.option_groups import takes
+from persephonee.commands.options import data_settings
+from persephonee.data_partitions.opening import DataSettings
 
 
 @takes(data=data_settings)

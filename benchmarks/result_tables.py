@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
 
 ABOUT = "about.json"
 About = dict[str, Any]

@@ -1,6 +1,6 @@
 """The schedules of a personalisation round that the benchmarks compare."""
 
-from clients.settings import PersonalisationSettings
+from persephonee.clients.personalisation.settings import PersonalisationSettings
 
 PAPER, FAST = "paper", "fast"
 SCHEDULES = (PAPER, FAST)

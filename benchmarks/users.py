@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_partitions.opening import DataSettings, Flat
-from data_partitions.samples import Partitions, UserSamples
-from data_partitions.user_splits import SplitSettings, choose_users
+from persephonee.data_partitions.opening import DataSettings, Flat
+from persephonee.data_partitions.samples import Partitions, UserSamples
+from persephonee.data_partitions.user_splits import SplitSettings, choose_users
 
 ROOT = Path(__file__).resolve().parent.parent
-PERSEPHONEE = (sys.executable, "-c", "from fl_app.command_line import main; main()")
+PERSEPHONEE = (sys.executable, "-c", "from persephonee.commands.application import main; main()")
 """The command line, installed or not."""
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from data_partitions.errors import DataSettingsError
-from data_partitions.image_users import ImageUserSettings
-from data_partitions.samples import ModelClasses, Partitions
+from persephonee.data_partitions.errors import DataSettingsError
+from persephonee.data_partitions.samples import ModelClasses, Partitions
+from persephonee.data_partitions.sources.image_users import ImageUserSettings
 
 DATASETS = ("synthetic-writers", "femnist", "parquet", "leaf", "imagefolder")
 NEEDS_PATH = ("parquet", "leaf")
@@ -132,7 +132,7 @@ def open_partitions(
     Args:
         settings: which data.
         for_pretraining: open what the global model learns from. Only `imagefolder` keeps it apart from the users who
-            personalise; elsewhere users are divided afterwards (`data_partitions.user_splits`).
+            personalise; elsewhere users are divided afterwards (`persephonee.data_partitions.user_splits`).
         model: the classes of the model that is to take the data; parquet and leaf that do not say how many classes
             there are have as many as it.
 
@@ -140,7 +140,7 @@ def open_partitions(
         DataError: what is missing or broken, in one sentence.
     """
     if settings.dataset == "parquet" and settings.data_path is not None:
-        from data_partitions.parquet_users import ParquetUsers
+        from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 
         return ParquetUsers(
             settings.data_path,
@@ -151,23 +151,23 @@ def open_partitions(
             model=model,
         )
     if settings.dataset == "leaf" and settings.data_path is not None:
-        from data_partitions.leaf import LeafUsers
+        from persephonee.data_partitions.sources.leaf import LeafUsers
 
         return LeafUsers(settings.data_path, num_classes=settings.num_classes or (model.count if model else None))
     if settings.dataset == "imagefolder":
         return _open_image_users(settings, "global" if for_pretraining else "personal")
     if settings.dataset == "femnist":
-        from data_partitions.femnist import open_femnist
+        from persephonee.data_partitions.sources.femnist import open_femnist
 
         return open_femnist()
-    from data_partitions.synthetic_writers import SyntheticWriters
+    from persephonee.data_partitions.synthetic.synthetic_writers import SyntheticWriters
 
     return SyntheticWriters(num_writers=settings.num_writers, seed=settings.seed)
 
 
 def _open_image_users(settings: DataSettings, pool: str) -> Partitions:
-    from data_partitions.image_sets import ImageSet, open_hub, open_image_set
-    from data_partitions.personalised_imagenet import PersonalisedImageNet
+    from persephonee.data_partitions.sources.image_sets import ImageSet, open_hub, open_image_set
+    from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 
     named = settings.label_column != DEFAULT_LABEL_COLUMN
     label_column = settings.label_column if named else IMAGE_SET_LABEL_COLUMN

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data_partitions.errors import BrokenDataError
+from persephonee.data_partitions.errors import BrokenDataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

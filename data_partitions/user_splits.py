@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
-from data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
-from data_partitions.samples import UserSamples
+from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
+from persephonee.data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
+from persephonee.data_partitions.samples import UserSamples
 
 PAPER_PERSONAL_FRACTION = 250 / 3500
 LEAST_TRAIN = 2

@@ -1,6 +1,6 @@
 """Which CNNs take exits, at what cost: prints docs/backbones.md.
 
-    python -m experiments.backbone_table > docs/backbones.md
+    python -m persephonee.experiments.backbone_table > docs/backbones.md
 
 About two minutes on one core. The same table for one backbone: `persephonee inspect --backbone NAME --num-exits 6
 --input-size 64 --num-classes 62`.
@@ -13,7 +13,9 @@ import torchvision
 from rich.console import Console
 from rich.progress import track
 
-from multi_exit import MultiExitError, MultiExitNetwork, build_network
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.errors import MultiExitError
+from persephonee.multi_exit.network import MultiExitNetwork
 
 NUM_EXITS = 6
 INPUT_SIZE = 64
@@ -40,8 +42,8 @@ An exit can sit where one feature map [C, H, W] is all that the rest of the netw
 a residual or a dense block, and not in the NHWC layout inside a ConvNeXt block. Of places with the same cost only the
 last counts. The M exits take the places nearest to i/(M+1) of the backbone's multiply-adds.
 
-This page is printed by `python -m experiments.backbone_table > docs/backbones.md`, for {num_exits} exits, images of
-3x{px}x{px} px, {num_classes} classes, torchvision {version}. The exits of one backbone, for any size:
+This page is printed by `python -m persephonee.experiments.backbone_table > docs/backbones.md`, for {num_exits} exits,
+images of 3x{px}x{px} px, {num_classes} classes, torchvision {version}. The exits of one backbone, for any size:
 `persephonee inspect --backbone NAME --num-exits {num_exits} --input-size {px} --num-classes {num_classes}`.
 """
 

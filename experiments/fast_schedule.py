@@ -1,4 +1,6 @@
-"""What the fast schedule costs and reaches, beside the paper's: `python -m experiments.fast_schedule MODEL [options]`.
+"""What the fast schedule costs and reaches, beside the paper's.
+
+    python -m persephonee.experiments.fast_schedule MODEL [options]
 
 Prints, for users held out of pretraining, the mean accuracy of each exit on test samples and the CPU time of the
 training alone, in ms a user: no training; the paper's ten epochs; fewer epochs at a larger step; the fast schedule;
@@ -17,18 +19,18 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from clients.evaluation import run_exits
-from clients.exit_training import train_exits
-from clients.fast_training import embed, fit_classifiers
-from clients.features import FeatureCache, compute_features
-from clients.settings import PersonalisationSettings, loss_weights
-from data_partitions.opening import DataSettings, open_partitions
-from data_partitions.user_splits import SplitSettings, split_samples
-from fl_app.command_groups import takes
-from fl_app.command_options import DEFAULT_SOURCES, Sources, data_settings, source_names
-from fl_app.run_config import parse_labels
-from multi_exit.losses import UNLABELLED
-from multi_exit.storage import load_network
+from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.exit_training import train_exits
+from persephonee.clients.personalisation.fast_training import embed, fit_classifiers
+from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.commands.option_groups import takes
+from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
+from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.fl_app.settings.run_config import parse_labels
+from persephonee.multi_exit.losses import UNLABELLED
+from persephonee.multi_exit.storage import load_network
 
 Train = Callable[[nn.ModuleList, FeatureCache, Tensor, Tensor, PersonalisationSettings, int], None]
 

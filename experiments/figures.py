@@ -3,8 +3,8 @@
 DIR/shared/            models and measurements, which a second call takes up again
 DIR/FIGURE-STUDY.*     the picture as PNG and SVG, its numbers as parquet, its claims as parquet and Markdown, and what
                        it was made on as JSON
-DIR/results.md         all of them on one page; `python -m experiments.results_page` makes the project's page
-DIR/calls.json         what each call was and how long it took, of those that were not killed
+DIR/results.md         all of them on one page; `python -m persephonee.experiments.results_page.page` makes the
+project's page DIR/calls.json         what each call was and how long it took, of those that were not killed
 """
 
 import importlib
@@ -19,12 +19,12 @@ from types import ModuleType
 
 import torch
 
-from clients.errors import ClientSettingsError
-from experiments.figure_measurements import Measured, measure
-from experiments.figure_results import FigureResult, made_on, page, save_result
-from experiments.figure_studies import STUDIES, Study, studies_of
-from experiments.results_sources import as_seen_from_here
-from multi_exit.atomic_files import write_json_atomically, write_text_atomically
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.experiments.results_page.sources import as_seen_from_here
+from persephonee.experiments.studies.figure_results import FigureResult, made_on, page, save_result
+from persephonee.experiments.studies.measurements import Measured, measure
+from persephonee.experiments.studies.studies import STUDIES, Study, studies_of
+from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
 
 PAPERS = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline")
 BEYOND = ("users", "seeds", "shift", "heads", "guard", "width", "samples")
@@ -147,4 +147,7 @@ def _modules(names: Sequence[str]) -> dict[str, ModuleType]:
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise ClientSettingsError(f"figure {unknown[0]} is unknown: choose of {', '.join(NAMES)}.")
-    return {name: importlib.import_module(f"experiments.figure_{name}") for name in names}
+    rooms = {name: "paper" if name in PAPERS else "beyond" for name in names}
+    return {
+        name: importlib.import_module(f"persephonee.experiments.{room}.figure_{name}") for name, room in rooms.items()
+    }

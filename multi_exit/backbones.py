@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from multi_exit.errors import BackboneError, BackboneNotAllowedError
+from persephonee.multi_exit.errors import BackboneError, BackboneNotAllowedError
 
 TORCHVISION = "torchvision"
 TIMM = "timm"

@@ -7,13 +7,19 @@ import safetensors.torch
 import torch
 from torch import fx, nn
 
-from multi_exit.backbones import DEFAULT_SOURCES, SMALL_INPUT_PX, build_backbone, keep_resolution, load_weights
-from multi_exit.costs import CostTable, ExitCost, count_macs
-from multi_exit.errors import BackboneError, ModelFileError, SettingsError
-from multi_exit.heads import build_head
-from multi_exit.network import MultiExitNetwork, NetworkSpec
-from multi_exit.places import Place, choose_places, find_places
-from multi_exit.tracing import InputNormalisation, Measurement, trace
+from persephonee.multi_exit.attach_points import Place, choose_places, find_places
+from persephonee.multi_exit.backbones import (
+    DEFAULT_SOURCES,
+    SMALL_INPUT_PX,
+    build_backbone,
+    keep_resolution,
+    load_weights,
+)
+from persephonee.multi_exit.costs import CostTable, ExitCost, count_macs
+from persephonee.multi_exit.errors import BackboneError, ModelFileError, SettingsError
+from persephonee.multi_exit.heads import build_head
+from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
+from persephonee.multi_exit.tracing import InputNormalisation, Measurement, trace
 
 
 def build_network(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from multi_exit.errors import SettingsError
+from persephonee.multi_exit.errors import SettingsError
 
 MSDNET_CHANNELS = 128
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from multi_exit.errors import SettingsError
+from persephonee.multi_exit.errors import SettingsError
 
 UNLABELLED = -1
 """The label of a sample that has none."""

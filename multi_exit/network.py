@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from multi_exit.costs import CostTable
-from multi_exit.errors import ModelFileError
+from persephonee.multi_exit.costs import CostTable
+from persephonee.multi_exit.errors import ModelFileError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
-from multi_exit.backbones import DEFAULT_SOURCES
-from multi_exit.building import rebuild_network
-from multi_exit.errors import ModelFileError
-from multi_exit.network import MultiExitNetwork, NetworkSpec
+from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.backbones import DEFAULT_SOURCES
+from persephonee.multi_exit.building import rebuild_network
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from multi_exit.errors import BackboneError
+from persephonee.multi_exit.errors import BackboneError
 
 
 class InputNormalisation(nn.Module):

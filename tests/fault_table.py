@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from experiments.page_marks import put_between
+from persephonee.experiments.results_page.page_marks import put_between
 
 NAMES = ("fault", "outcome", "seconds")
 

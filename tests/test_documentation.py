@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 
-from fl_app.command_line import app
+from persephonee.commands.application import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

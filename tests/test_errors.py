@@ -4,11 +4,11 @@ import pickle
 
 import pytest
 
-from clients.errors import ClientError
-from data_partitions.errors import DataError, UserTooSmallError
-from fl_app.errors import AppError
-from multi_exit.errors import MultiExitError
-from server.errors import ServerError
+from persephonee.clients.errors import ClientError
+from persephonee.data_partitions.errors import DataError, UserTooSmallError
+from persephonee.fl_app.errors import AppError
+from persephonee.multi_exit.errors import MultiExitError
+from persephonee.server.errors import ServerError
 
 
 def with_all_below(family: type[Exception]) -> list[type[Exception]]:

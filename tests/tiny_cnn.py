@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from data_partitions.samples import UserSamples
+from persephonee.data_partitions.samples import UserSamples
 
 NAME = "tiny_cnn_of_the_tests:build"
 SOURCE = NAME.split(":")[0]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_partitions.samples import UserSamples, to_float
-from data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
-from multi_exit.building import build_network
-from multi_exit.losses import joint_loss
-from multi_exit.network import MultiExitNetwork
+from persephonee.data_partitions.samples import UserSamples, to_float
+from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.losses import joint_loss
+from persephonee.multi_exit.network import MultiExitNetwork
 
 MODULE = "toy_backbones_of_the_tests"
 NUM_CLASSES = 4

@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 import torch
 
-from data_partitions import known_parts
-from data_partitions.errors import UserTooSmallError
-from data_partitions.known_parts import KnownParts
-from data_partitions.samples import UserSamples
-from data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions import known_parts
+from persephonee.data_partitions.errors import UserTooSmallError
+from persephonee.data_partitions.known_parts import KnownParts
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
 
 PARTS = ("train", "calibration", "test")
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from data_partitions.errors import DataError, DataSettingsError, MissingDataError
-from data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.errors import DataError, DataSettingsError, MissingDataError
+from persephonee.data_partitions.opening import DataSettings, open_partitions
 
 
 def test_settings_survive_a_flat_dictionary():

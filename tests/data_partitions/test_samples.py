@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from data_partitions.errors import BrokenDataError
-from data_partitions.samples import UserSamples, to_float
+from persephonee.data_partitions.errors import BrokenDataError
+from persephonee.data_partitions.samples import UserSamples, to_float
 
 
 def test_to_float_maps_paper_to_1_and_ink_to_0():

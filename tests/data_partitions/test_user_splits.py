@@ -4,9 +4,9 @@ import random
 import pytest
 import torch
 
-from data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
-from data_partitions.samples import UserSamples
-from data_partitions.user_splits import SplitSettings, choose_users, split_samples, split_users
+from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SplitSettings, choose_users, split_samples, split_users
 
 USERS = [f"f{number:04d}" for number in range(3500)]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from experiments.figure_5 import shortfall, times_cheaper
-from experiments.figure_measurements import Measured, measure
-from experiments.figure_results import first_reaching, original_accuracy
-from experiments.figure_studies import studies_of
-from experiments.figure_width import popular_classes, variants
-from experiments.figures import NAMES, run_figures
-from fl_app.command_line import app
+from persephonee.commands.application import app
+from persephonee.experiments.beyond.figure_width import popular_classes, variants
+from persephonee.experiments.figures import NAMES, run_figures
+from persephonee.experiments.paper.figure_5 import shortfall, times_cheaper
+from persephonee.experiments.studies.figure_results import first_reaching, original_accuracy
+from persephonee.experiments.studies.measurements import Measured, measure
+from persephonee.experiments.studies.studies import studies_of
 from tests.conftest import real_data
 
 

@@ -19,11 +19,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from fl_app import client_app, model_store, server_app
-from fl_app.settings import AppSettings
-from multi_exit.building import build_network
-from multi_exit.storage import ModelMetadata, load_network, save_network
-from tests.fl_app.command_line import NETWORK, call
+from persephonee.fl_app.client_side import client_app
+from persephonee.fl_app.server_side import server_app
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.wire import model_store
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
+from tests.commands.command_line import NETWORK, call
 from tests.tiny_cnn import SOURCE, write_parquet
 
 MODULE = "backbone_of_the_flower_tests"

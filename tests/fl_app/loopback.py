@@ -16,13 +16,14 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from fl_app.app_folder import toml_value, write_app_folder
-from fl_app.run_status import RunStatus, read_status
-from fl_app.settings import AppSettings
-from fl_app.systemd_units import RESTART_SECONDS
-from multi_exit.building import build_network
-from multi_exit.storage import ModelMetadata, save_network
-from tests.fl_app.command_line import call
+from persephonee.fl_app.deployment.systemd_units import RESTART_SECONDS
+from persephonee.fl_app.server_side.run_status import RunStatus, read_status
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.settings.run_config import toml_value
+from persephonee.fl_app.simulation.app_folder import write_app_folder
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.storage import ModelMetadata, save_network
+from tests.commands.command_line import call
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = ("s0w0000", "s0w0001")

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from fl_app import server_app
-from fl_app.settings import AppSettings
+from persephonee.fl_app.server_side import server_app
+from persephonee.fl_app.settings.app_settings import AppSettings
 
 
 def run(grid, settings):

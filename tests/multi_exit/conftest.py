@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multi_exit.building import build_network
-from multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.network import MultiExitNetwork
 
 MODULE = "own_backbones_of_the_tests"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multi_exit.atomic_files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically, write_text_atomically
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):

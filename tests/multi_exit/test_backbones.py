@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from multi_exit.backbones import build_backbone, keep_resolution, load_weights, source_of
-from multi_exit.errors import BackboneError
+from persephonee.multi_exit.backbones import build_backbone, keep_resolution, load_weights, source_of
+from persephonee.multi_exit.errors import BackboneError
 
 MODULE = "own_backbones_of_the_tests"
 

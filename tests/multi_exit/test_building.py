@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from multi_exit.building import build_network, read_weights
-from multi_exit.errors import BackboneError, ModelFileError, PlacementError, SettingsError
+from persephonee.multi_exit.building import build_network, read_weights
+from persephonee.multi_exit.errors import BackboneError, ModelFileError, PlacementError, SettingsError
 
 FAMILIES = [
     *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "densenet121"),

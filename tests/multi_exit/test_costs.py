@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from multi_exit.backbones import build_backbone
-from multi_exit.building import build_network
-from multi_exit.costs import CostTable, ExitCost, count_macs
+from persephonee.multi_exit.backbones import build_backbone
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.costs import CostTable, ExitCost, count_macs
 
 # multiply-adds of TinyCNN for one grey image of 64 px: output positions x outputs x inputs per output x kernel
 FIRST = 64 * 64 * 4 * 1 * 9

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from multi_exit.errors import SettingsError
-from multi_exit.heads import build_head
+from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.heads import build_head
 
 MAPS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 2), (4, 4), (5, 5), (7, 7), (8, 8)]
 

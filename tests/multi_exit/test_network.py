@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from multi_exit.errors import ModelFileError
-from multi_exit.network import NetworkSpec
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.network import NetworkSpec
 
 IMAGES = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])

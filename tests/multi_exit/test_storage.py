@@ -6,9 +6,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from multi_exit.building import build_network
-from multi_exit.errors import BackboneError, ModelFileError, MultiExitError
-from multi_exit.storage import ModelMetadata, load_network, save_network
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.errors import BackboneError, ModelFileError, MultiExitError
+from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 
 MODULE = "own_backbones_of_the_tests"
 METADATA = ModelMetadata(

@@ -3,8 +3,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from multi_exit.errors import BackboneError
-from multi_exit.tracing import InputNormalisation, Measurement, trace
+from persephonee.multi_exit.errors import BackboneError
+from persephonee.multi_exit.tracing import InputNormalisation, Measurement, trace
 
 
 class PreActivation(nn.Module):

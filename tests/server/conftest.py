@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from server.report_page_close_up import CloseUp, Example
-from server.run_folder import RunFolder
+from persephonee.server.report.example_user_section import CloseUp, Example
+from persephonee.server.results.run_folder import RunFolder
 
 NUM_EXITS = 6
 ORIGINAL_MACS = 22_300_000

@@ -1,0 +1,1 @@
+"""What `persephonee device run` has resident through a round."""

@@ -1,0 +1,1 @@
+"""How fast users are simulated, beside the alternatives."""

@@ -1,0 +1,120 @@
+"""What stands in an exported network's folder: `policy.json` and one ONNX graph per merged stage and head in use.
+
+`policy.json` is replaced last and names the graphs by their content, so a reader finds the old network or the new one.
+Needs neither PyTorch nor ONNX Runtime.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from persephonee.clients.errors import ExportError
+from persephonee.clients.personalisation.policy import ExitPolicy
+
+FORMAT = 1
+POLICY_FILE = "policy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedStep:
+    """One step of the inference.
+
+    Attributes:
+        exit: number of the exit at the end of the step; M is the last exit.
+        stage: file of the graph that takes what the step before returned, or the images.
+        head: file of the graph that takes the stage's output; None for the last exit, whose stage returns logits.
+    """
+
+    exit: int
+    stage: str
+    head: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedNetwork:
+    """A personal network without its weights.
+
+    Attributes:
+        policy: the threshold and the exits in use.
+        input_shape: (C, H, W) of an image, float32 in [0, 1].
+        num_classes: K.
+        class_names: K names, or empty.
+        client_id: whose personal exits these are.
+        round: the round that made them.
+        backbone_fingerprint: of the model that was exported.
+        steps: in the order in which they run.
+    """
+
+    policy: ExitPolicy
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+    client_id: str
+    round: int
+    backbone_fingerprint: str
+    steps: tuple[ExportedStep, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graphs' files, in the order in which they run."""
+        return tuple(name for step in self.steps for name in (step.stage, step.head) if name is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `policy.json` holds."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+def graph_name(part: str, exit: int, graph: bytes) -> str:
+    """Return the file name of the stage or head that ends at an exit."""
+    return f"{part}-{exit}-{hashlib.sha256(graph).hexdigest()[:12]}.onnx"
+
+
+def read_exported(folder: Path) -> ExportedNetwork:
+    """Return what `policy.json` describes.
+
+    Raises:
+        ExportError: the folder holds no exported network, or a damaged one.
+    """
+    path = folder / POLICY_FILE
+    if not path.is_file():
+        raise ExportError(f"{folder} has no {POLICY_FILE}: give a folder that `persephonee export --out` wrote.")
+    try:
+        return _from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path} is damaged ({error}): export the network again.") from None
+
+
+def read_graph(folder: Path, name: str) -> bytes:
+    """Return a graph's bytes, compared with the hash in its name.
+
+    Raises:
+        ExportError: the file is missing, cut off or of another export.
+    """
+    try:
+        graph = (folder / name).read_bytes()
+    except OSError as error:
+        raise ExportError(f"{folder / name} cannot be read ({error.strerror}): export the network again.") from None
+    if hashlib.sha256(graph).hexdigest()[:12] not in name:
+        raise ExportError(f"{folder / name} is not the graph that was exported: export the network again.")
+    return graph
+
+
+def _from_dict(values: dict[str, Any]) -> ExportedNetwork:
+    if values.pop("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT}")
+    policy = values.pop("policy")
+    shape, steps = tuple(values.pop("input_shape")), tuple(ExportedStep(**step) for step in values.pop("steps"))
+    exported = ExportedNetwork(
+        policy=ExitPolicy(**{**policy, "exits": tuple(policy["exits"])}),
+        input_shape=shape,
+        class_names=tuple(values.pop("class_names")),
+        steps=steps,
+        **values,
+    )
+    if [step.exit for step in steps] != [*exported.policy.exits, exported.policy.num_exits] or len(shape) != 3:
+        raise ValueError("its steps are not those of its policy")
+    if any(Path(name).name != name for name in exported.files):
+        raise ValueError("a path in place of a graph's name")
+    return exported

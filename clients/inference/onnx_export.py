@@ -1,0 +1,148 @@
+"""Export of a personal network to ONNX, stage by stage: pruned exits are left out (Sec. 3.2).
+
+Tracing happens here, once; `clients/inference/onnx_engine.py` runs the graphs without PyTorch.
+"""
+
+import copy
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from persephonee.clients.errors import ExportError
+from persephonee.clients.inference.engine import check_fits, merged_stages
+from persephonee.clients.inference.exported_network import (
+    POLICY_FILE,
+    ExportedNetwork,
+    ExportedStep,
+    graph_name,
+    read_exported,
+)
+from persephonee.clients.inference.inference_engine import merge
+from persephonee.clients.personalisation.exit_store import StoredExits
+from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.network import MultiExitNetwork
+
+logger = logging.getLogger(__name__)
+
+
+def export_onnx(
+    network: MultiExitNetwork,
+    stored: StoredExits,
+    folder: Path,
+    *,
+    class_names: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> ExportedNetwork:
+    """Write one graph per merged stage and head in use, with a dynamic batch, and then the policy.
+
+    Args:
+        network: the global model; left as it is.
+        stored: the personal exits and the policy in force.
+        folder: made where it is missing.
+        class_names: K names, or empty.
+        overwrite: replace an exported network in `folder`; files that it does not name are left alone.
+
+    Raises:
+        ExportError: the folder is not empty, or an operator has no ONNX counterpart.
+        ModelFileError: the exits do not fit the network.
+        OSError: the folder cannot be written; a network that it held before stays in force.
+    """
+    check_fits(stored.policy, network.num_exits)
+    if not overwrite and folder.exists() and any(folder.iterdir()):
+        raise ExportError(f"{folder} is not empty: give another folder, or --overwrite.")
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    network.load_exit_state(stored.exits)
+    exported = ExportedNetwork(
+        policy=stored.policy,
+        input_shape=network.input_shape,
+        num_classes=network.num_classes,
+        class_names=class_names,
+        client_id=stored.client_id,
+        round=stored.round,
+        backbone_fingerprint=stored.backbone_fingerprint,
+        steps=_write_graphs(network, merged_stages(stored.policy), folder),
+    )
+    stale = _files_of_previous(folder)
+    write_json_atomically(folder / POLICY_FILE, exported.to_dict())
+    for name in stale - set(exported.files):
+        (folder / name).unlink(missing_ok=True)
+    return exported
+
+
+def _write_graphs(network: MultiExitNetwork, spans: tuple[range, ...], folder: Path) -> tuple[ExportedStep, ...]:
+    # two images: a batch of one would be taken for a constant
+    features = torch.zeros(2, *network.input_shape)
+    steps = []
+    for span in spans:
+        exit = span[-1]
+        stage = merge(network, span)
+        stage_file = _write_graph(stage, features, "stage", exit, folder)
+        features = stage(features)
+        is_last = exit == network.num_exits
+        head_file = None if is_last else _write_graph(network.heads[exit], features, "head", exit, folder)
+        steps.append(ExportedStep(exit=exit, stage=stage_file, head=head_file))
+    return tuple(steps)
+
+
+def _write_graph(module: nn.Module, example: Tensor, part: str, exit: int, folder: Path) -> str:
+    module = _with_exportable_pooling(module).eval()
+    try:
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            input_names=["input"],
+            output_names=["output"],
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0]
+        raise ExportError(
+            f"the {part} of exit {exit} has no ONNX counterpart ({reason}): use the PyTorch engine for this network."
+        ) from None
+    if program is None:
+        raise ExportError(f"the {part} of exit {exit} was not exported: use the PyTorch engine for this network.")
+    graph = program.model_proto.SerializeToString()
+    name = graph_name(part, exit, graph)
+    write_bytes_atomically(folder / name, graph)
+    logger.info("exported %s, %.2f MB", name, len(graph) / 1e6)
+    return name
+
+
+class _SlicedMaxPool(nn.Module):
+    """AdaptiveMaxPool2d as maxima over slices: ONNX has no adaptive pooling."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the maxima [B, C, size] of maps [B, C, H, W]."""
+        for dim, size in ((2, self.size[0]), (3, self.size[1])):
+            side = features.shape[dim]
+            # PyTorch's own windows: from floor(i H / size) to ceil((i + 1) H / size)
+            windows = [(i * side // size, -(-(i + 1) * side // size)) for i in range(size)]
+            maxima = [features.narrow(dim, start, end - start).amax(dim) for start, end in windows]
+            features = torch.stack(maxima, dim)
+        return features
+
+
+def _with_exportable_pooling(module: nn.Module) -> nn.Module:
+    module = copy.deepcopy(module)
+    for path, child in list(module.named_modules()):
+        if path and isinstance(child, nn.AdaptiveMaxPool2d):
+            size = child.output_size
+            module.set_submodule(path, _SlicedMaxPool(size if isinstance(size, tuple) else (size, size)))  # type: ignore[arg-type]
+    return module
+
+
+def _files_of_previous(folder: Path) -> set[str]:
+    try:
+        return set(read_exported(folder).files)
+    except ExportError:
+        return set()

@@ -1,0 +1,145 @@
+"""What the exits answer on a set of samples, and what a policy makes of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from persephonee.clients.personalisation.calibration import exit_rates
+from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.reports import ExitMetrics
+from persephonee.multi_exit.costs import CostTable
+from persephonee.multi_exit.network import MultiExitNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class ExitOutputs:
+    """What all M+1 exits answer on N samples.
+
+    Attributes:
+        logits: shape [M+1, N, K], float32.
+        predictions: top-1 class, shape [M+1, N].
+        confidences: top-1 softmax, shape [M+1, N], in [0, 1].
+    """
+
+    logits: Tensor
+    predictions: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "ExitOutputs":
+        """Return the outputs that belong to logits [M+1, N, K]."""
+        # in float64, since in float32 a sure exit's softmax rounds to 1
+        logits = logits.cpu()
+        confidences, predictions = functional.softmax(logits.double(), dim=2).max(dim=2)
+        return cls(logits, predictions.numpy(), confidences.numpy())
+
+    def replaced(self, exits: Sequence[int], by: "ExitOutputs") -> "ExitOutputs":
+        """Return the same with what another set of heads answers at these exits."""
+        logits = self.logits.clone()
+        logits[list(exits)] = by.logits[list(exits)]
+        return self.of(logits)
+
+    def losses(self, reference: Tensor) -> NDArray[np.float64]:
+        """Return each exit's mean cross-entropy against classes [N], shape [M+1], in nats."""
+        return np.array([functional.cross_entropy(exit, reference).item() for exit in self.logits])
+
+    def accuracies(self, reference: Tensor) -> NDArray[np.float64]:
+        """Return each exit's share of answers equal to classes [N], shape [M+1], in [0, 1]."""
+        accuracies: NDArray[np.float64] = (self.predictions == reference.numpy()).mean(axis=1)
+        return accuracies
+
+
+@torch.no_grad()
+def run_exits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> ExitOutputs:
+    """Return what the heads and the last exit answer on the cached samples with indices `samples`, [n]."""
+    heads.eval()
+    # in pieces, so that no second copy of all maps stands beside the cache
+    early = [
+        torch.cat([head(maps[piece]) for piece in samples.split(features.chunk)])
+        for head, maps in zip(heads, features.maps, strict=True)
+    ]
+    return ExitOutputs.of(torch.stack([*early, features.last_logits[samples]]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyResult:
+    """What a policy achieves on N samples.
+
+    Attributes:
+        accuracy: of the answers that it gives, in [0, 1].
+        mean_macs: average cost of a sample, in MACs.
+        exit_rates: share of the samples that leave at each of the M+1 exits.
+    """
+
+    accuracy: float
+    mean_macs: float
+    exit_rates: tuple[float, ...]
+
+
+def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Tensor, costs: CostTable) -> PolicyResult:
+    """Return what the policy achieves against classes [N]."""
+    leaves = policy.exit_of(outputs.confidences)
+    answers = outputs.predictions[leaves, np.arange(len(leaves))]
+    rates = exit_rates(leaves, policy.num_exits)
+    leaving = np.array(costs.leaving_macs(policy.exits), dtype=np.float64)
+    return PolicyResult(
+        accuracy=float((answers == reference.numpy()).mean()),
+        mean_macs=float(rates[[*policy.exits, policy.num_exits]] @ leaving),
+        exit_rates=tuple(rates.tolist()),
+    )
+
+
+def exit_metrics(
+    outputs: ExitOutputs, policy: ExitPolicy, labels: Tensor, costs: CostTable, stage: str
+) -> tuple[ExitMetrics, ...]:
+    """Return a row for each of the M+1 exits, measured against the labels [N] of the test samples."""
+    rates = apply_policy(outputs, policy, labels, costs).exit_rates
+    accuracies, losses = outputs.accuracies(labels), outputs.losses(labels)
+    return tuple(
+        ExitMetrics(
+            exit=exit,
+            stage=stage,
+            accuracy=float(accuracies[exit]),
+            loss=float(losses[exit]),
+            exit_rate=rates[exit],
+            kept=exit in policy.exits or exit == policy.num_exits,
+            macs=costs.alone_macs(exit),
+            num_test=len(labels),
+        )
+        for exit in range(policy.num_exits + 1)
+    )
+
+
+def evaluate_exits(
+    network: MultiExitNetwork, heads: nn.ModuleList, images: Tensor, labels: Tensor
+) -> tuple[ExitMetrics, ...]:
+    """Return a row "before" for each of the M+1 exits, trained by nobody and under no policy, so without exit rates.
+
+    Args:
+        network: its backbone.
+        heads: M exit heads.
+        images: of the test samples, uint8, shape [N, C, H, W].
+        labels: class indices, shape [N].
+    """
+    outputs = run_exits(heads, compute_features(network, images), torch.arange(len(images)))
+    accuracies, losses = outputs.accuracies(labels), outputs.losses(labels)
+    return tuple(
+        ExitMetrics(
+            exit=exit,
+            stage="before",
+            accuracy=float(accuracies[exit]),
+            loss=float(losses[exit]),
+            exit_rate=math.nan,
+            kept=True,
+            macs=network.costs.alone_macs(exit),
+            num_test=len(labels),
+        )
+        for exit in range(len(heads) + 1)
+    )

@@ -1,0 +1,219 @@
+"""The profiler: what each exit costs and is worth on this very device, after exit training (Sec. 3.3).
+
+Latencies are wall times in ms at batch 1, taken one run at a time in the course of full passes, so that a stage finds
+the caches as it does in use. `Profile.leaving_ms` takes the place of MACs in the calibration.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from persephonee.clients.errors import StoreError
+from persephonee.data_partitions.samples import to_float
+from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.losses import UNLABELLED
+from persephonee.multi_exit.network import MultiExitNetwork
+
+FORMAT = 1
+PROFILE_FILE = "profile.json"
+WARM_UP_RUNS = 5
+MIN_TIMED_RUNS = 30
+"""Fewer give no 95th percentile; a small calibration set is gone through several times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitProfile:
+    """One exit on this device.
+
+    Attributes:
+        exit: number of the exit, from 0; M is the last exit.
+        stage_ms: median time of the stage that ends here.
+        head_ms: median time of the exit's head and of its confidence; 0 for the last exit.
+        latency_ms: median time of an image that leaves here, when no other exit is in use.
+        latency_p95_ms: 95th percentile of the same.
+        confidence: mean top-1 softmax, in [0, 1].
+        accuracy: in [0, 1], against the label where there is one, else against the last exit's answer.
+    """
+
+    exit: int
+    stage_ms: float
+    head_ms: float
+    latency_ms: float
+    latency_p95_ms: float
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """All exits on this device, and how they were measured.
+
+    Attributes:
+        exits: M+1 rows in the order of the exits.
+        num_samples: calibration samples that were looked at.
+        labelled: share of them with a label, in [0, 1].
+        timed_runs: runs of the network behind each time, at batch 1.
+        warm_up_runs: runs before them, not timed.
+        threads: of PyTorch.
+        peak_memory_bytes: the most that the process has had resident since it began.
+    """
+
+    exits: tuple[ExitProfile, ...]
+    num_samples: int
+    labelled: float
+    timed_runs: int
+    warm_up_runs: int
+    threads: int
+    peak_memory_bytes: int
+
+    def leaving_ms(self, kept: Sequence[int]) -> tuple[float, ...]:
+        """Return what a sample costs that leaves at each of the `kept` exits, and then at the last one.
+
+        A sample pays the stages up to its exit and the heads of all kept exits on the way, its own included, as in
+        `CostTable.leaving_macs`.
+
+        Args:
+            kept: numbers of the early exits in use, increasing; without the last exit.
+        """
+        stages = np.cumsum([row.stage_ms for row in self.exits])
+        used = [*kept, len(self.exits) - 1]
+        heads = np.cumsum([self.exits[exit].head_ms for exit in used])
+        return tuple((stages[used] + heads).tolist())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the profile of a dictionary that `dataclasses.asdict` made."""
+        return cls(**{**values, "exits": tuple(ExitProfile(**row) for row in values["exits"])})
+
+
+def profile_exits(
+    network: MultiExitNetwork, heads: nn.ModuleList, images: Tensor, labels: Tensor, *, max_samples: int = 100
+) -> Profile:
+    """Run the network and all heads over the calibration set once, an image at a time, and measure.
+
+    Args:
+        network: gives the stages; put into eval() here.
+        heads: the M heads to measure, such as those that a round has just trained; put into eval() here.
+        images: calibration samples, uint8 [N, C, H, W], N >= 1.
+        labels: their classes, int64 [N], -1 for unlabelled.
+        max_samples: bounds the cost; of more samples, that many are taken evenly.
+    """
+    network.eval()
+    heads.eval()
+    if len(images) > max_samples:
+        chosen = torch.linspace(0, len(images) - 1, max_samples).long()
+        images, labels = images[chosen], labels[chosen]
+    count, floats = len(images), to_float(images)
+    for i in range(WARM_UP_RUNS):
+        _run(network, heads, floats[i % count, None])
+    runs = [_run(network, heads, floats[i % count, None]) for i in range(max(count, MIN_TIMED_RUNS))]
+    return Profile(
+        exits=_rows(runs, labels.numpy()),
+        num_samples=count,
+        labelled=float((labels != UNLABELLED).float().mean()),
+        timed_runs=len(runs),
+        warm_up_runs=WARM_UP_RUNS,
+        threads=torch.get_num_threads(),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One image: times in seconds, the answers and the confidences of the M+1 exits."""
+
+    stages: list[float]
+    heads: list[float]
+    labels: list[int]
+    confidences: list[float]
+
+
+@torch.inference_mode()
+def _run(network: MultiExitNetwork, heads: nn.ModuleList, image: Tensor) -> _Run:
+    # here, since this import takes PyTorch's build tools along, and most who import this measure nothing
+    from torch.utils.benchmark import timer
+
+    run, features = _Run([], [], [], []), image
+    for exit, stage in enumerate(network.stages):
+        begin = timer()
+        features = stage(features)
+        between = timer()
+        logits = heads[exit](features) if exit < len(heads) else features
+        confidence, label = torch.softmax(logits, dim=1, dtype=torch.float64).max(dim=1)
+        end = timer()
+        run.stages.append(between - begin)
+        run.heads.append(end - between if exit < len(heads) else 0.0)
+        run.labels.append(int(label))
+        run.confidences.append(float(confidence))
+    return run
+
+
+def _rows(runs: list[_Run], labels: NDArray[np.int64]) -> tuple[ExitProfile, ...]:
+    stages, heads = np.array([run.stages for run in runs]), np.array([run.heads for run in runs])
+    leaving = stages.cumsum(axis=1) + heads
+    # the runs after the first pass are repetitions
+    answers = np.array([run.labels for run in runs[: len(labels)]])
+    confidences = np.array([run.confidences for run in runs[: len(labels)]])
+    reference = np.where(labels == UNLABELLED, answers[:, -1], labels)
+    return tuple(
+        ExitProfile(
+            exit=exit,
+            stage_ms=_median_ms(stages[:, exit]),
+            head_ms=_median_ms(heads[:, exit]) if exit < stages.shape[1] - 1 else 0.0,
+            latency_ms=_median_ms(leaving[:, exit]),
+            latency_p95_ms=1000 * float(np.quantile(leaving[:, exit], 0.95)),
+            confidence=float(confidences[:, exit].mean()),
+            accuracy=float((answers[:, exit] == reference).mean()),
+        )
+        for exit in range(stages.shape[1])
+    )
+
+
+def _median_ms(seconds: NDArray[np.float64]) -> float:
+    from torch.utils import benchmark
+
+    task = benchmark.TaskSpec(stmt="one run", setup="", num_threads=torch.get_num_threads())
+    return 1000 * benchmark.Measurement(number_per_run=1, raw_times=seconds.tolist(), task_spec=task).median
+
+
+def peak_memory_bytes() -> int:
+    """Return the most that this process has had resident since it began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def save_profile(folder: Path, profile: Profile, round_number: int) -> None:
+    """Write the profile of a round into the device's store, atomically.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    write_json_atomically(folder / PROFILE_FILE, {"format": FORMAT, "round": round_number, "profile": asdict(profile)})
+
+
+def load_profile(folder: Path) -> tuple[int, Profile] | None:
+    """Return the last profile in a device's store and the round that it belongs to, or None where there is none.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    path = folder / PROFILE_FILE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']}, expected {FORMAT}")
+        return int(values["round"]), Profile.from_dict(values["profile"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged ({error}): move it away, the next round measures again.") from None

@@ -1,0 +1,114 @@
+"""How a device personalises: the loss of Eq. (1), the training schedule, the tolerance of the calibration."""
+
+import math
+from dataclasses import dataclass, field
+
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.multi_exit.losses import LossWeights
+
+COSTS = ("macs", "latency")
+SCHEDULES = ("paper", "fast")
+SCHEMES = ("auto", "supervised", "self-distillation", "self-supervision")
+
+
+def loss_weights(scheme: str, labelled: float, temperature: float = 1.0) -> LossWeights:
+    """Return the weights of Eq. (1) for one of the paper's schemes (Sec. 3.1.3).
+
+    Args:
+        scheme: "supervised" (alpha = 1), "self-distillation" (beta = 1), "self-supervision" (gamma = 1), or "auto":
+            supervised where all samples have labels, self-distillation where none has, and both where some have.
+        labelled: share of the user's samples that have labels, in [0, 1].
+        temperature: T of the distillation, > 0.
+
+    Raises:
+        ClientSettingsError: the scheme is unknown.
+    """
+    if scheme not in SCHEMES:
+        raise ClientSettingsError(f"scheme={scheme!r} is unknown: use one of {', '.join(SCHEMES)}.")
+    if scheme == "self-supervision":
+        return LossWeights(gamma=1.0, temperature=temperature)
+    if scheme == "supervised" or (scheme == "auto" and labelled == 1):
+        return LossWeights(alpha=1.0, temperature=temperature)
+    if scheme == "self-distillation" or labelled == 0:
+        return LossWeights(beta=1.0, temperature=temperature)
+    return LossWeights(alpha=1.0, beta=1.0, temperature=temperature)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that "800MB", "1GB", "1.5GB" or "750000000" mean; units are powers of 1,000.
+
+    Raises:
+        ClientSettingsError: it is no number above 0.
+    """
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = (text[:-2], units[text[-2:].upper()]) if text[-2:].upper() in units else (text, 1)
+    try:
+        found = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise ClientSettingsError(f"memory_budget={text!r} is no amount: expected bytes, such as 800MB or 1GB.")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalisationSettings:
+    """The settings of a personalisation round; the defaults are the paper's schedule (Sec. 4.1).
+
+    Raises:
+        ClientSettingsError: a setting is out of its range.
+    """
+
+    weights: LossWeights = field(default_factory=lambda: LossWeights(alpha=1.0))
+    """alpha, beta, gamma and the temperature of Eq. (1)."""
+
+    schedule: str = "paper"
+    """"paper": SGD on the whole heads, as the settings below say; "fast": some Newton-like steps on the heads'
+    classifiers alone (clients/personalisation/fast_training.py), at the accuracy of the first in a fraction of its
+    time."""
+
+    epochs: int = 10
+    """Passes over the user's training samples, at least 1."""
+
+    learning_rate: float = 0.01
+    """Of SGD, > 0."""
+
+    momentum: float = 0.9
+    """Of SGD, in [0, 1); the paper does not state it."""
+
+    batch_size: int = 32
+    """At least 2: BatchNorm needs two samples."""
+
+    drop_tolerance: float = 0.01
+    """How much accuracy the policy may lose against the last exit on the calibration set, in [0, 1]."""
+
+    cost: str = "macs"
+    """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
+    runs measure alike."""
+
+    memory_budget: str = ""
+    """What a round may take beside the network and the images, such as "1GB" or bytes; empty sets no limit."""
+
+    half_features: bool = False
+    """A memory budget may round features to float16 before it turns to the disk."""
+
+    proximal_mu: float = 0.0
+    """mu of FedProx, 0 or more: pulls the exits towards the global ones by mu/2 ||w - w_global||^2; 0 does not."""
+
+    def __post_init__(self) -> None:
+        if self.memory_budget:
+            parse_bytes(self.memory_budget)
+        self._require("proximal_mu", 0 <= self.proximal_mu < math.inf, "a finite number >= 0")
+        self._require("cost", self.cost in COSTS, " or ".join(COSTS))
+        self._require("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES))
+        plain = self.schedule == "paper" or self.proximal_mu == 0
+        self._require("proximal_mu", plain, "0 with the fast schedule, whose exits are held by a pull of its own")
+        self._require("epochs", self.epochs >= 1, "at least 1")
+        self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number > 0")
+        self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        self._require("batch_size", self.batch_size >= 2, "at least 2")
+        self._require("drop_tolerance", 0 <= self.drop_tolerance <= 1, "a number in [0, 1]")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ClientSettingsError(f"{name}={getattr(self, name)} is out of range: expected {expected}.")

@@ -1,0 +1,196 @@
+"""A device's database: one SQLite file for samples, events, exploration and state, so that one commit holds them all.
+
+Written ahead with a flush to the disk at each commit (WAL, synchronous=FULL): what was committed outlives kill -9 and a
+loss of power. Tables:
+
+    samples    seq, key, part, label, fingerprint, image, elapsed, wall      see sample_store.py
+    events     seq, wall, kind, reason, details (JSON)                       see event_log.py
+    explored   frame, record (JSON)                                          see device_memory.py
+    answered   key                                                           frames that need no answer any more
+    facts      name, value (JSON)                                            whose store it is, state, counters
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from persephonee.clients.errors import StoreError, StoreFullError
+
+VERSION = 1
+NAME = "device.sqlite"
+_LOCK_TRIES = 3
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS samples (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, part TEXT NOT NULL, label INTEGER,
+    fingerprint BLOB NOT NULL, image BLOB NOT NULL, elapsed REAL NOT NULL, wall REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS samples_by_part ON samples (part, seq);
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, wall REAL NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
+    details TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS explored (frame INTEGER PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS answered (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class DeviceDatabase:
+    """An open database.
+
+    Args:
+        folder: of the store, made where it is missing; None keeps everything in memory, for simulated lives.
+        exclusive: whether this process is to be the only one that writes; readers need not be.
+
+    Raises:
+        StoreError: the file is damaged, of another version, or another process writes to it.
+    """
+
+    def __init__(self, folder: Path | None, *, exclusive: bool = True) -> None:
+        self.folder = folder
+        self.rollbacks = 0
+        """Counts transactions that were undone, so that what was cached of them can be forgotten."""
+        self._depth = 0
+        self._lock = -1
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if exclusive:
+                self._lock = _lock(folder)
+        try:
+            self._connection = _connect(folder)
+        except sqlite3.Error as error:
+            self._unlock()
+            raise self._explain(error) from None
+        except StoreError:
+            self._unlock()
+            raise
+
+    def close(self) -> None:
+        """Close the file and let other processes write."""
+        self._connection.close()
+        self._unlock()
+
+    @contextmanager
+    def transaction(self, *, writes: bool = True) -> Iterator[None]:
+        """Commit all that is written inside, or nothing of it; an inner transaction is part of the outer one.
+
+        Args:
+            writes: False only reads, all of it as of one moment, and waits for no other process that writes.
+
+        Raises:
+            StoreFullError: the disk is full; nothing that was committed is lost.
+            StoreError: the file cannot be written.
+        """
+        if self._depth:
+            yield
+            return
+        self._depth = 1
+        try:
+            self._connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException as error:
+            self.rollbacks += 1
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._explain(error) from None
+            raise
+        finally:
+            self._depth = 0
+
+    def execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Run one statement; writing belongs inside a transaction, whose errors are told apart there."""
+        if self._depth:
+            return self._connection.execute(statement, values)
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def fact(self, name: str) -> Any:
+        """Return a stored fact, None where there is none."""
+        row = self.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def set_fact(self, name: str, value: Any) -> None:
+        """Store a fact as JSON."""
+        with self.transaction():
+            self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value, allow_nan=False)))
+
+    def require(self, facts: dict[str, Any]) -> None:
+        """Note whose store this is, or refuse another's.
+
+        Raises:
+            StoreError: the store was made with another value of a fact.
+        """
+        with self.transaction():
+            for name, value in facts.items():
+                known = self.fact(name)
+                if known is None:
+                    self.set_fact(name, value)
+                elif known != value:
+                    raise StoreError(
+                        f"the store in {self.folder} was made with {name} {_short(known)}, not {_short(value)}: "
+                        "use what it was made with, or another folder."
+                    )
+
+    def limit_pages(self, pages: int) -> None:
+        """Let the file grow to `pages` pages of 4 KiB and no further; SQLite then answers as on a full disk."""
+        self._connection.execute(f"PRAGMA max_page_count = {int(pages)}")
+
+    def _explain(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL or (code or 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            return StoreFullError(
+                f"the disk under {self.folder} is full or fails ({error}): make room; nothing that was stored is lost."
+            )
+        if (code or 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            return StoreError(f"the store in {self.folder} is in use by another process: wait for it or stop it.")
+        return StoreError(f"the store in {self.folder} cannot be used ({error}): move it away to start anew.")
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _lock(folder: Path) -> int:
+    """Take the folder's lock, which the system gives back when the process ends, however it ends."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            # `device status` holds the lock for an instant to see whether somebody else does
+            time.sleep(0.1)
+    os.close(descriptor)
+    raise StoreError(f"another process runs a device with the store in {folder}: stop it, or use another folder.")
+
+
+def _connect(folder: Path | None) -> sqlite3.Connection:
+    path = ":memory:" if folder is None else str(folder / NAME)
+    connection = sqlite3.connect(path, timeout=10.0, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, VERSION):
+        connection.close()
+        raise StoreError(
+            f"the store in {folder} has version {version}, expected {VERSION}: use the release that made it, "
+            "or another folder."
+        )
+    if version == 0:
+        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+    return connection
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,109 @@
+"""A personalisation round from the device's own samples, and the validation of the policy that it chose."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.features import compute_features
+from persephonee.clients.personalisation.personalise import Personalisation, personalise
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.runtime.exploration import Validation, agreement_at, explore_logits
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.multi_exit.losses import UNLABELLED, LossWeights
+from persephonee.multi_exit.network import MultiExitNetwork
+
+
+def personalise_from_store(
+    network: MultiExitNetwork,
+    samples: UserSamples,
+    split: SampleSplit,
+    settings: PersonalisationSettings,
+    weights: Callable[[float], LossWeights],
+    store: ExitStore,
+    round_number: int,
+    seed: int,
+) -> Personalisation:
+    """Run a round on what the sample store holds.
+
+    Args:
+        network: with the global exits.
+        samples: from `SampleStore.load`; labels that are not known are -1.
+        split: from there too.
+        settings: of the round, but for its weights.
+        weights: of Eq. (1), given the labelled share.
+        store: holds the exits in force, and the new ones in the end.
+        round_number: from 1.
+        seed: of the device.
+
+    Raises:
+        ClientError: the round is refused; the previous exits stay in force.
+        OSError: the store cannot be written; the previous exits stay in force.
+    """
+    share = float(split.labelled[torch.cat([split.train, split.calibration])].float().mean())
+    # labels of calibration samples teach nothing
+    if not bool(split.labelled[split.train].any()):
+        share = 0.0
+    measured = _with_reference(network, samples, split)
+    return personalise(
+        network,
+        measured,
+        split,
+        replace(settings, weights=weights(share)),
+        store=store,
+        round_number=round_number,
+        seed=seed,
+    )
+
+
+def _with_reference(network: MultiExitNetwork, samples: UserSamples, split: SampleSplit) -> UserSamples:
+    """Return the samples with the last exit's answer as the label of calibration samples that have none.
+
+    `split.labelled` still says that these are not known: they serve the report alone.
+    """
+    unknown = split.calibration[samples.labels[split.calibration] == UNLABELLED]
+    if not len(unknown):
+        return samples
+    labels = samples.labels.clone()
+    network.freeze_backbone()
+    labels[unknown] = compute_features(network, samples.images[unknown]).last_logits.argmax(dim=1)
+    return replace(samples, labels=labels)
+
+
+def validate(
+    network: MultiExitNetwork, samples: UserSamples, split: SampleSplit, policy: ExitPolicy, round_number: int
+) -> Validation | None:
+    """Return what the exits loaded in the network and the policy achieve on the calibration samples.
+
+    None where there is no calibration sample, as after a round that another program ran.
+    """
+    if not len(split.calibration):
+        return None
+    network.freeze_backbone()
+    features = compute_features(network, samples.images[split.calibration])
+    outputs = run_exits(network.heads, features, torch.arange(len(split.calibration)))
+    explored = explore_logits(outputs.logits[[*policy.exits, policy.num_exits]].double().numpy())
+    agreement, early_share = agreement_at(explored, policy.threshold)
+    return Validation(
+        round=round_number,
+        threshold=policy.threshold,
+        exits=policy.exits,
+        agreement=agreement,
+        early_share=early_share,
+        losses=tuple(tuple(sample.losses[i] for sample in explored) for i in range(len(policy.exits))),
+    )
+
+
+def summary_of(report: PersonalisationReport) -> str:
+    """Return what a round reports, as a sentence for the event log."""
+    return (
+        f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
+        f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
+        f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
+        f"{[row.exit for row in report.exits if row.stage == 'after' and row.kept][:-1]} in use"
+    )

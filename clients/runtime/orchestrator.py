@@ -1,0 +1,254 @@
+"""The orchestrator: when to explore, when to raise the threshold, when to personalise (PersEPhonEE, Sec. 3.4).
+
+It computes nothing itself: the device (device.py) tells it what was answered and explored and asks what to do. Every
+decision goes to the event log with its reason, and the state to the device's database.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.runtime.conditions import ConditionSettings, Decision, Needs, decide
+from persephonee.clients.runtime.device_state import DeviceState
+from persephonee.clients.runtime.drift import DriftMonitor, DriftSettings
+from persephonee.clients.runtime.event_log import EventLog
+from persephonee.clients.runtime.exploration import Explored, Validation, agreement_at, raised_threshold
+from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, DeviceMemory
+from persephonee.clients.runtime.phases import OrchestratorState, Phase, Signal, next_phase
+
+_COLLAPSE_Z = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrchestratorSettings:
+    """How a device watches itself.
+
+    Raises:
+        ClientSettingsError: a setting is out of its range.
+    """
+
+    p_expl: float = 0.1
+    """Share of the samples of which the last exit is computed too, in [0, 1]."""
+
+    initial_threshold: float = 0.9
+    """thr_conf of the global exits until the first round, in [0, 1]."""
+
+    drop_tolerance: float = 0.01
+    """How much less the policy may agree with the last exit than at calibration, in [0, 1]."""
+
+    window: int = 30
+    """Explored samples from which thr'_conf is chosen, at least 5."""
+
+    collapse_window: int = 50
+    """Samples over which the exit rate is compared with the calibration's, at least 10."""
+
+    collapse_share: float = 0.5
+    """The exit rate has collapsed where it is below this share of the calibration's, in [0, 1]; 0 never flags it."""
+
+    retry_frames: int = 50
+    """Samples that must pass after a round was given up."""
+
+    drift: DriftSettings = field(default_factory=DriftSettings)
+    """The rule that notices a rising loss."""
+
+    conditions: ConditionSettings = field(default_factory=ConditionSettings)
+    """When a round may begin."""
+
+    adapts: bool = True
+    """Whether drift raises the threshold and asks for rounds; False only watches."""
+
+    max_rounds: int | None = None
+    """No round begins after so many; 0 never personalises, None sets no limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("p_expl", "initial_threshold", "drop_tolerance", "collapse_share"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+        self._require("window", self.window >= 5, "at least 5")
+        self._require("collapse_window", self.collapse_window >= 10, "at least 10")
+        self._require("retry_frames", self.retry_frames >= 0, "at least 0")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ClientSettingsError(f"{name}={getattr(self, name)} is out of range: expected {expected}.")
+
+
+class Orchestrator:
+    """Watches one device.
+
+    Args:
+        settings: how.
+        memory: where the state outlives a kill.
+        events: where decisions go.
+        num_exits: early exits in use before the first round.
+        seed: decides, with the number of a frame, which frames are explored.
+
+    Attributes:
+        state: the current state; it is in the database too.
+        validation: of the policy in force, None before the first.
+    """
+
+    def __init__(
+        self, settings: OrchestratorSettings, memory: DeviceMemory, events: EventLog, num_exits: int, seed: int
+    ) -> None:
+        self.settings = settings
+        self._memory = memory
+        self._events = events
+        self._num_exits = num_exits
+        self._seed = seed
+        self.state = memory.state() or OrchestratorState(threshold=settings.initial_threshold)
+        self.validation = memory.validation()
+        self._explored = memory.explored()
+        self._monitor = self._fresh_monitor()
+        # the detectors are a function of what they saw: fed again, they are what they were before the restart
+        for sample in self._explored:
+            self._monitor.update(sample.losses)
+
+    def start_again(self) -> bool:
+        """Leave whatever phase a kill stopped; return whether it was a round."""
+        was_round = self.state.phase is Phase.PERSONALISATION
+        self._move(Signal.STARTED_AGAIN)
+        return was_round
+
+    def wants_to_explore(self) -> bool:
+        """Return whether the next frame is to be explored: a draw that a restart does not change."""
+        digest = hashlib.sha256(f"{self._seed}/{self.state.frames}/exploration".encode()).digest()
+        return int.from_bytes(digest[:8], "little") / 2**64 < self.settings.p_expl
+
+    def note_answer(self, left_early: bool, explored: Explored | None) -> None:
+        """Take what a frame's answer was, and what its exploration showed."""
+        recent = (*self.state.recent_early, int(left_early))[-self.settings.collapse_window :]
+        self._set(frames=self.state.frames + 1, recent_early=recent)
+        if explored is not None:
+            self._move(Signal.EXPLORE)
+            self._note_explored(explored)
+            self._move(Signal.EXPLORED)
+        self._look_for_collapse()
+
+    def decide(self, new_train: int, calibration: int, device: DeviceState) -> Decision:
+        """Decide whether a round begins now; a reason to wait is logged when it changes."""
+        settings, state = self.settings, self.state
+        needs = Needs(
+            new_train=new_train,
+            calibration=calibration,
+            asked=state.asked,
+            threshold=state.threshold,
+            validated=self.validation.threshold if self.validation else None,
+        )
+        decision = decide(needs, device, settings.conditions)
+        if settings.max_rounds is not None and state.round >= settings.max_rounds:
+            return replace(decision, go=False)
+        if decision.go and state.frames < state.retry_at_frame:
+            reason = f"{decision.reason}, but the last round was given up {settings.retry_frames} frames ago at most"
+            decision = replace(decision, go=False, cause="retry", reason=reason)
+        waiting = decision.cause if decision.wanted and not decision.go else ""
+        if waiting != state.waiting:
+            self._set(waiting=waiting)
+            if waiting:
+                self._events.note("personalisation waits", decision.reason)
+        return decision
+
+    def begin_round(self, last_seq: int, reason: str) -> None:
+        """Enter the phase of personalisation."""
+        self._move(Signal.PERSONALISE)
+        self._set(waiting="", began_at_seq=last_seq)
+        self._events.note("round begins", reason, round=self.state.round + 1, last_sample=last_seq)
+
+    def end_round(self, round_number: int, threshold: float, validation: Validation | None) -> None:
+        """Put a round's threshold in force and forget what was explored under the earlier exits."""
+        self.validation, self._explored = validation, []
+        self._monitor = self._fresh_monitor()
+        phase = self.state.phase
+        # in memory first: on a full disk the round is in force until the next start, which adopts it again
+        self._set(
+            phase=next_phase(phase, Signal.DONE) if phase is Phase.PERSONALISATION else phase,
+            round=round_number,
+            threshold=threshold,
+            seq_at_round=self.state.began_at_seq,
+            asked="",
+            recent_early=(),
+        )
+        self._memory.save_validation(validation)
+
+    def give_up_round(self, reason: str) -> None:
+        """Leave the phase of personalisation without a result; the previous exits were in force all the time."""
+        self._set(
+            phase=next_phase(self.state.phase, Signal.GIVEN_UP),
+            retry_at_frame=self.state.frames + self.settings.retry_frames,
+        )
+        self._events.note("round given up", f"{reason}; the previous exits stay in force", round=self.state.round + 1)
+
+    def _note_explored(self, sample: Explored) -> None:
+        self._memory.add_explored(self.state.frames, sample)
+        self._explored.append(sample)
+        del self._explored[:-MAX_EXPLORED]
+        risen = self._monitor.update(sample.losses)
+        if self.state.asked:
+            # already asked: only make sure that the threshold keeps up with what exploration goes on to find
+            self._raise_threshold()
+        elif risen:
+            self._ask(self._drift_reason(risen), "drift")
+            self._raise_threshold()
+
+    def _raise_threshold(self) -> None:
+        window = self._explored[-self.settings.window :]
+        if not self.settings.adapts or len(window) < 5:
+            return
+        needed = (self.validation.agreement if self.validation else 1.0) - self.settings.drop_tolerance
+        before = self.state.threshold
+        raised = raised_threshold(window, before, needed)
+        if raised > before:
+            was, now = agreement_at(window, before)[0], agreement_at(window, raised)[0]
+            self._set(threshold=raised)
+            self._events.note(
+                "threshold raised",
+                f"of the last {len(window)} explored samples the policy agreed with the last exit on {was:.1%} at "
+                f"{before:g}, and {needed:.1%} are needed: at {raised:g} it is {now:.1%}",
+                before=before,
+                after=raised,
+            )
+
+    def _drift_reason(self, risen: tuple[int, ...]) -> str:
+        window = self._explored[-self.settings.window :]
+        exits = self.validation.exits if self.validation else tuple(range(self._num_exits))
+        parts = []
+        for position in risen:
+            now = sum(sample.losses[position] for sample in window) / len(window)
+            losses = self.validation.losses[position] if self.validation else ()
+            against = f", against {sum(losses) / len(losses):.3f} at calibration" if losses else ""
+            parts.append(f"the loss of exit {exits[position]} has risen to {now:.3f} nats{against}")
+        return f"{self.settings.drift.rule} finds that {' and '.join(parts)}"
+
+    def _look_for_collapse(self) -> None:
+        """Flag exits that have stopped answering: under a threshold that we raised ourselves that is expected."""
+        validation, recent = self.validation, self.state.recent_early
+        if validation is None or validation.num_samples == 0 or len(recent) < self.settings.collapse_window:
+            return
+        if self.state.asked or self.state.threshold != validation.threshold:
+            return
+        expected, now = validation.early_share, sum(recent) / len(recent)
+        # the calibration set is a sample too: both means err
+        error = math.sqrt(expected * (1 - expected) * (1 / len(recent) + 1 / validation.num_samples))
+        if now < self.settings.collapse_share * expected and now < expected - _COLLAPSE_Z * error:
+            self._ask(
+                f"early exits answered {now:.0%} of the last {len(recent)} samples, against {expected:.0%} at "
+                "calibration",
+                "exit rates collapsed",
+            )
+
+    def _ask(self, reason: str, kind: str) -> None:
+        self._events.note(kind, reason, frame=self.state.frames)
+        self._set(asked=reason if self.settings.adapts else "")
+        if not self.settings.adapts:
+            self._monitor = self._fresh_monitor()
+
+    def _fresh_monitor(self) -> DriftMonitor:
+        losses = self.validation.losses if self.validation else ((),) * self._num_exits
+        return DriftMonitor(self.settings.drift, losses)
+
+    def _move(self, signal: Signal) -> None:
+        self._set(phase=next_phase(self.state.phase, signal))
+
+    def _set(self, **changes: object) -> None:
+        self.state = replace(self.state, **changes)  # type: ignore[arg-type]
+        self._memory.save_state(self.state)

@@ -1,0 +1,1 @@
+"""Where users' samples come from: FEMNIST, LEAF's JSON, parquet, and any labelled image set."""

@@ -1,0 +1,180 @@
+"""Personalised ImageNet: users with tastes of their own, over any labelled image set (PersEPhonEE, Sec. 4.1).
+
+How often a user meets a class follows a Gaussian over the user's own permutation of the classes. Images are uint8
+[N, 3, H, W].
+
+    images ──► global pool                      users `g0000`, ...: equal shares of it, for the global model
+           └─► personal pool ──► may train      users `u0000`, ...: drawn by popularity, without replacement
+                             └─► tests only
+
+The pools never overlap, and an image that tests one user trains and calibrates none, since it is the image that has
+the part. Two users may share an image within a part.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from persephonee.data_partitions.errors import BrokenDataError, NotEnoughUsersError
+from persephonee.data_partitions.samples import UserSamples, check_index
+from persephonee.data_partitions.sources.image_cells import Pixels, decode, number_of_channels, stack
+from persephonee.data_partitions.sources.image_sets import ImageSet
+from persephonee.data_partitions.sources.image_users import ImageUserSettings
+
+logger = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
+# streams of random numbers, which must not share numbers
+_POOLS, _SHARES, _USER = range(3)
+
+
+class PersonalisedImageNet:
+    """Users of one pool of an image set; which image belongs to whom depends on the settings and the labels alone.
+
+    Args:
+        images: the labelled images.
+        settings: how users are drawn.
+        pool: "personal" or "global".
+
+    Raises:
+        NotEnoughUsersError: the pool has too few images for a user, or for two in the global pool.
+        BrokenDataError: the first image does not decode.
+    """
+
+    name = "imagefolder"
+
+    def __init__(self, images: ImageSet, settings: ImageUserSettings, pool: str = "personal") -> None:
+        self._images, self._settings = images, settings
+        self.class_names: tuple[str, ...] | None = images.class_names
+        self.num_classes = len(images.class_names)
+        of_global, may_train, tests = _pools(images.labels, settings)
+        if pool == "global":
+            self._rows = _equal_shares(of_global, settings)
+            self._tests = [np.empty(0, dtype=np.int64)] * len(self._rows)
+        else:
+            drawn = [self._draw(user, may_train, tests) for user in range(settings.num_users)]
+            self._rows = [np.sort(np.concatenate(parts)) for parts in drawn]
+            self._tests = [test for _, test in drawn]
+        self.pool = pool
+        self.division: dict[str, float] = {"seed": settings.seed, "global_share": settings.global_share}
+        """What decides which images are for the global model, besides the image set itself."""
+        self.num_partitions = len(self._rows)
+        self.client_ids = tuple(f"{pool[0] if pool == 'global' else 'u'}{user:04d}" for user in range(len(self._rows)))
+        self.counts = tuple(map(len, self._rows))
+        self.classes_seen = tuple(len(np.unique(images.labels[rows])) for rows in self._rows)
+        """Each user's number of classes that are there in practice."""
+        self.image_shape: tuple[int, int, int] = self._decode(self._rows[0][:1])[0].shape
+        seen = f"{min(self.classes_seen)} to {max(self.classes_seen)}"
+        logger.info("%d users of the %s pool see %s of %d classes", len(self._rows), pool, seen, self.num_classes)
+
+    def load_partition(self, index: int) -> UserSamples:
+        """Decode the images of user `client_ids[index]`; those of the personal pool have a fixed test part."""
+        check_index(index, self.num_partitions)
+        client_id, rows = self.client_ids[index], self._rows[index]
+        fixed = torch.from_numpy(np.isin(rows, self._tests[index])) if self.pool == "personal" else None
+        return UserSamples(
+            client_id=client_id,
+            images=torch.from_numpy(stack(self._decode(rows), self.image_shape, client_id)),
+            labels=torch.from_numpy(self._images.labels[rows]),
+            fixed_test=fixed,
+        )
+
+    def rows_of(self, index: int) -> Rows:
+        """Return the rows of the image set that a user has, sorted."""
+        check_index(index, self.num_partitions)
+        return self._rows[index].copy()
+
+    def _draw(self, user: int, may_train: Rows, tests: Rows) -> tuple[Rows, Rows]:
+        """Return a user's rows to train and calibrate with, and those to test with."""
+        generator = _generator(self._settings, _USER, user)
+        shares = popularity(self.num_classes, self._settings.class_width, generator)
+        num_tests = max(1, round(self._settings.test_share * self._settings.samples_per_user))
+        labels = self._images.labels
+        return (
+            _choose(may_train, labels, self._settings.samples_per_user - num_tests, shares, generator),
+            _choose(tests, labels, num_tests, shares, generator),
+        )
+
+    def _decode(self, rows: Rows) -> list[Pixels]:
+        pixels = []
+        for row, cell in zip(rows, self._images.cells(rows), strict=True):
+            try:
+                grey = isinstance(cell, list | np.ndarray) and number_of_channels(cell, self._images.folder_of(0)) == 1
+                image = decode(cell, 1 if grey else 3, self._images.folder_of(int(row)))
+            except ValueError as error:
+                where = self._images.describe_row(int(row))
+                raise BrokenDataError(f"The image in {where} cannot be used: {error}.") from error
+            pixels.append(_fit(np.repeat(image, 3, axis=0) if grey else image, self._settings.image_size))
+        return pixels
+
+
+def popularity(num_classes: int, width: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the share of each class among a user's images, shape [K], sum 1: a Gaussian over a permutation."""
+    place = generator.permutation(num_classes) - (num_classes - 1) / 2
+    # relative to the most popular class, so that a narrow Gaussian does not vanish between two classes
+    exponent = -0.5 * (place / width) ** 2
+    shares = np.exp(exponent - exponent.max())
+    return np.asarray(shares / shares.sum())
+
+
+def _pools(labels: Rows, settings: ImageUserSettings) -> tuple[Rows, Rows, Rows]:
+    """Divide the rows, class by class: for the global model, for users to train with, for users to test with."""
+    generator = _generator(settings, _POOLS)
+    parts: tuple[list[Rows], list[Rows], list[Rows]] = ([], [], [])
+    for label in range(int(labels.max()) + 1):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        end_of_global = round(settings.global_share * len(rows))
+        end_of_tests = end_of_global + round(settings.test_share * (len(rows) - end_of_global))
+        for part, piece in zip(parts, np.split(rows, [end_of_global, end_of_tests]), strict=True):
+            part.append(piece)
+    of_global, tests, may_train = (np.concatenate(part) for part in parts)
+    return of_global, may_train, tests
+
+
+def _equal_shares(rows: Rows, settings: ImageUserSettings) -> list[Rows]:
+    count = len(rows) // settings.samples_per_user
+    if count < 2:
+        raise NotEnoughUsersError(
+            f"The global pool has {len(rows)} images, which makes {count} users of {settings.samples_per_user}; "
+            "take fewer samples per user or more images."
+        )
+    shuffled = _generator(settings, _SHARES).permutation(rows)
+    return [np.sort(piece) for piece in np.array_split(shuffled, count)]
+
+
+def _choose(pool: Rows, labels: Rows, count: int, shares: NDArray[np.float64], generator: np.random.Generator) -> Rows:
+    """Draw `count` different rows by their class's share; what a used-up class lacks, the others give."""
+    of_class = [pool[labels[pool] == label] for label in range(len(shares))]
+    left = np.asarray([len(rows) for rows in of_class])
+    wanted = np.zeros(len(shares), dtype=np.int64)
+    while wanted.sum() < count:
+        open_shares = np.where(wanted < left, shares, 0.0)
+        if not open_shares.sum() > 0:
+            raise NotEnoughUsersError(
+                f"A user wants {count} images and its classes have {int(wanted.sum())}; take fewer samples per user, "
+                "a larger class width or more images."
+            )
+        more = generator.multinomial(count - wanted.sum(), open_shares / open_shares.sum())
+        wanted = np.minimum(wanted + more, left)
+    chosen = [generator.choice(rows, number, replace=False) for rows, number in zip(of_class, wanted, strict=True)]
+    return np.concatenate(chosen)
+
+
+def _fit(image: Pixels, size: int | None) -> Pixels:
+    """Scale the shorter side of [3, H, W] to `size` px and cut the middle out of the longer one."""
+    if size is None or image.shape[1:] == (size, size):
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    cut = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    return np.ascontiguousarray(cut.transpose(2, 0, 1))
+
+
+def _generator(settings: ImageUserSettings, *purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([settings.seed, *purpose]))

@@ -1,0 +1,1 @@
+"""Writers that need no download: 62 handwritten characters drawn from strokes."""

@@ -1,0 +1,107 @@
+"""Beyond the paper: how many samples personalisation needs, with labels and without.
+
+The paper's Fig. 4 has hard labels only. Users who know no labels need more: the original's answers to a few samples say
+little of what its user meets. The users are those of a wider popularity, whose classes hold enough images.
+"""
+
+from dataclasses import replace
+
+import pandas as pd
+
+from persephonee.experiments.paper.figure_5 import times_cheaper
+from persephonee.experiments.studies.figure_results import (
+    COLOURS,
+    Claim,
+    FigureResult,
+    claim_on,
+    exit_line,
+    exit_means,
+    first_reaching,
+    named,
+    original_accuracy,
+)
+from persephonee.experiments.studies.measurements import Measured
+from persephonee.experiments.studies.studies import Study
+from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
+
+TITLE = "Samples, with labels and without"
+STUDIES = ("mobilenet_v2",)
+NEEDS_OWN_STUDY = True
+SCHEMES = ("hard labels", "self-distillation")
+IMAGES = (100, 400, 1_600)
+"""Of a user, of which a split trains with some."""
+WIDTH = 10.0
+"""Of a user's popularity, in classes."""
+USERS = 24
+
+
+def variants(study: Study) -> dict[str, Study]:
+    """Return the study with users of each number of images."""
+    fewer = replace(study, schemes=SCHEMES, sample_counts=(), num_users=min(USERS, study.num_users))
+    return {
+        f"images_{images}": replace(fewer, data=replace(study.data, class_width=WIDTH, samples_per_user=images))
+        for images in IMAGES
+    }
+
+
+def draw(measured: Measured, **of_images: Measured) -> FigureResult:
+    """Draw each exit's gain over the original, over the number of training samples."""
+    numbers = table(of_images)
+    early = measured.network.num_exits
+    with figure_style():
+        figure = new_figure()
+        axes_of = figure.subplots(1, 2, sharey=True)
+        for axes, scheme in zip(axes_of, SCHEMES, strict=True):
+            for exit in range(early):
+                rows = numbers[(numbers.scheme == scheme) & (numbers.exit == exit)]
+                gain = 100 * (rows.after - rows.original)
+                axes.plot(rows.train_samples, gain, label=f"exit {exit}", **exit_line(exit, early))
+            axes.axhline(0, color=COLOURS["original"], linewidth=1.2, label="original")
+            axes.set(xlabel="training samples of a user", title=scheme, xscale="log")
+            ticks = sorted(set(numbers.train_samples))
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axes.minorticks_off()
+        axes_of[0].set_ylabel("accuracy − original (points)")
+        shared_legend(figure)
+        figure.suptitle(measured.study.title, fontsize=10.5)
+    return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, of_images))
+
+
+def table(of_images: dict[str, Measured]) -> pd.DataFrame:
+    """Return a row per number of samples, scheme and early exit: accuracies before and after, and the original's."""
+    parts = []
+    for measured in of_images.values():
+        for scheme in SCHEMES:
+            means = exit_means(measured, scheme)[["before", "after"]].iloc[:-1].reset_index()
+            parts.append(
+                means.assign(train_samples=train_samples(measured), scheme=scheme, original=original_accuracy(measured))
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def train_samples(measured: Measured) -> int:
+    """Return how many samples train for a user, the median over users."""
+    return int(measured.exits[measured.exits.whole].groupby("user").num_train.first().median())
+
+
+def _claims(measured: Measured, of_images: dict[str, Measured]) -> tuple[Claim, ...]:
+    found = []
+    for scheme in SCHEMES:
+        for one in of_images.values():
+            means, original = exit_means(one, scheme), original_accuracy(one)
+            before, after = (first_reaching(means[stage], original) for stage in ("before", "after"))
+            cheaper = times_cheaper(one, scheme, "macs")
+            fewer = "" if cheaper is None else f", at {cheaper:.1f}x fewer MACs"
+            gap = 100 * (means.after.iloc[:-1] - original)
+            found.append(
+                claim_on(
+                    measured,
+                    f"{train_samples(one):,} training samples, {scheme}",
+                    paper="not given",
+                    ours=f"{named(after)} reaches the original of {original:.1%}{fewer} (before: {named(before)}); "
+                    f"first exit {gap.iloc[0]:+.1f} points, deepest {gap.iloc[-1]:+.1f} "
+                    f"({one.exits.user.nunique()} users)",
+                    same_direction=None,
+                )
+            )
+    return tuple(found)

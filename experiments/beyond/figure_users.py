@@ -1,0 +1,87 @@
+"""Beyond the paper: whom personalisation helps and whom it hurts, exit by exit."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on
+from persephonee.experiments.studies.measurements import Measured
+from persephonee.server.report.figure_style import figure_style, new_figure
+
+TITLE = "Users helped and hurt"
+STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
+NOTE = """\
+A policy is chosen, and may hurt where every single exit helps: calibration takes the cheapest threshold and exits that
+stay within the tolerance on the calibration samples, a quarter of the training data, and among so few the cheapest is
+also the luckiest. The photographs' global exits are too weak to be chosen at all, so that the policy before is nearly
+the original; the policy after saves work, and pays for it. Fig. 7 shows it as crosses.
+"""
+SCHEME = "hard labels"
+HELPED, HURT = COLOURS[SCHEME], "#e69f00"
+
+
+def draw(measured: Measured) -> FigureResult:
+    """Draw the shares of users that gain and lose, and the spread of the change in accuracy."""
+    numbers = table(measured)
+    shown = numbers[numbers.scheme == SCHEME]
+    x = np.arange(len(shown))
+    with figure_style():
+        figure = new_figure()
+        shares, spread = figure.subplots(1, 2, width_ratios=(1, 1.25))
+        shares.bar(x, 100 * shown.helped, color=HELPED, width=0.7, label="helped")
+        shares.bar(x, -100 * shown.hurt, color=HURT, width=0.7, label="hurt")
+        shares.axhline(0, color=COLOURS["original"], linewidth=0.8)
+        shares.set(ylabel="share of users (%)", ylim=(-100, 100))
+        shares.set_yticks([-100, -50, 0, 50, 100], ["100", "50", "0", "50", "100"])
+        spread.vlines(x, 100 * shown.p5, 100 * shown.p95, color=HELPED, linewidth=1.2, label="p5 to p95")
+        spread.vlines(x, 100 * shown.p25, 100 * shown.p75, color=HELPED, linewidth=5, label="p25 to p75")
+        spread.plot(x, 100 * shown["median"], "o", color="white", mec=HELPED, markersize=5, label="median", zorder=3)
+        spread.plot(x, 100 * shown.worst, "x", color=HURT, markersize=6, label="worst user")
+        spread.axhline(0, color=COLOURS["original"], linewidth=0.8)
+        spread.set_ylabel("change of a user's accuracy (points)")
+        names = ["policy" if exit == "policy" else f"{exit}" for exit in shown.exit]
+        for axes in (shares, spread):
+            axes.set_xticks(x, names)
+            axes.set_xlabel("exit")
+            axes.grid(visible=False, axis="x")
+        shares.legend(loc="lower left", ncols=2)
+        figure.legend(*spread.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.suptitle(f"{measured.study.title}, {SCHEME}", fontsize=10.5)
+    return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
+
+
+def table(measured: Measured) -> pd.DataFrame:
+    """Return a row per scheme and early exit, and one for the whole policy; changes in accuracy, in [-1, 1]."""
+    exits = measured.exits[measured.exits.whole & (measured.exits.exit < measured.network.num_exits)]
+    changes = exits.assign(change=exits.after - exits.before, exit=exits.exit.astype(str))
+    policies = measured.policies
+    whole = policies.assign(change=policies.accuracy_after - policies.accuracy_before, exit="policy")
+    columns = ["scheme", "exit", "change"]
+    groups = pd.concat([changes[columns], whole[columns]]).groupby(["scheme", "exit"]).change
+    quantiles = {f"p{percent}": groups.quantile(percent / 100) for percent in (5, 25, 75, 95)}
+    summary = {"median": groups.median(), "worst": groups.min(), "mean": groups.mean(), "users": groups.size()}
+    shares = {"helped": groups.agg(lambda c: (c > 0).mean()), "hurt": groups.agg(lambda c: (c < 0).mean())}
+    return pd.DataFrame({**shares, **quantiles, **summary}).reset_index()
+
+
+def _cost(measured: Measured, scheme: str) -> str:
+    rows = measured.policies[measured.policies.scheme == scheme]
+    before, after = (float((rows[name] / rows.original_macs).mean()) for name in ("mean_macs_before", "mean_macs"))
+    return f", for {before:.0%} of the original's MACs before and {after:.0%} after"
+
+
+def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
+    rows: Any = numbers.itertuples()
+    return tuple(
+        claim_on(
+            measured,
+            f"{'the whole policy' if row.exit == 'policy' else f'exit {row.exit}'}, {row.scheme}",
+            paper="not given",
+            ours=f"{row.helped:.0%} helped, {row.hurt:.0%} hurt; p5 {100 * row.p5:+.1f}, p25 {100 * row.p25:+.1f}, "
+            f"worst {100 * row.worst:+.1f} points{_cost(measured, row.scheme) if row.exit == 'policy' else ''}",
+            same_direction=None,
+        )
+        for row in rows
+        if row.scheme != "self-supervision"
+    )

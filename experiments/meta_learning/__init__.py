@@ -1,0 +1,1 @@
+"""How good a start meta-learned exits give to new users."""

@@ -1,0 +1,1 @@
+"""docs/results.md, written from the tables of figures and runs."""

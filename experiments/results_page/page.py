@@ -1,0 +1,186 @@
+r"""The results page, from tables alone.
+
+    python -m persephonee.experiments.results_page.page FIGURES RUN ... MODEL ... META --out docs/results.md --readme
+    README.md
+
+Each folder is recognised by what it holds. A section whose tables are not given stays as it is on the page, or is named
+as missing where the page has none yet. Pictures are copied into images/ beside the page and the numbers into tables/;
+in the README the part between the two markers is replaced.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.experiments.figures import BEYOND, PAPERS
+from persephonee.experiments.results_page.figures_section import claims_of, render_commands, render_figures
+from persephonee.experiments.results_page.kept_tables import keep_tables
+from persephonee.experiments.results_page.runs_section import render_models, render_runs
+from persephonee.experiments.results_page.sharing_section import render_attacks, render_sharing, render_starts
+from persephonee.experiments.results_page.sources import Sources, recognise
+from persephonee.experiments.studies.figure_results import claims_table
+from persephonee.multi_exit.atomic_files import write_text_atomically
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README_STUDY = "ResNet-50"
+
+HEADER = """\
+# Results
+
+The paper's evaluation on the data that was at hand, its values beside ours. This page is generated from tables; only
+the reasons are written by hand, in `experiments/results_page/reasons.py`. To make it again, run the commands below
+and then
+
+```sh
+python -m persephonee.experiments.results_page.page FOLDERS --out docs/results.md --readme README.md
+```
+
+with the folders that they wrote; a section whose folders are not named stays as it is. The numbers behind the figures
+and the sections are in [tables/](tables). What stands in for what:
+
+| in the paper | here |
+|---|---|
+| ImageNet, 1,000 classes, 224 px | Tiny ImageNet: 200 of the classes, 64 px, scaled up |
+| ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned |
+| personalised ImageNet, 250 users | users drawn in the same way, how many: with each figure; the width of their \
+popularity, which the paper does not print, is 5 of 200 classes: see "How personal the users are" |
+| exits that learn from ImageNet's 1,300 images a class | from 100 a class, and from the original's answers to them |
+| self-distillation at a temperature that the paper does not print | at 4 on photographs, at 1 on handwriting |
+| FEMNIST, 3,250 writers and 250 users | QMNIST (10 digits, real writers); built-in writers (62 characters, drawn) |
+| a Jetson Xavier's CPU | this machine's CPU |
+
+A claim's direction is the same where ours points where the paper's does; the last column gives a reason where ours
+falls short of the paper's value.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    render: Callable[[Sources, Path], list[str]]
+    missing: str
+    """What to run when there are no tables for it."""
+
+
+SECTIONS = (
+    Section(
+        title="The paper's figures",
+        render=lambda sources, images: render_figures(sources, PAPERS, images),
+        missing="`persephonee figures --scale quick --real-data DIR --out DIR`",
+    ),
+    Section(
+        title="Beyond the paper",
+        render=lambda sources, images: render_figures(sources, BEYOND, images),
+        missing="`persephonee figures --scale quick --real-data DIR --out DIR`",
+    ),
+    Section(
+        title="How the figures were made",
+        render=lambda sources, _: render_commands(sources),
+        missing="`persephonee figures`",
+    ),
+    Section(
+        title="Global models of the simulations",
+        render=lambda sources, _: render_models(sources),
+        missing="the folders of the models that the simulations ran on",
+    ),
+    Section(
+        title="Simulated federations, one round, metrics only",
+        render=lambda sources, _: render_runs(sources),
+        missing="`persephonee simulate --rounds 1`",
+    ),
+    Section(
+        title="Sharing exits",
+        render=render_sharing,
+        missing="`persephonee simulate --rounds 10 --unseen-share 0.2`, with `--share-exits` and without",
+    ),
+    Section(
+        title="Where new users' exits start",
+        render=render_starts,
+        missing="`python -m persephonee.experiments.meta_learning.experiment`",
+    ),
+    Section(
+        title="What an attacker finds out",
+        render=render_attacks,
+        missing="`python -m persephonee.experiments.membership.experiment`",
+    ),
+)
+
+
+def results_page(sources: Sources, images: Path, earlier: str = "") -> str:
+    """Return the page in Markdown, with the sections of an earlier one where the sources have no tables for them.
+
+    Pictures are written into `images`.
+    """
+    images.mkdir(parents=True, exist_ok=True)
+    lines = [HEADER]
+    for section in SECTIONS:
+        body = section.render(sources, images) or _section_of(earlier, section.title)
+        lines += [f"## {section.title}", "", *(body or [f"Missing: no tables were given. Run {section.missing}.", ""])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section_of(page: str, title: str) -> list[str]:
+    """Return the lines of a page's section, without its heading; none where the page lacks it."""
+    _, _, rest = f"\n{page}".partition(f"\n## {title}\n")
+    body = rest.partition("\n## ")[0].strip()
+    return [body, ""] if body else []
+
+
+def readme_part(sources: Sources, page: Path, images: Path, readme: Path) -> str:
+    """Return the README's part: one figure and the headline claims.
+
+    Raises:
+        ClientSettingsError: there are no headline claims.
+    """
+    found = claims_of(sources, "headline")
+    chosen = next((made_on for made_on in found if README_STUDY in made_on), None)
+    if chosen is None:
+        raise ClientSettingsError(f"No folder has the figure 'headline' on {README_STUDY}: draw it, or leave --readme.")
+    here = readme.parent.resolve()
+    picture, link = (path.resolve().relative_to(here) for path in (images / "results-3a-resnet50.png", page))
+    lines = [f"![Accuracy per exit, before and after personalisation]({picture})", ""]
+    lines += [f"Made on: {chosen}. All figures, and what stands in for which data: [{link}]({link}).", ""]
+    return "\n".join([*lines, *claims_table(found[chosen])])
+
+
+def replace_part(text: str, part: str) -> str:
+    """Return the text with `part` between the two markers.
+
+    Raises:
+        ClientSettingsError: a marker is missing.
+    """
+    begin, end = text.find(BEGIN), text.find(END)
+    if begin < 0 or end < begin:
+        raise ClientSettingsError(f"The README needs the markers {BEGIN} and {END}, in this order; put them in.")
+    return f"{text[: begin + len(BEGIN)]}\n{part}\n{text[end:]}"
+
+
+def main(
+    *,
+    folders: Annotated[list[Path], typer.Argument(help="Folders of figures, runs, models and tables.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    readme: Annotated[Path | None, typer.Option(help="Replace the part between the markers in this file too.")] = None,
+) -> None:
+    """Write the page, its pictures, and on request the README's part."""
+    images = out.parent / "images"
+    try:
+        sources = recognise(folders)
+        earlier = out.read_text() if out.exists() else ""
+        write_text_atomically(out, results_page(sources, images, earlier))
+        keep_tables(sources, out.parent / "tables")
+        if readme is not None:
+            part = readme_part(sources, out, images, readme)
+            write_text_atomically(readme, replace_part(readme.read_text(), part))
+    except ClientSettingsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

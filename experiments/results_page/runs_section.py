@@ -1,0 +1,159 @@
+"""The results page's part on simulations: what personalisation gave to each exit and to each user, run by run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from persephonee.experiments.results_page.sources import Run, Sources, as_seen_from_here, percent, shell_block
+
+DATA_OPTIONS = {
+    "dataset": "synthetic-writers",
+    "data-path": "",
+    "user-column": "writer_id",
+    "label-column": "character",
+    "num-writers": 3550,
+    "data-seed": 0,
+}
+"""The options that say which data, and their defaults."""
+
+RUN_OPTIONS = {
+    "scheme": "auto",
+    "epochs": 10,
+    "learning-rate": 0.01,
+    "batch-size": 32,
+    "drop-tolerance": 0.01,
+    "share-exits": False,
+    "strategy": "fedavg",
+    "server-learning-rate": 0.01,
+    "sharing-share": 1.0,
+    "share-dtype": "float32",
+    "proximal-mu": 0.0,
+    "unseen-share": 0.0,
+    "seed": 0,
+}
+"""Further options of `simulate`, and their defaults; one that has its default is left out."""
+
+PRETRAIN_OPTIONS = {
+    "epochs": 6,
+    "max_samples": None,
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "seed": 0,
+}
+
+NAMES = {"synthetic-writers": "built-in writers", "parquet": "QMNIST by writer"}
+
+
+def render_runs(sources: Sources) -> list[str]:
+    """Return the lines of all runs of a single round, nothing where there are none."""
+    lines: list[str] = []
+    for run in sources.runs:
+        if not run.has_unseen_users:
+            lines += _run(run, sources)
+    return lines
+
+
+def render_models(sources: Sources) -> list[str]:
+    """Return how the global models of the runs were made, and how good they are on users whom training never saw."""
+    lines: list[str] = []
+    for fingerprint, (name, described) in sources.models.items():
+        history = described["metadata"]["history"]
+        users = [run for run in sources.runs if run.config.get("model") == fingerprint]
+        if not users or not history:
+            continue
+        settings = described["metadata"]["settings"]
+        best = history[settings["best_epoch"] - 1]
+        exits = [f"{100 * accuracy:.1f}%" for accuracy in best["validation_accuracy"]]
+        names = [*(f"exit {exit}" for exit in range(len(exits) - 1)), "last exit"]
+        lines += shell_block(_pretrain_words(name, described, users[0].config))
+        lines += [
+            f"| `{name}`, fingerprint {fingerprint[:12]} | {' | '.join(names)} |",
+            "|---" * (len(exits) + 1) + "|",
+        ]
+        samples = (
+            f"epoch {best['epoch']} of {settings['epochs']}, {settings['num_validation']:,} samples of unseen users"
+        )
+        lines += [f"| {samples} | {' | '.join(exits)} |", ""]
+    return lines
+
+
+def simulate_words(run: Run, models: Mapping[str, tuple[str, dict[str, Any]]]) -> list[str]:
+    """Return the command that makes a run again, from its config.json."""
+    config = run.config
+    model = models.get(config.get("model", ""), ("MODEL", {}))[0]
+    words = ["persephonee simulate", f"--model models/{model}", *_options(config, DATA_OPTIONS)]
+    words += [f"--clients {config['clients']}", f"--rounds {config['num-server-rounds']}"]
+    words += [f"--labels {config['labels']}", *_options(config, RUN_OPTIONS), f"--run-dir runs/{run.path.name}"]
+    return words
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """Return what the run's data is called."""
+    return NAMES.get(config["dataset"], str(config["dataset"]))
+
+
+def heading(name: str) -> str:
+    """Return a name as a heading begins."""
+    return name[0].upper() + name[1:]
+
+
+def _run(run: Run, sources: Sources) -> list[str]:
+    summary, policy = run.summary, run.summary["policy"]
+    counts = summary["counts"]
+    small = f", {counts['too_small']} have too few samples" if counts["too_small"] else ""
+    failed = counts["refused"] + counts["failed"]
+    lines = [
+        f"### {heading(data_name(run.config))}, labels: {run.config['labels']}",
+        "",
+        f"{counts['asked']} users asked, {counts['ok']} with figures{small}{f', {failed} failed' if failed else ''}; "
+        f"on average {summary['num_train']['mean']:.0f} samples train and {summary['num_test']['mean']:.0f} test.",
+        "",
+        *shell_block(simulate_words(run, sources.models)),
+        "| exit | MMAC | of the original | accuracy before | after | users helped | users hurt |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["exits"]:
+        name = "last" if row["is_last"] else str(row["exit"])
+        change = row["change"]
+        lines.append(
+            f"| {name} | {row['macs'] / 1e6:.1f} | {percent(row['cost_share'], 0)} | "
+            f"{percent(row['accuracy_before']['mean'])} | {percent(row['accuracy_after']['mean'])} | "
+            f"{percent(change['helped'], 0)} | {percent(change['hurt'], 0)} |"
+        )
+    return [*lines, "", _policy_words(policy, run.config["drop-tolerance"]), ""]
+
+
+def _policy_words(policy: Mapping[str, Any], drop_tolerance: float) -> str:
+    before, after, original = (percent(policy[f"accuracy_{name}"]["mean"]) for name in ("before", "after", "original"))
+    change, against = policy["change"], policy["against_original"]
+    macs, share = policy["mean_macs_after"] / 1e6, percent(policy["cost_share_after"]["mean"], 0)
+    return (
+        f"The whole policy, calibrated for a drop of at most {percent(drop_tolerance, 0)}: accuracy {before} before, "
+        f"{after} after, the original {original}; on average {macs:.1f} MMAC a sample, {share} of the original's "
+        f"{policy['original_macs'] / 1e6:.1f}. Against before, {percent(change['helped'], 0)} of users are helped and "
+        f"{percent(change['hurt'], 0)} hurt; against the original, {percent(against['helped'], 0)} and "
+        f"{percent(against['hurt'], 0)}."
+    )
+
+
+def _options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, default in defaults.items():
+        value = config.get(name, default)
+        if value == default:
+            continue
+        if name == "data-path":
+            value = as_seen_from_here(value)
+        words.append(f"--{name}" if value is True else f"--{name} {value}")
+    return words
+
+
+def _pretrain_words(name: str, described: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    spec, settings = described["spec"], described["metadata"]["settings"]
+    words = ["persephonee pretrain", f"--backbone {spec['backbone']}", f"--num-exits {len(spec['cuts'])}"]
+    words += _options(data, DATA_OPTIONS)
+    if settings["max_users"] is not None:
+        words.append(f"--max-writers {settings['max_users']}")
+    for option, default in PRETRAIN_OPTIONS.items():
+        if settings[option] != default:
+            words.append(f"--{option.replace('_', '-')} {settings[option]}")
+    return [*words, f"--out models/{name}"]

@@ -1,0 +1,1 @@
+"""What the figures share: the studies, their models, their users and their measurements."""

@@ -1,0 +1,168 @@
+"""What a figure gives: a picture, a table of its numbers, and the paper's claims beside ours."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from persephonee.experiments.results_page.reasons import reason
+from persephonee.experiments.studies.measurements import Measured
+from persephonee.experiments.studies.workers import write_table
+from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
+from persephonee.server.report.figure_style import AFTER, BEFORE, FRONT, ORIGINAL, figure_style, save_figure
+
+SELF_SUPERVISION = "#cc79a7"
+COLOURS = {
+    "before": BEFORE,
+    "hard labels": AFTER,
+    "self-distillation": FRONT,
+    "self-supervision": SELF_SUPERVISION,
+    "original": ORIGINAL,
+}
+"""One colour for one thing in all figures; Okabe and Ito's."""
+
+MARKERS = "osv^DPX"
+"""Of a line for each exit."""
+
+DIRECTIONS = {True: "yes", False: "no", None: "–"}
+
+PAPER_ORIGINAL = 0.7496
+"""Accuracy of the paper's original ResNet-50 (Fig. 3a)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence of the paper, its value, and ours.
+
+    Attributes:
+        claim: what is compared.
+        paper: the paper's value.
+        ours: ours, or that it was not reached.
+        same_direction: whether ours points where the paper's does; None where the paper says nothing.
+        why: why it differs; empty where ours does not fall short.
+    """
+
+    claim: str
+    paper: str
+    ours: str
+    same_direction: bool | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FigureResult:
+    """A figure that has been drawn.
+
+    Attributes:
+        figure: the picture.
+        numbers: what it shows, one row per mark.
+        claims: the paper's claims about it.
+    """
+
+    figure: Figure
+    numbers: pd.DataFrame
+    claims: tuple[Claim, ...]
+
+
+def claim_on(
+    measured: Measured, claim: str, *, paper: str, ours: str, same_direction: bool | None, as_good: bool = True
+) -> Claim:
+    """Return a claim with the reason why it differs, where ours points elsewhere or is not as good as the paper's."""
+    falls_short = same_direction is False or not as_good
+    why = reason(measured.study.name, claim, falls_short=falls_short)
+    return Claim(claim=claim, paper=paper, ours=ours, same_direction=same_direction, why=why)
+
+
+def save_result(
+    result: FigureResult, name: str, title: str, measured: Measured, about: dict[str, Any], out: Path
+) -> None:
+    """Write NAME.png, NAME.svg, NAME.parquet, NAME-claims.parquet, NAME.md and NAME.json into `out`.
+
+    Args:
+        result: the figure.
+        name: of the files.
+        title: of the figure.
+        measured: what it was drawn from.
+        about: how it was made, for NAME.json; JSON types only.
+        out: the folder.
+    """
+    with figure_style():
+        save_figure(result.figure, out, name)
+    write_table(result.numbers, out / f"{name}.parquet")
+    write_table(pd.DataFrame([asdict(claim) for claim in result.claims]), out / f"{name}-claims.parquet")
+    write_text_atomically(out / f"{name}.md", page(name, title, made_on(measured), result.claims))
+    facts = {
+        "title": title,
+        "study": measured.study.name,
+        "made_on": made_on(measured),
+        "cpu_seconds": round(measured.cpu_seconds),
+        **about,
+    }
+    write_json_atomically(out / f"{name}.json", facts)
+
+
+def page(name: str, title: str, made_on: str, claims: Sequence[Claim]) -> str:
+    """Return a figure's part of the results page, in Markdown."""
+    lines = [f"## {title}", "", f"![{title}]({name}.png)", "", f"Made on: {made_on}.", "", *claims_table(claims)]
+    return "\n".join([*lines, ""])
+
+
+def claims_table(claims: Sequence[Claim]) -> list[str]:
+    """Return the lines of the claims' table, in Markdown."""
+    lines = ["| claim | paper | ours | same direction | why it differs |", "|---|---|---|---|---|"]
+    return lines + [f"| {c.claim} | {c.paper} | {c.ours} | {DIRECTIONS[c.same_direction]} | {c.why} |" for c in claims]
+
+
+def made_on(measured: Measured) -> str:
+    """Return what a study is made on: data, network, users and their samples, and who was left out."""
+    study, whole = measured.study, measured.exits[measured.exits.whole]
+    users, samples = whole.user.nunique(), whole.groupby("user").num_train.first()
+    small = f"; {measured.too_small} more have fewer samples than a split needs" if measured.too_small else ""
+    size = f"{samples.min()}" if samples.min() == samples.max() else f"{samples.min()} to {samples.max()}"
+    distilled = f", self-distillation at temperature {study.temperature:g}" if study.temperature != 1 else ""
+    heads = f"{measured.network.num_exits} exits"
+    return f"{study.title}, {heads}, {users} users with {size} training samples each{distilled}{small}"
+
+
+def busy(load: float) -> str:
+    """Return a remark on times that were taken while other work went on, nothing where the machine was quiet."""
+    cores = os.cpu_count() or 1
+    return f" (on a busy machine: load {load:.0f} on {cores} cores)" if load > cores + 1 else ""
+
+
+def exit_means(measured: Measured, scheme: str) -> pd.DataFrame:
+    """Return per exit, indexed by its number: mean over users of before and after, quartiles, macs and params."""
+    table = measured.exits[(measured.exits.scheme == scheme) & measured.exits.whole]
+    groups = table.groupby("exit")
+    means = groups[["before", "after", "macs", "params"]].mean()
+    for stage in ("before", "after"):
+        means[f"{stage}_p25"], means[f"{stage}_p75"] = groups[stage].quantile(0.25), groups[stage].quantile(0.75)
+    return means
+
+
+def original_accuracy(measured: Measured) -> float:
+    """Return the mean over users of the last exit's accuracy."""
+    return float(exit_means(measured, "hard labels").before.iloc[-1])
+
+
+def first_reaching(accuracies: pd.Series, target: float) -> int | None:
+    """Return the first early exit whose accuracy is `target` at least, None where there is none."""
+    reached = accuracies.iloc[:-1][accuracies.iloc[:-1] >= target - 1e-9]
+    return int(reached.index[0]) if len(reached) else None
+
+
+def exit_line(exit: int, early: int) -> dict[str, Any]:
+    """Return how a figure with a line for each of `early` exits draws one: the deeper, the darker."""
+    scale = LinearSegmentedColormap.from_list("exits", ["#9fd8c1", FRONT, AFTER, "#14304f"])
+    marker = MARKERS[exit % len(MARKERS)]
+    return {"marker": marker, "markersize": 4.5, "color": scale(exit / max(early - 1, 1))}
+
+
+def named(exit: int | None) -> str:
+    """Return an exit's name for a table."""
+    return "no early exit" if exit is None else f"exit {exit}"

@@ -1,0 +1,144 @@
+"""One user's personalisation rounds for the figures: each scheme, and hard labels with fewer samples."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from persephonee.clients.personalisation.calibration import sweep
+from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.personalise import Personalisation, personalise
+from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.experiments.studies.studies import Study
+from persephonee.multi_exit.network import MultiExitNetwork
+
+SCHEMES = {
+    "hard labels": "supervised",
+    "self-distillation": "self-distillation",
+    "self-supervision": "self-supervision",
+}
+"""The figures' names of the schemes of Eq. (1)."""
+
+
+def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -> dict[str, pd.DataFrame]:
+    """Personalise for one user under each scheme of the study, and with fewer samples; return a user's rows.
+
+    Returns:
+        "exits", "policies" and "sweeps"; `persephonee.experiments.studies.measurements.Measured` says their columns.
+    """
+    split = split_samples(samples, SplitSettings(), study.seed)
+    features = compute_features(network, samples.images)
+    exits: list[dict[str, Any]] = []
+    policies: list[dict[str, Any]] = []
+    sweeps: list[dict[str, Any]] = []
+
+    def unguarded(result: Personalisation) -> dict[int, float]:
+        return _unguarded(network, result, features, split.test, samples.labels[split.test])
+
+    for name in study.schemes:
+        result = _personalise(study, network, samples, split, SCHEMES[name], features)
+        exits += _exit_rows(network, result, name, unguarded(result), whole=True)
+        policies.append(_policy_row(result, name))
+        sweeps += _sweep_rows(network, samples, split, features, result, name)
+    order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(study.seed))
+    for count in study.sample_counts:
+        # with all samples the round has been measured above
+        if count < len(split.train):
+            fewer = replace(split, train=split.train[order[:count]].sort().values)
+            result = _personalise(study, network, samples, fewer, "supervised", features)
+            exits += _exit_rows(network, result, "hard labels", unguarded(result), whole=False)
+    return {"exits": pd.DataFrame(exits), "policies": pd.DataFrame(policies), "sweeps": pd.DataFrame(sweeps)}
+
+
+def _personalise(
+    study: Study,
+    network: MultiExitNetwork,
+    samples: UserSamples,
+    split: SampleSplit,
+    scheme: str,
+    features: FeatureCache,
+) -> Personalisation:
+    if scheme != "supervised":
+        split = replace(split, labelled=torch.zeros_like(split.labelled))
+    weights = loss_weights(scheme, labelled=0, temperature=study.temperature)
+    settings = PersonalisationSettings(weights=weights, epochs=study.epochs)
+    return personalise(network, samples, split, settings, seed=study.seed, features=features)
+
+
+def _unguarded(
+    network: MultiExitNetwork, result: Personalisation, features: FeatureCache, test: Tensor, labels: Tensor
+) -> dict[int, float]:
+    """Return what the exits that the guard put back would have reached on the test part."""
+    if not result.report.rolled_back_exits:
+        return {}
+    heads = copy.deepcopy(network.heads)
+    heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in result.trained.items()})
+    accuracies = run_exits(heads, features, test).accuracies(labels)
+    return {exit: float(accuracies[exit]) for exit in result.report.rolled_back_exits}
+
+
+def _exit_rows(
+    network: MultiExitNetwork, result: Personalisation, scheme: str, unguarded: dict[int, float], *, whole: bool
+) -> list[dict[str, Any]]:
+    report, last = result.report, network.num_exits
+    before, after = report.exits[: last + 1], report.exits[last + 1 :]
+    return [
+        {
+            "user": report.client_id,
+            "scheme": scheme,
+            "num_train": report.num_train,
+            "num_test": report.num_test,
+            "whole": whole,
+            "exit": old.exit,
+            "macs": network.costs.alone_macs(old.exit),
+            "params": network.costs.alone_params(old.exit),
+            "before": old.accuracy,
+            "after": new.accuracy,
+            "unguarded": unguarded.get(old.exit, new.accuracy),
+        }
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def _policy_row(result: Personalisation, scheme: str) -> dict[str, Any]:
+    report = result.report
+    names = ("accuracy_original", "accuracy_before", "accuracy_after", "mean_macs", "mean_macs_before", "original_macs")
+    own = {name: getattr(report, name) for name in names}
+    after = [row for row in report.exits if row.stage == "after"]
+    rates = {f"rate_{row.exit}": row.exit_rate for row in after}
+    kept = {f"kept_{row.exit}": row.kept for row in after}
+    return {"user": report.client_id, "scheme": scheme, "threshold": report.threshold, **own, **rates, **kept}
+
+
+def _sweep_rows(
+    network: MultiExitNetwork,
+    samples: UserSamples,
+    split: SampleSplit,
+    features: FeatureCache,
+    result: Personalisation,
+    scheme: str,
+) -> list[dict[str, Any]]:
+    """Return the operating points on the test part with all exits in use, with the global and the personal exits."""
+    exits = tuple(range(network.num_exits))
+    stages: list[tuple[str, dict[str, Tensor]]] = [("after", result.exits)]
+    if scheme == "hard labels":
+        stages.append(("before", network.exit_state()))
+    own = network.exit_state()
+    rows: list[dict[str, Any]] = []
+    for stage, state in stages:
+        network.load_exit_state(state)
+        outputs = run_exits(network.heads, features, split.test)
+        correct = outputs.predictions == samples.labels[split.test].numpy()
+        for point in sweep(outputs.confidences, correct, exits, network.costs.leaving_macs(exits)):
+            rates = {f"rate_{exit}": rate for exit, rate in enumerate(point.exit_rates)}
+            whose = {"user": samples.client_id, "scheme": scheme, "stage": stage}
+            costs = {"threshold": point.threshold, "accuracy": point.accuracy, "mean_macs": point.cost}
+            rows.append({**whose, **costs, **rates})
+    network.load_exit_state(own)
+    return rows

@@ -1,0 +1,1 @@
+"""The ClientApp: one message per round in, one report out."""

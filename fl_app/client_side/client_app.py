@@ -1,0 +1,205 @@
+"""The client's side: one message per round in, one report out; everything else stays on the device.
+
+`train` runs the on-device pipeline (clients/personalisation/personalise.py) for one round; `evaluate` measures exits
+on a user who
+takes no part; `query.status` says who this client is and which model it has. Exits leave where the run asks for them
+and the device's owner permits it (client_sharing.py). Whatever goes wrong becomes a status in the reply, in a
+sentence, so that the server can count and name it (refusals.py).
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from persephonee.clients.personalisation.evaluation import evaluate_exits
+from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.personalise import personalise
+from persephonee.data_partitions.errors import UserTooSmallError
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
+from persephonee.fl_app.client_side.client_node import ClientNode
+from persephonee.fl_app.client_side.client_sharing import attach_exits, received_exits
+from persephonee.fl_app.client_side.refusals import refusal_of, words_for
+from persephonee.fl_app.errors import AppError, WireError
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.wire import records as wire
+from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
+from persephonee.fl_app.wire.exit_arrays import ExitLayout
+from persephonee.multi_exit.network import MultiExitNetwork
+
+log = logging.getLogger("persephonee.client")
+
+app = ClientApp()
+
+
+@app.query("status")
+def status(message: Message, context: Context) -> Message:
+    """Answer who this client is, and whether it has the model that the request names."""
+    try:
+        request = wire.read_request(message.content)
+        node = _node(context)
+        reply = wire.make_status(
+            client_id=node.client_id,
+            partition_id=node.partition_id,
+            code=code_fingerprint(),
+            model_held=node.models().holds(str(request["model"])),
+            sharing_allowed=node.sharing_allowed,
+        )
+        wire.check_status(reply)
+    except Exception as error:
+        # Flower sends the text of what is raised here
+        raise AppError(words_for(error)) from None
+    return Message(reply, reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Personalise for one round and report; a client that cannot says why."""
+    return Message(_answer(message.content, context, _personalise), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the global exits on a user who takes no part, and personal ones if asked; nothing is kept."""
+    return Message(_answer(message.content, context, _evaluate), reply_to=message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What a message asks of a client, and what the client has for it."""
+
+    request: Mapping[str, Any]
+    settings: AppSettings
+    node: ClientNode
+    user: str
+    network: MultiExitNetwork
+    layout: ExitLayout
+    exits: dict[str, Tensor] | None
+    """The global exits of a federated round; None where the run shares none."""
+    samples: UserSamples
+    split: SampleSplit
+    store: ExitStore
+
+
+def _answer(content: RecordDict, context: Context, does: Callable[[_Task], RecordDict]) -> RecordDict:
+    """Do what a message asks, say why where that cannot be done, and let nothing leave but what is allowed."""
+    user, layout = "", None
+    try:
+        node = _node(context)
+        request = wire.read_request(content)
+        user = node.user(str(request["user"]))
+        task = _task(request, content, context, node, user)
+        if isinstance(task, RecordDict):
+            return _checked(task, user, None)
+        layout = task.layout if task.settings.sharing.share_exits and node.permits_sharing(user) else None
+        reply = does(task)
+    except Exception as error:
+        reply = wire.refusal(user, refusal_of(error))
+    return _checked(reply, user, layout)
+
+
+def _task(
+    request: Mapping[str, Any], content: RecordDict, context: Context, node: ClientNode, user: str
+) -> _Task | RecordDict:
+    """Gather what a task needs; a client that lacks the code or the model answers so."""
+    if request["code"] != code_fingerprint():
+        server, own = str(request["code"])[:8], code_fingerprint()[:8]
+        return wire.refusal(
+            user, f"{wire.REFUSED}: the server runs other code ({server}) than this client ({own}); install the same."
+        )
+    settings = AppSettings.from_run_config(context.run_config)
+    models, fingerprint = node.models(), str(request["model"])
+    model = models.receive(fingerprint, content) if "model" in content else models.find(fingerprint)
+    if model is None:
+        return wire.refusal(user, f"{wire.MODEL_MISSING}: {fingerprint[:12]}")
+    network, metadata = model
+    if node.is_simulated:
+        # the simulation runs one client per core; torch would start a thread per core in each of them
+        torch.set_num_threads(1)
+    layout = ExitLayout.of(network, settings.sharing.share_dtype)
+    exits = received_exits(content, network, layout, settings.sharing)
+    samples = node.samples(user, network, metadata)
+    # in evaluations too: merged exits may have learned from what this user shared in an earlier run
+    store = ExitStore(node.store(user))
+    split = split_samples(samples, settings.split, settings.seed, store.known_parts())
+    if 0 < len(split.test) < wire.FEWEST_TEST_SAMPLES:
+        needed = f"the figures need {wire.FEWEST_TEST_SAMPLES} test samples, got {len(split.test)}"
+        raise UserTooSmallError(user, len(samples), needed)
+    return _Task(
+        request=request,
+        settings=settings,
+        node=node,
+        user=user,
+        network=network,
+        layout=layout,
+        exits=exits,
+        samples=samples,
+        split=split,
+        store=store,
+    )
+
+
+def _personalise(task: _Task) -> RecordDict:
+    done = personalise(
+        task.network,
+        task.samples,
+        task.split,
+        task.settings.personalisation,
+        store=task.store,
+        round_number=int(task.request["round"]),
+        seed=task.settings.seed,
+        global_exits=task.exits,
+        run=str(task.request["run"]),
+    )
+    reply = wire.to_reply(done.report)
+    if task.settings.sharing.share_exits and task.exits is not None:
+        permitted = task.node.permits_sharing(task.user)
+        attach_exits(reply, done, task.exits, task.layout, permitted, task.settings.privacy)
+    return reply
+
+
+def _evaluate(task: _Task) -> RecordDict:
+    number, exits = int(task.request["round"]), task.exits or task.network.exit_state()
+    if task.request["personalise"]:
+        settings, seed = task.settings.personalisation, task.settings.seed
+        done = personalise(
+            task.network, task.samples, task.split, settings, round_number=number, seed=seed, global_exits=exits
+        )
+        return wire.to_reply(done.report)
+    task.network.freeze_backbone()
+    heads = copy.deepcopy(task.network.heads)
+    heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in exits.items()})
+    test = task.split.test
+    rows = evaluate_exits(task.network, heads, task.samples.images[test], task.samples.labels[test])
+    report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exits=rows)
+    return wire.to_reply(report)
+
+
+def _checked(reply: RecordDict, user: str, layout: ExitLayout | None) -> RecordDict:
+    """Let nothing leave but what the wire records allow: the last step before sending.
+
+    Args:
+        reply: what is about to leave.
+        user: whose it is.
+        layout: of the exits that may leave; None where the run asks for none or the owner permits none.
+    """
+    try:
+        wire.check_reply(reply, exits_allowed=layout is not None)
+        if layout is not None and "exits" in reply:
+            layout.from_record(reply["exits"])
+    except WireError:
+        log.exception("The reply was held back.")
+        return wire.refusal(user, f"{wire.REFUSED}: the reply held something that may not travel")
+    return reply
+
+
+def _node(context: Context) -> ClientNode:
+    settings = AppSettings.from_run_config(context.run_config)
+    return ClientNode.of(context.node_config, settings, context.run_id)

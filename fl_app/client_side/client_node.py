@@ -1,0 +1,155 @@
+"""Who a client is and what it may use: a device by its own node configuration, a simulated node by the run's settings.
+
+A device's node configuration (`flower-supernode --node-config '...'`) names
+
+    client-id      who this is; stable over restarts, unique in the federation
+    store          folder of its exits, policy and state
+    dataset, data-path, user-column, ...   its data, as in the run settings
+    model-store    folder of models by fingerprint; default: `models` in the store
+    backbones      sources that it builds backbones from, with commas; default: torchvision,timm
+    share-exits    true allows its exits to leave it when a run asks for them; default: false
+
+Nothing here comes from the server: a run configuration cannot make a device read another folder or share anything.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.samples import ModelClasses, Partitions, UserSamples
+from persephonee.fl_app.errors import RunConfigError
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.settings.run_config import Value, from_flat
+from persephonee.fl_app.wire.model_fit import check_fit, classes_of
+from persephonee.fl_app.wire.model_store import ModelStore
+from persephonee.multi_exit.backbones import DEFAULT_SOURCES
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import ModelMetadata
+
+_IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
+_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientNode:
+    """One client, as its own machine describes it."""
+
+    client_id: str
+    """A device's id; empty on a simulated node, which plays the user that the server names."""
+
+    partition_id: int
+    """Of a simulated node, from 0; -1 on a device."""
+
+    data: DataSettings
+    stores: Path
+    """A simulated node: the folder of all clients' stores. A device: its own store."""
+
+    model_store: Path | None
+    model_seen: Path | None
+    sources: tuple[str, ...]
+    sharing_allowed: bool
+    """Whether the device's owner lets exits leave it; a simulated node asks `permits_sharing` once it plays a user."""
+
+    sharing_share: float = 0.0
+    """Share of a simulation's users who let exits leave their devices."""
+
+    seed: int = 0
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether this node plays a user of a simulation."""
+        return self.partition_id >= 0
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Value], settings: AppSettings, run_id: int) -> "ClientNode":
+        """Read a node configuration.
+
+        Raises:
+            RunConfigError: an unknown key, a wrong type, or a key that is missing.
+        """
+        if "client-id" in node_config:
+            return cls._device({k: v for k, v in node_config.items() if k not in _IN_SIMULATION})
+        if "partition-id" not in node_config:
+            raise RunConfigError("The node configuration has no client-id; start the SuperNode with one.")
+        places = settings.places
+        return cls(
+            client_id="",
+            partition_id=int(node_config["partition-id"]),
+            data=settings.data,
+            stores=places.client_store or settings.run_folder(run_id) / "clients",
+            model_store=places.model_store,
+            model_seen=settings.model_folder(run_id),
+            sources=settings.sources,
+            sharing_allowed=settings.sharing.sharing_share == 1,
+            sharing_share=settings.sharing.sharing_share,
+            seed=settings.seed,
+        )
+
+    @classmethod
+    def _device(cls, config: Mapping[str, Value]) -> "ClientNode":
+        own = {key: config[key] for key in _OWN_KEYS if key in config}
+        for key, value in own.items():
+            wanted = bool if key == "share-exits" else str
+            if type(value) is not wanted or value == "":
+                raise RunConfigError(f"node configuration: {key}={value!r} is wrong; expected a {wanted.__name__}.")
+        if "store" not in own:
+            raise RunConfigError("The node configuration has no store; name the folder of this client's exits.")
+        store = Path(str(own["store"])).expanduser()
+        return cls(
+            client_id=str(own["client-id"]),
+            partition_id=-1,
+            data=from_flat(DataSettings, {key: value for key, value in config.items() if key not in own}),
+            stores=store,
+            model_store=Path(str(own.get("model-store", store / "models"))).expanduser(),
+            model_seen=None,
+            sources=tuple(str(own.get("backbones", ",".join(DEFAULT_SOURCES))).split(",")),
+            sharing_allowed=bool(own.get("share-exits", False)),
+        )
+
+    def models(self) -> ModelStore:
+        """Return the models that this client has."""
+        return ModelStore(self.model_store, seen=self.model_seen, sources=self.sources)
+
+    def user(self, named_by_server: str) -> str:
+        """Return whose data this client holds: a device's own id, or the user that a simulated node is to play."""
+        return named_by_server if self.is_simulated else self.client_id
+
+    def permits_sharing(self, user: str) -> bool:
+        """Return whether the user's exits may leave: by a device's own configuration, or drawn for a simulated user."""
+        if not self.is_simulated:
+            return self.sharing_allowed
+        digest = hashlib.sha256(f"{self.seed}/{user}/sharing permission".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64 < self.sharing_share
+
+    def samples(self, user: str, network: MultiExitNetwork, metadata: ModelMetadata) -> UserSamples:
+        """Load the user's samples, which the network is to take.
+
+        Raises:
+            DataError: the data is missing or broken.
+            AppError: it has no such user, or the network was made for other data.
+        """
+        partitions = _open(self.data, classes_of(network, metadata))
+        check_fit(network, partitions)
+        if user not in partitions.client_ids:
+            raise RunConfigError(f"The data has no user {user!r}; it has {partitions.num_partitions} others.")
+        return partitions.load_partition(partitions.client_ids.index(user))
+
+    def store(self, user: str) -> Path:
+        """Return the folder of this client's exits, policy and state."""
+        return store_of(self.stores, user) if self.is_simulated else self.stores
+
+
+def store_of(stores: Path, client_id: str) -> Path:
+    """Return a simulated client's folder; a client id may hold letters that a folder's name may not."""
+    name = quote(client_id, safe="")
+    return stores / (name.replace(".", "%2E") if set(name) == {"."} else name)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(settings: DataSettings, model: ModelClasses) -> Partitions:
+    # once per process: the index of a large data set takes seconds to read
+    return open_partitions(settings, model=model)

@@ -1,0 +1,1 @@
+"""Real devices: enrolment, certificates, systemd units and the doctor."""

@@ -1,0 +1,172 @@
+"""Merge the exits that clients shared: Flower's strategies, one for each exit, over the clients that sent it.
+
+Only their arithmetic is used (`aggregate_train`); whom to ask, and when a round ends, is strategy.py's business.
+BatchNorm's running statistics are averaged where the strategy steps with momentum (fedadam, fedyogi): a step on a
+variance has no meaning. The robust strategies treat them as they treat the weights.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+)
+from flwr.serverapp.strategy.fedopt import FedOpt
+from numpy.typing import NDArray
+
+from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
+from persephonee.fl_app.wire.differential_privacy import secret_noise
+from persephonee.fl_app.wire.exit_arrays import STATISTICS, ExitArrays, exit_of
+
+WEIGHT = "num-examples"
+_MAKERS: Mapping[str, Callable[[SharingSettings], FedAvg]] = {
+    "fedavg": lambda _: FedAvg(),
+    "fedadam": lambda s: FedAdam(eta=s.server_learning_rate),
+    "fedyogi": lambda s: FedYogi(eta=s.server_learning_rate),
+    "fedmedian": lambda _: FedMedian(),
+    "fedtrimmedavg": lambda s: FedTrimmedAvg(beta=s.trimmed_share),
+    "krum": lambda s: Krum(num_malicious_nodes=s.malicious_clients),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What one client shared in a round."""
+
+    client_id: str
+    exits: ExitArrays
+    """Arrays of whole exits, as exit_arrays.py names them; perhaps not of all exits."""
+    examples: int
+    """Training samples, the weight in an average."""
+
+
+class Merger:
+    """Merges round after round.
+
+    Args:
+        settings: the strategy by name, and how many clients it needs.
+        privacy: whether the server adds noise.
+    """
+
+    def __init__(self, settings: SharingSettings, privacy: PrivacySettings) -> None:
+        self._settings = settings
+        self._privacy = privacy
+        self._strategies: dict[str, FedAvg] = {}
+
+    def merge(
+        self, round_number: int, current: ExitArrays, shared: Sequence[Contribution], secret: str
+    ) -> tuple[ExitArrays, dict[int, int]]:
+        """Return the new global exits, and for each exit how many clients it was merged over, 0 where it stayed.
+
+        Args:
+            round_number: from 1.
+            current: the global exits that the round began with.
+            shared: what clients sent, in the order of their ids, which makes sums repeatable.
+            secret: that noise follows from.
+        """
+        with _quiet():
+            if self._privacy.is_on and self._privacy.dp_noise_at == "server":
+                return self._merge_with_noise(round_number, current, shared, secret)
+            merged, counts = dict(current), {}
+            for exit in sorted({exit_of(name) for name in current}):
+                names = [name for name in current if exit_of(name) == exit]
+                senders = [c for c in shared if names[0] in c.exits]
+                counts[exit] = len(senders) if len(senders) >= self._settings.needed else 0
+                if counts[exit]:
+                    merged.update(self._merge_exit(round_number, names, current, senders))
+            return merged, counts
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """Return the strategies' moments, by name."""
+        state: dict[str, NDArray[np.float32]] = {}
+        for name, strategy in sorted(self._strategies.items()):
+            if isinstance(strategy, FedOpt) and strategy.m_t and strategy.v_t:
+                state[f"{name}.m"], state[f"{name}.v"] = strategy.m_t[name], strategy.v_t[name]
+        return state
+
+    def load_state(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Go on with the moments that `state` returned."""
+        for name in {key.removesuffix(".m") for key in state if key.endswith(".m")}:
+            strategy = self._strategy(name)
+            if isinstance(strategy, FedOpt):
+                strategy.m_t, strategy.v_t = {name: state[f"{name}.m"]}, {name: state[f"{name}.v"]}
+
+    def _merge_exit(
+        self, round_number: int, names: Sequence[str], current: ExitArrays, senders: Sequence[Contribution]
+    ) -> ExitArrays:
+        # one strategy for a whole exit, so that Krum chooses one client's weights and statistics; momentum apart
+        with_momentum = self._settings.strategy in ("fedadam", "fedyogi")
+        groups = [[name] for name in names] if with_momentum else [list(names)]
+        merged: ExitArrays = {}
+        for group in groups:
+            strategy = self._strategy(group[0])
+            if isinstance(strategy, FedOpt):
+                strategy.current_arrays = {name: current[name] for name in group}
+            merged.update(_aggregate(strategy, round_number, [_message(c, group, c.examples) for c in senders]))
+        return merged
+
+    def _merge_with_noise(
+        self, round_number: int, current: ExitArrays, shared: Sequence[Contribution], secret: str
+    ) -> tuple[ExitArrays, dict[int, int]]:
+        """Clip each client's change of all exits together, average with equal weights, and add noise."""
+        whole = [c for c in shared if c.exits.keys() == current.keys()]
+        # a change of nothing is left out: Flower's clipping divides by its norm
+        whole = [c for c in whole if any(not np.array_equal(c.exits[n], current[n]) for n in current)]
+        exits = sorted({exit_of(name) for name in current})
+        if len(whole) < self._settings.needed:
+            return dict(current), dict.fromkeys(exits, 0)
+        strategy = DifferentialPrivacyServerSideFixedClipping(
+            FedAvg(), self._privacy.dp_noise_multiplier, self._privacy.dp_clipping_norm, len(whole)
+        )
+        strategy.current_arrays = _record(current)
+        with secret_noise(secret, round_number):
+            merged = _aggregate(strategy, round_number, [_message(c, list(current), 1) for c in whole])
+        return merged, dict.fromkeys(exits, len(whole))
+
+    def _strategy(self, name: str) -> FedAvg:
+        if name not in self._strategies:
+            is_average = name.endswith(STATISTICS) and self._settings.strategy in ("fedadam", "fedyogi")
+            self._strategies[name] = FedAvg() if is_average else _MAKERS[self._settings.strategy](self._settings)
+        return self._strategies[name]
+
+
+def _aggregate(strategy: Any, round_number: int, messages: Sequence[Message]) -> ExitArrays:
+    arrays, _ = strategy.aggregate_train(round_number, messages)
+    return {name: array.numpy().astype(np.float32) for name, array in arrays.items()}
+
+
+def _message(contribution: Contribution, names: Sequence[str], weight: int) -> Message:
+    content = RecordDict(
+        {
+            "exits": _record({name: contribution.exits[name] for name in names}),
+            "metrics": MetricRecord({WEIGHT: weight}),
+        }
+    )
+    return Message(content, dst_node_id=0, message_type="train")
+
+
+def _record(arrays: ExitArrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Keep the strategies' lines, several for each exit and client, out of the run's log."""
+    flower = logging.getLogger("flwr")
+    level = flower.level
+    flower.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        flower.setLevel(level)

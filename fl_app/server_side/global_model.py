@@ -1,0 +1,69 @@
+"""The global model that a run personalises."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.fl_app.server_side.strategy import GlobalModel
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.wire.model_store import model_records
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import ModelMetadata, save_network
+from persephonee.server.training.global_model import MODEL_NAME, make_global_model
+from persephonee.server.training.pretraining_progress import PretrainProgress
+
+log = logging.getLogger("persephonee.server")
+
+
+def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress | None = None) -> Path:
+    """Return the folder of the global model, and pretrain it there if none was named and none is there yet.
+
+    Args:
+        settings: which network and data.
+        folder: `settings.model_folder(...)`.
+        progress: told how far a pretraining is.
+
+    Raises:
+        ServerError: the pretraining does not fit the data, or diverged.
+        MultiExitError: the backbone, the exits or the weights do not fit.
+        DataError: the data is missing or broken.
+    """
+    if settings.places.model is not None:
+        return folder
+    if (folder / MODEL_NAME).exists():
+        log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)
+        return folder
+    log.info("No model was named: pretraining one in %s", folder)
+    partitions = open_partitions(settings.data, for_pretraining=True)
+    make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress)
+    return folder
+
+
+def save_merged_model(
+    network: MultiExitNetwork, metadata: ModelMetadata, exits: dict[str, Tensor], contributors: Sequence[str], run: Path
+) -> Path:
+    """Save the model with merged exits as `model/` of a run folder, and return the folder.
+
+    Whoever contributed counts among the users that the model was trained on, so that no later run takes one of them
+    for a new user.
+    """
+    before = network.exit_state()
+    network.load_exit_state(exits)
+    trained_on = tuple(sorted({*metadata.trained_on, *contributors}))
+    save_network(network, run / "model", replace(metadata, trained_on=trained_on))
+    network.load_exit_state(before)
+    return run / "model"
+
+
+def as_global_model(network: MultiExitNetwork, metadata: ModelMetadata) -> GlobalModel:
+    """Return what the strategy needs to know of the network."""
+    return GlobalModel(
+        fingerprint=network.fingerprint,
+        num_exits=network.num_exits,
+        records=functools.cache(lambda: model_records(network, metadata.class_names)),
+    )

@@ -1,0 +1,119 @@
+"""Who takes part in a run: wait for nodes, ask each who it is, and tell simulated ones whom they play."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from persephonee.fl_app.errors import RunFailedError, WireError
+from persephonee.fl_app.server_side.messaging import Answer, exchange
+from persephonee.fl_app.settings.app_settings import RoundSettings
+from persephonee.fl_app.wire import records as wire
+
+log = logging.getLogger("persephonee.server")
+
+
+@dataclass(kw_only=True)
+class Client:
+    """A client that takes part, and the bytes exchanged with it since the last round ended."""
+
+    node_id: int
+    client_id: str
+    is_simulated: bool
+    has_model: bool
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolment:
+    """Who takes part in a run."""
+
+    clients: tuple[Client, ...]
+    """Sorted by client id."""
+    left_out: dict[str, str]
+    """Status of each client that may not take part, by client id."""
+    nameless: int
+    """Nodes that did not say who they are."""
+
+
+def enrol(grid: Grid, settings: RoundSettings, request: RecordDict, users: Callable[[int], Sequence[str]]) -> Enrolment:
+    """Wait for nodes and ask who they are.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        settings: how many clients are wanted, and how long to wait for them.
+        request: what the status query asks, naming model and code.
+        users: given the number of simulated nodes that are to take part, names whom each of them plays.
+
+    Raises:
+        RunFailedError: no node came, or none said who it is.
+    """
+    nodes = _wait_for_nodes(grid, settings)
+    messages = [Message(request, node, wire.STATUS_QUERY, ttl=settings.node_wait) for node in nodes]
+    devices: list[Client] = []
+    simulated: dict[int, Client] = {}
+    causes: list[str] = []
+    for answer in exchange(grid, messages, settings.node_wait, quick=True):
+        try:
+            status = _status(answer)
+        except WireError as error:
+            causes.append(str(error).rstrip("."))
+            continue
+        client = _client(answer, status, wire.content_bytes(request))
+        if client.is_simulated:
+            simulated[status["partition-id"]] = client
+        else:
+            devices.append(client)
+    if not devices and not simulated:
+        raise RunFailedError(f"None of {len(nodes)} nodes said who it is; the first: {causes[0]}.")
+    for cause in sorted(set(causes)):
+        log.warning("%d of %d nodes cannot take part: %s.", causes.count(cause), len(nodes), cause)
+    playing = users(min(len(simulated), settings.clients or len(simulated))) if simulated else ()
+    # the i-th user is played by the i-th partition
+    played = [replace(simulated[i], client_id=u) for u, i in zip(playing, sorted(simulated), strict=False)]
+    return _enrolment([*devices, *played], settings.clients, nameless=len(causes))
+
+
+def _wait_for_nodes(grid: Grid, settings: RoundSettings) -> list[int]:
+    wanted = settings.clients or 1
+    end = time.monotonic() + settings.node_wait
+    nodes = sorted(grid.get_node_ids())
+    while len(nodes) < wanted and time.monotonic() < end:
+        time.sleep(0.2)
+        nodes = sorted(grid.get_node_ids())
+    if not nodes:
+        raise RunFailedError(f"No node came within {settings.node_wait:g} s; are SuperNodes connected?")
+    if len(nodes) < wanted:
+        log.warning("%d nodes came within %g s, %d were wanted.", len(nodes), settings.node_wait, wanted)
+    return nodes
+
+
+def _status(answer: Answer) -> dict[str, Any]:
+    if answer.content is None:
+        raise WireError(answer.cause)
+    return dict(wire.check_status(answer.content))
+
+
+def _client(answer: Answer, status: dict[str, Any], bytes_down: int) -> Client:
+    return Client(
+        node_id=answer.node_id,
+        client_id=status["client-id"],
+        is_simulated=status["partition-id"] >= 0,
+        has_model=status["model-held"],
+        bytes_up=wire.content_bytes(answer.content) if answer.content is not None else 0,
+        bytes_down=bytes_down,
+    )
+
+
+def _enrolment(clients: Sequence[Client], wanted: int, nameless: int) -> Enrolment:
+    """Sort the clients, and leave out those whose id another node has too: their stores would overwrite each other."""
+    ids = [client.client_id for client in clients]
+    twins = sorted({name for name in ids if ids.count(name) > 1})
+    alone = sorted((c for c in clients if c.client_id not in twins), key=lambda client: client.client_id)
+    left_out = {name: f"{wire.REFUSED}: {ids.count(name)} nodes say that they are this client" for name in twins}
+    return Enrolment(clients=tuple(alone[: wanted or len(alone)]), left_out=left_out, nameless=nameless)

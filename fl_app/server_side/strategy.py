@@ -1,0 +1,260 @@
+"""The strategy of a run: rounds with one message per client, metrics-only or with exits that clients share.
+
+The server knows each node's client id from a status query, sends the fingerprint of the model that the run began with
+and the round's number, adds the model only for a client without it and the merged exits once there are any, and takes
+what arrived when the deadline is over. The frozen backbone is the same for everybody and never travels again; what
+clients share is merged by exit_sharing.py. Clients are sorted by client id, so node ids, which are random, play no
+part in the result.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.fl_app.errors import RunFailedError, WireError
+from persephonee.fl_app.server_side.aggregation import Contribution
+from persephonee.fl_app.server_side.exit_sharing import ExitSharing
+from persephonee.fl_app.server_side.messaging import Answer, exchange
+from persephonee.fl_app.server_side.participants import Client, Enrolment, enrol
+from persephonee.fl_app.settings.app_settings import RoundSettings
+from persephonee.fl_app.wire import records as wire
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalModel:
+    """The model that clients personalise."""
+
+    fingerprint: str
+    num_exits: int
+    """M, the early exits."""
+    records: Callable[[], dict[str, ArrayRecord | ConfigRecord]]
+    """Makes what a client without the model is sent; most runs never need it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """One round, as rows of the run folder's tables."""
+
+    exits: list[dict[str, Any]]
+    clients: list[dict[str, Any]]
+    replies: int
+    """Clients whose report was accepted."""
+    failures: int
+    """No reply, an error, a refusal, or a node that did not say who it is."""
+    seconds: float
+    sharing: list[dict[str, Any]] = field(default_factory=list)
+    """What became of the request for exits, client by client; empty where the run asks for none."""
+
+
+class PersonalisationStrategy:
+    """Runs rounds over the nodes of a grid.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        model: what clients personalise.
+        code: fingerprint of the code that this server runs.
+        settings: who takes part, deadlines and the quota.
+        run: names the run to its clients, also when another process goes on with it.
+        sharing: of the exits; None for metrics-only rounds.
+        on_progress: called with (answers so far, clients asked) while a round runs.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        model: GlobalModel,
+        code: str,
+        settings: RoundSettings,
+        run: str = "",
+        sharing: ExitSharing | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, asked: None,
+    ) -> None:
+        self._grid = grid
+        self._model = model
+        self._code = code
+        self._settings = settings
+        self._run = run
+        self._sharing = sharing
+        self._on_progress = on_progress
+
+    def enrol(self, users: Callable[[int], Sequence[str]]) -> Enrolment:
+        """Wait for nodes and ask who they are; `users` names whom so many simulated nodes play.
+
+        Raises:
+            RunFailedError: no node came, or none said who it is.
+        """
+        request = wire.make_request(round_number=0, model=self._model.fingerprint, code=self._code)
+        return enrol(self._grid, self._settings, request, users)
+
+    def run_round(self, number: int, enrolment: Enrolment) -> RoundResult:
+        """Ask every client for one personalisation round, merge what they share, and return what arrived in time."""
+        start = time.monotonic()
+        replies = self._ask(wire.TRAIN, number, enrolment.clients)
+        reports = {name: reply.report for name, reply in replies.items()}
+        result = _result(number, enrolment, reports, time.monotonic() - start)
+        for client in enrolment.clients:
+            client.bytes_up = client.bytes_down = 0
+        return result if self._sharing is None else replace(result, sharing=self._merge(number, replies))
+
+    def evaluate(self, number: int, clients: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
+        """Measure the global exits after round `number` on clients that take no part in any round.
+
+        Args:
+            number: 0 for the model that the run began with.
+            clients: whom to ask.
+            personalise: let each of them personalise first, for the figures after; nothing of it is kept.
+
+        Returns:
+            Rows of unseen.parquet; one with a status alone for a client that has no figures.
+        """
+        rows: list[dict[str, Any]] = []
+        for client_id, reply in self._ask(wire.EVALUATE, number, clients, personalise).items():
+            key = {"round": number, "client_id": client_id, "status": reply.report.status}
+            exits = [asdict(row) for row in reply.report.exits if not math.isnan(row.accuracy)]
+            rows += [{**row, **key} for row in exits] or [key]
+        return [{k: v for k, v in row.items() if k != "kept"} for row in rows]
+
+    def _merge(self, number: int, replies: Mapping[str, "_Reply"]) -> list[dict[str, Any]]:
+        assert self._sharing is not None
+        ok = {name: reply for name, reply in replies.items() if reply.report.status == wire.OK}
+        shared = [reply.shared for reply in ok.values() if reply.shared is not None]
+        self._sharing.merge(number, shared)
+        return self._sharing.rows(number, {name: reply.outcome for name, reply in ok.items()}, shared)
+
+    def _ask(self, kind: str, number: int, clients: Sequence[Client], personalise: bool = False) -> dict[str, "_Reply"]:
+        """Return each client's reply; a client that turns out to lack the model is sent it, within the deadline."""
+        start = time.monotonic()
+        make = partial(self._message, kind, number, personalise=personalise)
+        enough = math.ceil(self._settings.enough_share * len(clients))
+        replies = self._collect(number, clients, make, self._settings.round_deadline, enough)
+        lacking = [c for c in clients if replies[c.client_id].report.status.startswith(wire.MODEL_MISSING)]
+        for client in lacking:
+            client.has_model = False
+        enough -= sum(is_valid(reply.report.status) for reply in replies.values())
+        if lacking and enough > 0:
+            left = self._settings.round_deadline - (time.monotonic() - start)
+            replies.update(self._collect(number, lacking, make, max(left, 0.0), enough))
+        return replies
+
+    def _collect(
+        self,
+        number: int,
+        clients: Sequence[Client],
+        make: Callable[[Client, float], Message],
+        deadline: float,
+        enough: int,
+    ) -> dict[str, "_Reply"]:
+        of_node = {client.node_id: client for client in clients}
+        messages = [make(client, deadline) for client in clients]
+        replies: dict[int, _Reply] = {}
+
+        def keep(answer: Answer) -> None:
+            # as they arrive: the bytes of shared exits are let go, one message after the other
+            replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
+            self._on_progress(len(replies), len(messages))
+
+        def counts(answer: Answer) -> bool:
+            # a client that refuses does so at once: it must not end the round before others have trained
+            return is_valid(replies[answer.node_id].report.status)
+
+        answers = exchange(self._grid, messages, deadline, keep, counts, enough)
+        for answer in answers:
+            if answer.node_id not in replies:
+                replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
+        return {client.client_id: replies[client.node_id] for client in clients}
+
+    def _message(self, kind: str, number: int, client: Client, deadline: float, *, personalise: bool) -> Message:
+        content = wire.make_request(
+            round_number=number,
+            model=self._model.fingerprint,
+            code=self._code,
+            user=client.client_id if client.is_simulated else "",
+            run=self._run,
+            personalise=personalise,
+        )
+        if not client.has_model:
+            content.update(self._model.records())
+            client.has_model = True
+        if self._sharing is not None:
+            content.update(self._sharing.records())
+        client.bytes_down += wire.content_bytes(content)
+        return Message(content, client.node_id, kind, ttl=max(deadline, 1.0), group_id=str(number))
+
+    def _reply(self, number: int, client: Client, answer: Answer) -> "_Reply":
+        if answer.content is None:
+            return _Reply(wire.no_report(client.client_id, f"{wire.FAILED}: {answer.cause}"))
+        client.bytes_up += wire.content_bytes(answer.content)
+        try:
+            report = wire.from_reply(answer.content, self._model.num_exits, exits_allowed=self._sharing is not None)
+        except WireError as error:
+            words = f"{wire.REFUSED}: the reply held something else: {error}"
+            return _Reply(wire.no_report(client.client_id, words))
+        if report.client_id != client.client_id or (report.status == wire.OK and report.round != number):
+            words = f"{wire.REFUSED}: the reply is of another client or round"
+            return _Reply(wire.no_report(client.client_id, words))
+        if self._sharing is None or report.status != wire.OK:
+            return _Reply(report)
+        return _Reply(report, *self._sharing.take(client.client_id, answer.content, report))
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What a client answered, as far as it is of use."""
+
+    report: PersonalisationReport
+    shared: Contribution | None = None
+    outcome: str = ""
+    """What became of the request for exits."""
+
+
+def is_valid(status: str) -> bool:
+    """Return whether a client with this status did what it was asked, as far as its data allow it."""
+    return status.split(":")[0] in (wire.OK, wire.TOO_SMALL)
+
+
+def check_quota(settings: RoundSettings, row: Mapping[str, Any], statuses: Sequence[str]) -> None:
+    """Refuse a round with too few valid replies.
+
+    Args:
+        settings: the quota.
+        row: of rounds.parquet.
+        statuses: of all clients of the round.
+
+    Raises:
+        RunFailedError: says how many there were, and the most frequent cause.
+    """
+    asked, ok = row["replies"] + row["failures"], statuses.count(wire.OK)
+    if ok and row["replies"] >= settings.min_reply_share * asked:
+        return
+    causes = [status.rstrip(".") for status in statuses if status != wire.OK]
+    common = max(sorted(set(causes)), key=causes.count) if causes else "they did not say who they are"
+    needed = f"min-reply-share is {settings.min_reply_share:g}" if ok else "one at least is needed"
+    raise RunFailedError(
+        f"Round {row['round']}: {ok} of {asked} clients personalised ({needed}); most frequent cause: {common}."
+    )
+
+
+def _result(
+    number: int, enrolment: Enrolment, reports: dict[str, PersonalisationReport], seconds: float
+) -> RoundResult:
+    exits: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for client in enrolment.clients:
+        report = reports[client.client_id]
+        key: dict[str, Any] = {"round": number, "client_id": client.client_id}
+        figures = asdict(report) if report.status == wire.OK else {}
+        exits += [{**metrics, **key} for metrics in figures.pop("exits", ())]
+        traffic = {"bytes_up": client.bytes_up, "bytes_down": client.bytes_down}
+        rows.append({**figures, **key, "status": report.status, **traffic})
+    for client_id, status in enrolment.left_out.items():
+        rows.append({"round": number, "client_id": client_id, "status": status})
+    replies = sum(is_valid(row["status"]) for row in rows)
+    failures = len(rows) - replies + enrolment.nameless
+    return RoundResult(exits=exits, clients=rows, replies=replies, failures=failures, seconds=seconds)

@@ -1,0 +1,207 @@
+"""All settings of a run, in one object, and their flat form: the run-config keys of `flwr run`.
+
+`persephonee simulate` and the Flower app build the same `AppSettings`. A key is the name of a field with hyphens, such
+as `drop-tolerance`; an empty string stands for None, which a run configuration does not know.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.user_splits import SplitSettings
+from persephonee.fl_app.errors import RunConfigError
+from persephonee.fl_app.settings.run_config import Value, from_flat, key_of, keys_below, to_flat
+from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
+from persephonee.multi_exit.backbones import DEFAULT_SOURCES
+from persephonee.multi_exit.losses import LossWeights
+from persephonee.server.training.global_model import GlobalModelSettings
+
+PATH_KEYS = frozenset({"data-path", "model", "run-dir", "client-store", "model-store", "weights"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSettings:
+    """Who takes part, for how long, and how many must answer.
+
+    Raises:
+        RunConfigError: a number out of its range.
+    """
+
+    num_server_rounds: int = 1
+    """Personalisation rounds, 1 or more."""
+
+    clients: int = 0
+    """How many clients take part; 0 takes every node that is there."""
+
+    unseen_share: float = 0.0
+    """Share of these clients that never takes part, in [0, 1): the merged exits are measured on them."""
+
+    min_reply_share: float = 0.5
+    """The run fails when a smaller share of the clients asked sends a valid reply, in [0, 1]; one must in any case."""
+
+    enough_share: float = 1.0
+    """A round ends once this share of the clients asked sent a valid reply, in (0, 1]; who is late is dropped."""
+
+    round_deadline: float = 3600.0
+    """Seconds after which a round ends with the replies that are there."""
+
+    node_wait: float = 300.0
+    """Seconds to wait for nodes to appear and to say who they are."""
+
+    def __post_init__(self) -> None:
+        if self.num_server_rounds < 1:
+            raise RunConfigError(f"num-server-rounds={self.num_server_rounds} is below 1; ask for 1 or more.")
+        if self.clients < 0:
+            raise RunConfigError(f"clients={self.clients} is negative; give a number of clients, or 0 for all nodes.")
+        if not 0 <= self.unseen_share < 1:
+            raise RunConfigError(f"unseen-share={self.unseen_share} is out of range; give a number in [0, 1).")
+        if not 0 <= self.min_reply_share <= 1:
+            raise RunConfigError(f"min-reply-share={self.min_reply_share} is not a share; give a number in [0, 1].")
+        if not self.min_reply_share <= self.enough_share or not 0 < self.enough_share <= 1:
+            raise RunConfigError(
+                f"enough-share={self.enough_share} is out of range; give a number in (0, 1], and no less than "
+                f"min-reply-share={self.min_reply_share:g}."
+            )
+        for name in ("round_deadline", "node_wait"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RunConfigError(f"{key_of(name)}={getattr(self, name)} is no time; give seconds, above 0.")
+
+    def num_unseen(self, clients: int) -> int:
+        """Return how many of so many clients never take part: one at least on either side where there are two."""
+        return min(max(round(self.unseen_share * clients), 1), clients - 1) if self.unseen_share else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """What the exits learn from, Eq. (1): one of the paper's schemes, or weights of one's own."""
+
+    scheme: str = "auto"
+    """auto, supervised, self-distillation or self-supervision (Sec. 3.1.3); auto follows what is labelled."""
+
+    alpha: float | None = None
+    """Weight of the labels; any weight that is given takes the scheme's place, and those left out are 0."""
+
+    beta: float | None = None
+    """Weight of the last exit's soft answers."""
+
+    gamma: float | None = None
+    """Weight of the last exit's hard answers; excludes alpha."""
+
+    temperature: float = 1.0
+    """T of the soft answers, above 0."""
+
+    def weights(self, labelled: float) -> LossWeights:
+        """Return the weights for a user of whose samples the share `labelled` has labels.
+
+        Raises:
+            ValueError: the scheme is unknown, or the weights exclude each other or are out of range.
+        """
+        own = (self.alpha, self.beta, self.gamma)
+        if own == (None, None, None):
+            return loss_weights(self.scheme, labelled, self.temperature)
+        if self.scheme != "auto":
+            raise RunConfigError(f"scheme={self.scheme} and own weights exclude each other; leave one of them out.")
+        alpha, beta, gamma = (weight or 0.0 for weight in own)
+        return LossWeights(alpha=alpha, beta=beta, gamma=gamma, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceSettings:
+    """Where things lie: on the server, and on simulated clients; a device's places stand in its node configuration."""
+
+    model: Path | None = None
+    """Folder of the global model, as `persephonee pretrain` writes it; None pretrains one, beside the run folder."""
+
+    run_dir: Path | None = None
+    """Folder of the run; None makes one below runs/."""
+
+    client_store: Path | None = None
+    """Simulated clients' own stores, one folder each; None puts them into the run folder."""
+
+    model_store: Path | None = None
+    """Folder of models by fingerprint, for simulated clients that do not see `model`; None keeps them in memory."""
+
+    sources: str = ",".join(DEFAULT_SOURCES)
+    """Where backbones may come from, with commas: torchvision, timm, or the module of a network of one's own."""
+
+    resume: bool = False
+    """Go on with the run that lies in `run_dir`."""
+
+    overwrite: bool = False
+    """Replace the run that lies in `run_dir`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings:
+    """Everything that a run can be told.
+
+    Raises:
+        RunConfigError: seed is negative, or settings exclude each other.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    personalisation: PersonalisationSettings = field(default_factory=PersonalisationSettings)
+    """The schedule; its weights follow from `loss`."""
+    pretraining: GlobalModelSettings = field(default_factory=GlobalModelSettings)
+    """How to make a model where none is named; its seed and sources are those of the run."""
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+    sharing: SharingSettings = field(default_factory=SharingSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    places: PlaceSettings = field(default_factory=PlaceSettings)
+    seed: int = 0
+    """All randomness follows from it, together with the client, the round and the purpose."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise RunConfigError(f"seed={self.seed} is out of range; give a whole number in [0, 2**63).")
+        self.privacy.check_sharing(self.sharing)
+        if clients := self.rounds.clients:
+            self.sharing.check_participants(clients - self.rounds.num_unseen(clients))
+        weights = self.loss.weights(self.split.labels)
+        training = replace(self.pretraining.training, seed=self.seed)
+        object.__setattr__(self, "personalisation", replace(self.personalisation, weights=weights))
+        object.__setattr__(self, "pretraining", replace(self.pretraining, training=training, sources=self.sources))
+
+    @classmethod
+    def from_run_config(cls, config: Mapping[str, Value]) -> "AppSettings":
+        """Build the settings from run-config keys; those that are missing keep their defaults.
+
+        Raises:
+            RunConfigError: an unknown key, a wrong type, or a value out of range; one sentence.
+        """
+        return from_flat(cls, config)
+
+    def to_run_config(self) -> dict[str, Value]:
+        """Return all settings under their run-config keys."""
+        return to_flat(self)
+
+    def with_absolute_paths(self) -> "AppSettings":
+        """Return the same settings with every path absolute, as processes in other folders need them."""
+        flat = {
+            key: str(Path(str(value)).expanduser().absolute()) if key in PATH_KEYS and value else value
+            for key, value in self.to_run_config().items()
+        }
+        return type(self).from_run_config(flat)
+
+    def run_folder(self, run_id: int) -> Path:
+        """Return the folder of the run: the one that was named, or one for this run id below runs/ where we stand."""
+        return self.places.run_dir or Path.cwd() / "runs" / f"flwr-{run_id}"
+
+    def model_folder(self, run_id: int) -> Path:
+        """Return the folder of the global model: the one that was named, or one that belongs to these settings."""
+        made_by = [self.to_run_config()[key] for key in sorted(keys_below(type(self), "data", "pretraining"))]
+        digest = hashlib.sha256(json.dumps([self.seed, *made_by]).encode()).hexdigest()[:8]
+        name = f"{self.pretraining.backbone}-{self.data.dataset}-{digest}"
+        return self.places.model or self.run_folder(run_id).parent / "models" / re.sub(r"[^\w.-]", "-", name)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where a simulation's backbones may come from."""
+        return tuple(name.strip() for name in self.places.sources.split(","))

@@ -1,0 +1,141 @@
+"""What clients are asked to share, how the server merges it, and what noise covers it."""
+
+import importlib.util
+import math
+from dataclasses import dataclass
+
+from persephonee.fl_app.errors import RunConfigError
+
+DTYPES = ("float32", "float16")
+STRATEGIES = ("fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum")
+NOISE_PLACES = ("server", "clients")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingSettings:
+    """Sharing of exits; without `share_exits` a round is metrics-only.
+
+    Raises:
+        RunConfigError: a setting is out of its range, or would do nothing.
+    """
+
+    share_exits: bool = False
+    """Ask the clients for their exits, and merge those of the clients whose owners permit it."""
+
+    sharing_share: float = 1.0
+    """Share of a simulation's users who permit it, in [0, 1]; a device says so in its own node configuration."""
+
+    share_dtype: str = "float32"
+    """Of the exits on their way up and down: float32, or float16 at half the bytes."""
+
+    strategy: str = "fedavg"
+    """Flower's strategy that merges each exit: fedavg, fedadam, fedyogi, fedmedian, fedtrimmedavg or krum."""
+
+    server_learning_rate: float = 0.01
+    """eta of fedadam and fedyogi, above 0."""
+
+    trimmed_share: float = 0.2
+    """fedtrimmedavg: share of the values that is cut off at either end, in [0, 0.5)."""
+
+    malicious_clients: int = 0
+    """krum: how many clients may lie; it needs 2 f + 3 clients for f of them."""
+
+    min_sharers: int = 2
+    """An exit is merged where so many clients sent it, and else stays as it was; 1 would publish a client's exit."""
+
+    def __post_init__(self) -> None:
+        _require("sharing-share", self.sharing_share, 0 <= self.sharing_share <= 1, "a share in [0, 1]")
+        _require("share-dtype", self.share_dtype, self.share_dtype in DTYPES, " or ".join(DTYPES))
+        _require("strategy", self.strategy, self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+        rate = self.server_learning_rate
+        _require("server-learning-rate", rate, 0 < rate < math.inf, "a finite number above 0")
+        _require("trimmed-share", self.trimmed_share, 0 <= self.trimmed_share < 0.5, "a share in [0, 0.5)")
+        _require("malicious-clients", self.malicious_clients, self.malicious_clients >= 0, "0 or more")
+        _require("min-sharers", self.min_sharers, self.min_sharers >= 1, "1 or more")
+        if self.strategy != "fedavg" and not self.share_exits:
+            raise RunConfigError(f"strategy={self.strategy} merges exits, and none are shared: say share-exits.")
+        if self.malicious_clients and self.strategy != "krum":
+            raise RunConfigError(f"malicious-clients concerns krum, got strategy={self.strategy}: leave it at 0.")
+
+    @property
+    def needed(self) -> int:
+        """How many clients must have sent an exit before it is merged."""
+        return max(self.min_sharers, 2 * self.malicious_clients + 3 if self.strategy == "krum" else 1)
+
+    def check_participants(self, count: int) -> None:
+        """Refuse a federation that is too small for an exit ever to be merged.
+
+        Raises:
+            RunConfigError: fewer clients take part than the strategy needs.
+        """
+        if self.share_exits and count < self.needed:
+            raise RunConfigError(
+                f"strategy={self.strategy} merges an exit that {self.needed} clients or more have sent, and {count} "
+                "take part: ask more clients, or lower min-sharers or malicious-clients."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacySettings:
+    """Differential privacy of the exits that are shared, at the level of a client.
+
+    Raises:
+        RunConfigError: a setting is out of its range.
+    """
+
+    dp_noise_multiplier: float = 0.0
+    """z, the noise's standard deviation over the clipping norm; 0 is no noise and no privacy, 1 is strong."""
+
+    dp_clipping_norm: float = 1.0
+    """C, the L2 norm to which the change of a client's exits is clipped, above 0."""
+
+    dp_delta: float = 1e-5
+    """delta at which epsilon is stated, in (0, 1); less than one over the number of clients."""
+
+    dp_noise_at: str = "server"
+    """server: noise on the merged exits, for clients who trust the server; clients: each adds noise of its own."""
+
+    def __post_init__(self) -> None:
+        z, norm = self.dp_noise_multiplier, self.dp_clipping_norm
+        _require("dp-noise-multiplier", z, 0 <= z < math.inf, "a finite number, 0 or more")
+        _require("dp-clipping-norm", norm, 0 < norm < math.inf, "a finite number above 0")
+        _require("dp-delta", self.dp_delta, 0 < self.dp_delta < 1, "a number between 0 and 1")
+        _require("dp-noise-at", self.dp_noise_at, self.dp_noise_at in NOISE_PLACES, " or ".join(NOISE_PLACES))
+
+    @property
+    def is_on(self) -> bool:
+        """Whether noise is added."""
+        return self.dp_noise_multiplier > 0
+
+    def check_accountant(self) -> None:
+        """Refuse noise whose epsilon nobody could state.
+
+        Raises:
+            RunConfigError: the accountant is not installed.
+        """
+        if self.is_on and importlib.util.find_spec("dp_accounting") is None:
+            raise RunConfigError(
+                "dp-noise-multiplier needs dp-accounting, which states epsilon: pip install 'persephonee[privacy]'."
+            )
+
+    def check_sharing(self, sharing: SharingSettings) -> None:
+        """Refuse noise where it would cover nothing, or less than is stated.
+
+        Raises:
+            RunConfigError: exits are not shared, or are merged in a way that has no accounting.
+        """
+        if self.is_on and not sharing.share_exits:
+            raise RunConfigError(
+                f"dp-noise-multiplier={self.dp_noise_multiplier:g} covers shared exits, and none are shared: metrics "
+                "leave a client as they are; say share-exits, or leave the noise out."
+            )
+        if self.is_on and self.dp_noise_at == "server" and sharing.strategy != "fedavg":
+            raise RunConfigError(
+                f"noise at the server is accounted for averages only, got strategy={sharing.strategy}: take fedavg, or "
+                "dp-noise-at=clients."
+            )
+
+
+def _require(key: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise RunConfigError(f"{key}={value} is out of range: expected {expected}.")

@@ -1,0 +1,1 @@
+"""A whole federation on one machine or on a Ray cluster: `persephonee simulate`."""

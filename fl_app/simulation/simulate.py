@@ -1,0 +1,180 @@
+"""A whole simulation, from settings to report: `persephonee simulate`.
+
+Everything that can be wrong with the input is checked before Flower starts. Whether the run succeeded is judged by
+what the ServerApp wrote into the run folder: Flower reports a run as completed when every client failed.
+"""
+
+import contextlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.user_splits import choose_users
+from persephonee.fl_app.errors import AppError, RunFailedError
+from persephonee.fl_app.server_side.global_model import obtain_model
+from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
+from persephonee.fl_app.server_side.server_app import MAY_DIFFER, config_of
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.simulation.app_folder import write_app_folder
+from persephonee.fl_app.simulation.example_user import close_up_of
+from persephonee.fl_app.simulation.ray_cluster import check_cluster
+from persephonee.fl_app.simulation.resuming import keep_settings, noted_scratch, stop_killed_run
+from persephonee.fl_app.simulation.run_progress import shown_run
+from persephonee.fl_app.simulation.scratch import scratch_folder
+from persephonee.fl_app.simulation.superlink import SuperLink
+from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import load_network
+from persephonee.server.report.report_page import draw_report
+from persephonee.server.results.run_folder import RunFolder, check_room
+from persephonee.server.training.pretraining_progress import shown_progress
+
+LOG_NAME = "log.txt"
+SECONDS_BETWEEN_LOOKS = 0.3
+SECONDS_BETWEEN_CHECKS = 3.0
+ATTEMPTS = 2
+"""Ray gives up when it does not start within 30 s, as on a machine that is busy with something else."""
+
+
+def simulate(settings: AppSettings, ray_address: str = "") -> Path:
+    """Run a simulation and return its run folder.
+
+    Args:
+        settings: all of the run; without a run folder one is made below runs/, without a model one is pretrained.
+        ray_address: HOST:PORT of a Ray cluster whose machines see the model, the data and the folder that the run
+            folder lies in under the same paths; without it, Ray is started on this machine.
+
+    Raises:
+        RunFailedError: the run ended without the replies that it needs; the sentence names the cause and the log.
+        AppError, DataError, MultiExitError, ServerError: the settings, the data or the model do not fit.
+    """
+    settings = _located(settings)
+    run_dir = settings.run_folder(0)
+    if ray_address:
+        check_cluster(ray_address)
+    with _terminated_like_interrupted():
+        settings = _prepared(settings, run_dir)
+        with scratch_folder(run_dir.parent if ray_address else None) as scratch, noted_scratch(run_dir, scratch):
+            _run(settings, run_dir, scratch, ray_address)
+        _look_closely(settings, run_dir)
+    return run_dir
+
+
+def _look_closely(settings: AppSettings, run_dir: Path) -> None:
+    """Draw the report again with one user's images, which the ServerApp never had."""
+    network, metadata = load_network(settings.model_folder(0), settings.sources)
+    close_up = close_up_of(settings, network, metadata, RunFolder.open(run_dir).tables())
+    if close_up is not None:
+        draw_report(run_dir, close_up)
+
+
+def _located(settings: AppSettings) -> AppSettings:
+    if settings.places.run_dir is None:
+        if settings.places.resume or settings.places.overwrite:
+            raise AppError("--resume and --overwrite concern a run folder; name it with --run-dir.")
+        name = datetime.now().strftime("simulation-%Y%m%d-%H%M%S")
+        settings = replace(settings, places=replace(settings.places, run_dir=Path("runs") / name))
+    return settings.with_absolute_paths()
+
+
+def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
+    """Check everything, cheap things first, and make the run folder and the model that the ServerApp will find."""
+    places = settings.places
+    if places.resume:
+        RunFolder.open(run_dir)
+    else:
+        check_room(run_dir, places.overwrite)
+    stop_killed_run(run_dir)
+    settings.privacy.check_accountant()
+    if places.model is None:
+        # what is wrong with the users' data is said before hours of pretraining
+        open_partitions(settings.data)
+    with shown_progress() as progress:
+        model = obtain_model(settings, settings.model_folder(0), progress)
+    network, metadata = load_network(model, settings.sources)
+    partitions = open_fitting(settings.data, network, metadata)
+    users = choose_users(
+        partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
+    )
+    rounds = replace(settings.rounds, clients=len(users))
+    settings = replace(settings, rounds=rounds, places=replace(places, model=model))
+    if not places.resume:
+        _check_disk(places.client_store or run_dir / "clients", network, settings)
+    config = config_of(settings, network)
+    RunFolder.create(run_dir, config, overwrite=places.overwrite, resume=places.resume, may_differ=MAY_DIFFER)
+    keep_settings(settings, run_dir)
+    (run_dir / STATUS_NAME).unlink(missing_ok=True)
+    # from here on the folder exists, and the ServerApp goes on in it
+    return replace(settings, places=replace(settings.places, resume=True, overwrite=False))
+
+
+def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) -> None:
+    """Refuse a run whose users' exits would fill the disk, before hours have gone into it."""
+    exits = sum(tensor.numel() * tensor.element_size() for tensor in network.exit_state().values())
+    # from the second round on a store keeps the former exits beside the new ones
+    needed = settings.rounds.clients * exits * (1 if settings.rounds.num_server_rounds == 1 else 2)
+    place = next(folder for folder in (stores, *stores.absolute().parents) if folder.exists())
+    # what a run left there that this one overwrites makes room for it
+    held = sum(file.stat().st_size for file in stores.rglob("*") if file.is_file())
+    free = shutil.disk_usage(place).free + held
+    if needed > free:
+        raise AppError(
+            f"the exits of {settings.rounds.clients} users take {needed / 1e9:.3g} GB in {stores}, where "
+            f"{free / 1e9:.3g} GB are free: make room, name another disk with --run-dir, or ask for fewer --clients."
+        )
+
+
+def _run(settings: AppSettings, run_dir: Path, scratch: Path, ray_address: str) -> None:
+    app = write_app_folder(scratch / "app", settings.to_run_config())
+    with SuperLink(scratch, run_dir / LOG_NAME, ray_address) as superlink, shown_run() as show:
+        for _ in range(ATTEMPTS):
+            run_id = superlink.start_run(app, settings.rounds.clients)
+            status = _followed(superlink, run_id, run_dir, show)
+            cause = superlink.read_log(run_id)
+            server_spoke = (read_status(run_dir) or RunStatus()).has_ended
+            if server_spoke or status.round:
+                break
+    if status.state != FINISHED:
+        reason = status.doing.rstrip(".") + ("" if server_spoke or not cause else f" ({cause.rstrip('.')})")
+        raise RunFailedError(f"{reason}; the log is {run_dir / LOG_NAME}.")
+
+
+def _followed(superlink: SuperLink, run_id: str, run_dir: Path, show: Callable[[RunStatus], None]) -> RunStatus:
+    """Wait until the run has ended, showing how far it is, and return its last status."""
+    checked = time.monotonic()
+    while True:
+        status = read_status(run_dir) or RunStatus()
+        show(status)
+        if status.has_ended:
+            return status
+        if time.monotonic() - checked > SECONDS_BETWEEN_CHECKS:
+            ending = "" if superlink.is_simulating else superlink.ending_of(run_id)
+            last = read_status(run_dir) or status
+            if ending and not last.has_ended:
+                return replace(last, state=FAILED, doing=ending)
+            checked = time.monotonic()
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that everything that was started is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

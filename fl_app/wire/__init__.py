@@ -1,0 +1,1 @@
+"""What may travel between server and client, and how foreign bytes are checked."""

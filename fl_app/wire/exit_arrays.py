@@ -1,0 +1,145 @@
+"""Exits on the wire: which arrays may travel, and how tensors become arrays and arrays tensors.
+
+An exit is one or two flat arrays, so that a message holds few objects and a check is exact:
+
+    <exit>.parameters    all weights of the head, float, in the order of its state_dict
+    <exit>.statistics    BatchNorm's running means and variances, where the head has any
+
+The statistics travel because they are part of what the exit computes: merged weights with somebody else's statistics
+answer at random. They are means over one user's activations, and are covered by the same permission, clipping and
+noise. Integer buffers (num_batches_tracked) do not travel: nothing computes with them, and an average of them is no
+integer.
+"""
+
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from persephonee.fl_app.errors import WireError
+from persephonee.multi_exit.network import MultiExitNetwork
+
+PARAMETERS, STATISTICS = "parameters", "statistics"
+_HEADER_BYTES = 256
+"""The most that numpy's header may add to an array's data."""
+
+ExitArrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitLayout:
+    """The arrays of a network's exits.
+
+    Attributes:
+        tensors: for each array its tensors, by the names of `MultiExitNetwork.exit_state`, and their shapes.
+        variances: the tensors that may not be negative.
+        dtype: in which they travel, float32 or float16.
+    """
+
+    tensors: Mapping[str, tuple[tuple[str, torch.Size], ...]]
+    variances: frozenset[str]
+    dtype: str
+
+    @classmethod
+    def of(cls, network: MultiExitNetwork, dtype: str) -> "ExitLayout":
+        """Return the layout of a network's exits."""
+        tensors: dict[str, tuple[tuple[str, torch.Size], ...]] = {}
+        for number, head in enumerate(network.heads):
+            parameters = {name for name, _ in head.named_parameters()}
+            parts: dict[str, list[tuple[str, torch.Size]]] = {PARAMETERS: [], STATISTICS: []}
+            for name, tensor in head.state_dict().items():
+                if tensor.is_floating_point():
+                    part = PARAMETERS if name in parameters else STATISTICS
+                    parts[part].append((f"heads.{number}.{name}", tensor.shape))
+            tensors.update({f"{number}.{part}": tuple(found) for part, found in parts.items() if found})
+        norms = (name for name, module in network.heads.named_modules() if isinstance(module, nn.BatchNorm2d))
+        variances = frozenset(f"heads.{name}.running_var" for name in norms)
+        return cls(tensors=tensors, variances=variances, dtype=dtype)
+
+    def size(self, name: str) -> int:
+        """Return the number of values in an array."""
+        return sum(shape.numel() for _, shape in self.tensors[name])
+
+    def arrays(self, state: Mapping[str, Tensor]) -> ExitArrays:
+        """Return the arrays of all exits, from tensors named as `exit_state` names them."""
+        return {
+            name: torch.cat([state[tensor].detach().reshape(-1).float() for tensor, _ in tensors]).cpu().numpy()
+            for name, tensors in self.tensors.items()
+        }
+
+    def state(self, arrays: Mapping[str, NDArray[np.float32]], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return an exit state: what the arrays hold, and all else as it is in `base`."""
+        state = {name: tensor.clone() for name, tensor in base.items()}
+        for name, array in arrays.items():
+            pieces = torch.from_numpy(array.astype(np.float32)).split([s.numel() for _, s in self.tensors[name]])
+            for (tensor, shape), piece in zip(self.tensors[name], pieces, strict=True):
+                # noise, or a strategy with momentum, may have gone below
+                state[tensor] = (piece.clamp(min=0) if tensor in self.variances else piece).reshape(shape).clone()
+        return state
+
+    def names(self, exits: Collection[int]) -> tuple[str, ...]:
+        """Return the names of the arrays of these exits."""
+        return tuple(name for name in self.tensors if exit_of(name) in exits)
+
+    def to_record(self, arrays: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
+        """Return arrays as they travel.
+
+        Raises:
+            WireError: a value is not finite, or does not fit into the type in which it is to travel.
+        """
+        with np.errstate(over="ignore"):
+            cast = {name: array.astype(self.dtype) for name, array in arrays.items()}
+        for name, array in cast.items():
+            if not np.isfinite(array).all():
+                raise WireError(f"exits/{name}: a value is not finite as {self.dtype}.")
+        return ArrayRecord({name: Array(array) for name, array in cast.items()})
+
+    def from_record(self, record: object) -> ExitArrays:
+        """Return the arrays in a record that arrived, or is about to leave.
+
+        Raises:
+            WireError: it holds anything but whole exits of this network, finite and in the right type and size.
+        """
+        if not isinstance(record, ArrayRecord):
+            raise WireError(f"exits: expected an ArrayRecord, got {type(record).__name__}.")
+        unknown = sorted(set(record) - self.tensors.keys())
+        if unknown:
+            raise WireError(f"exits/{unknown[0][:40]} may not travel.")
+        missing = sorted(set(self.names({exit_of(name) for name in record})) - set(record))
+        if missing or not record:
+            raise WireError(f"exits: {missing[0] if missing else 'an exit'} is missing.")
+        return {name: self._array(name, record[name]) for name in self.tensors if name in record}
+
+    def _array(self, name: str, array: Array) -> NDArray[np.float32]:
+        size = self.size(name)
+        allowed = size * np.dtype(self.dtype).itemsize
+        if not allowed <= len(array.data) <= allowed + _HEADER_BYTES:
+            raise WireError(f"exits/{name}: expected {size} values of {self.dtype}, got {len(array.data)} bytes.")
+        file = io.BytesIO(array.data)
+        try:
+            # the header first: np.load would make room for whatever shape it claims
+            npy.read_magic(file)
+            shape, _, dtype = npy.read_array_header_1_0(file)
+        except (ValueError, EOFError):
+            raise WireError(f"exits/{name}: the bytes are no array.") from None
+        content = array.data[file.tell() :]
+        if (str(dtype), shape, len(content)) != (self.dtype, (size,), allowed):
+            got = f"{dtype} of shape {shape} in {len(content)} bytes"
+            raise WireError(f"exits/{name}: expected {self.dtype} values, {size} of them, got {got}.")
+        values = np.frombuffer(content, dtype=self.dtype)
+        whole: NDArray[np.float32] = values.astype(np.float32)
+        if not np.isfinite(whole).all():
+            raise WireError(f"exits/{name}: a value is not finite.")
+        return whole
+
+
+def exit_of(name: str) -> int:
+    """Return the exit that an array belongs to; -1 where the name says none."""
+    number = name.split(".")[0]
+    return int(number) if number.isascii() and number.isdigit() else -1

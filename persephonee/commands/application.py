@@ -1,0 +1,62 @@
+"""The command line `persephonee`: one verb for each thing that a person does.
+
+A verb is one function in a file of its own, named for the verb, which imports what it needs only when it is called:
+the verbs of a device work where Flower, Ray and matplotlib are not installed.
+"""
+
+import logging
+
+import typer
+
+from persephonee.commands.device import device_app
+from persephonee.commands.doctor import doctor
+from persephonee.commands.enrol import enrol
+from persephonee.commands.errors import OneSentenceGroup
+from persephonee.commands.export import export
+from persephonee.commands.figures import figures
+from persephonee.commands.inspect import inspect
+from persephonee.commands.personalise import personalise
+from persephonee.commands.pretrain import pretrain
+from persephonee.commands.report import report
+from persephonee.commands.server import server_group
+from persephonee.commands.simulate import simulate
+
+app = typer.Typer(
+    name="persephonee",
+    cls=OneSentenceGroup,
+    help="Personalised early-exit networks on the user's device, with Flower and without it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (pretrain, inspect, simulate, personalise, report, export, figures):
+    app.command()(verb)
+for verb in (enrol, doctor):
+    device_app.command()(verb)
+app.add_typer(device_app, name="device")
+app.add_typer(server_group, name="server")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what stderr is when the line comes, not to what it was when the program began."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+_LOG_LINES = _StderrHandler()
+_LOG_LINES.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+@app.callback()
+def _every_verb() -> None:
+    # only this project's own lines: libraries keep their defaults
+    logger = logging.getLogger("persephonee")
+    logger.setLevel(logging.INFO)
+    if _LOG_LINES not in logger.handlers:
+        logger.addHandler(_LOG_LINES)
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    app()

@@ -1,0 +1,254 @@
+"""`persephonee device run|status`: a device that lives with its user, without a server, without Flower and Ray."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persephonee.commands.option_groups import takes
+from persephonee.commands.options import (
+    DEFAULT_SOURCES,
+    AsJson,
+    Labels,
+    Seed,
+    Sources,
+    data_settings,
+    loss_settings,
+    schedule_settings,
+    source_names,
+)
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.settings import PersonalisationSettings
+    from persephonee.clients.runtime.device import Device
+    from persephonee.clients.runtime.device_settings import DeviceSettings
+    from persephonee.clients.runtime.device_state import Clock, DeviceStateSource
+    from persephonee.clients.runtime.frames import Item
+    from persephonee.data_partitions.opening import DataSettings
+    from persephonee.data_partitions.samples import UserSamples
+    from persephonee.fl_app.settings.app_settings import LossSettings
+    from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.storage import ModelMetadata
+
+LIFE = "Life"
+REPLAY_BEGINS = 1_767_254_400.0
+"""1 January 2026, 8 h UTC, in seconds since 1970."""
+
+POWERS = ("auto", "linux", "night", "always")
+
+device_app = typer.Typer(no_args_is_help=True, help="A device that lives with its user, with and without a server.")
+
+
+def life_settings(
+    *,
+    p_expl: Annotated[
+        float, typer.Option(help="Share of the samples of which the last exit is computed too.", rich_help_panel=LIFE)
+    ] = 0.1,
+    threshold: Annotated[
+        float, typer.Option(help="Confidence at which samples leave until the first round.", rich_help_panel=LIFE)
+    ] = 0.9,
+    drift: Annotated[str, typer.Option(help="adwin, page-hinkley or plain.", rich_help_panel=LIFE)] = "page-hinkley",
+    min_new_samples: Annotated[
+        int, typer.Option(help="New training samples that are reason enough for a round.", rich_help_panel=LIFE)
+    ] = 100,
+    min_calibration: Annotated[
+        int, typer.Option(help="Calibration samples that a round needs.", rich_help_panel=LIFE)
+    ] = 20,
+    hours: Annotated[str, typer.Option(help="Local hours in which rounds may begin.", rich_help_panel=LIFE)] = "22-6",
+    max_load: Annotated[
+        float, typer.Option(help="Processes per core below which the device is idle.", rich_help_panel=LIFE)
+    ] = 0.5,
+    max_bytes: Annotated[int, typer.Option(help="Of the stored images together.", rich_help_panel=LIFE)] = 64 * 2**20,
+    max_age_days: Annotated[float, typer.Option(help="Of the stored images.", rich_help_panel=LIFE)] = 90.0,
+) -> "DeviceSettings":
+    """Make the settings of a device's life."""
+    from persephonee.clients.runtime.conditions import ConditionSettings
+    from persephonee.clients.runtime.device_settings import DeviceSettings
+    from persephonee.clients.runtime.drift import DriftSettings
+    from persephonee.clients.runtime.orchestrator import OrchestratorSettings
+    from persephonee.clients.runtime.sample_store import SampleStoreSettings
+
+    begin, end = _hours(hours)
+    conditions = ConditionSettings(
+        from_hour=begin,
+        to_hour=end,
+        min_new_samples=min_new_samples,
+        min_calibration=min_calibration,
+        max_load=max_load,
+    )
+    return DeviceSettings(
+        client_id="",
+        orchestrator=OrchestratorSettings(
+            p_expl=p_expl, initial_threshold=threshold, drift=DriftSettings(rule=drift), conditions=conditions
+        ),
+        samples=SampleStoreSettings(max_bytes=max_bytes, max_age_days=max_age_days),
+    )
+
+
+@device_app.command("run")
+@takes(data=data_settings, loss=loss_settings, schedule=schedule_settings, life=life_settings)
+def run(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of the global model.")],
+    store: Annotated[Path, typer.Option(help="Folder of this device: samples, personal exits, state, events.")],
+    data: "DataSettings",
+    loss: "LossSettings",
+    schedule: "PersonalisationSettings",
+    life: "DeviceSettings",
+    watch: Annotated[
+        Path | None, typer.Option(help="A folder that is watched for images; without it DATA is played again.")
+    ] = None,
+    user: Annotated[str, typer.Option(help="The user's id in the data, or of this device's owner.")] = "",
+    speed: Annotated[float, typer.Option(help="Of a replay, over real time; 0 does not wait.", min=0)] = 0.0,
+    every: Annotated[float, typer.Option(help="Simulated minutes between two samples of a replay.")] = 15.0,
+    power: Annotated[
+        str,
+        typer.Option(
+            help="Who tells the device's state: linux, night (charges by night) or always (free at all times); "
+            "auto is linux for a watched folder and night for a replay.",
+        ),
+    ] = "auto",
+    labels: Labels = "all",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print events only.")] = False,
+    as_json: AsJson = False,
+    sources: Sources = DEFAULT_SOURCES,
+    seed: Seed = 0,
+) -> None:
+    """Answer images, explore, and personalise when the device is free; stops on Ctrl-C and SIGTERM.
+
+    A second call on the same store goes on where the first one stopped.
+    """
+    from persephonee.clients.personalisation.exit_store import ExitStore
+    from persephonee.clients.runtime.device import Device
+    from persephonee.clients.runtime.device_database import DeviceDatabase
+    from persephonee.clients.runtime.device_run import Stop, run_device, stopped_by_signals
+    from persephonee.commands.device_output import DeviceLines
+    from persephonee.multi_exit.storage import load_network
+
+    network, metadata = load_network(model, source_names(sources))
+    samples = None if watch else _load_user(data, user, network, metadata)
+    clock, source = _clock_and_power(power, replay=samples is not None)
+    settings = replace(
+        life,
+        client_id=user or "owner",
+        orchestrator=replace(life.orchestrator, drop_tolerance=schedule.drop_tolerance),
+        personalisation=schedule,
+        weights=loss.weights,
+        seed=seed,
+    )
+    class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))
+    lines = DeviceLines(class_names, clock, as_json=as_json, quiet=quiet)
+    database, stop = DeviceDatabase(store), Stop()
+    try:
+        device = Device(network, database, ExitStore(store), settings, clock, source, lines.show_event)
+        items = _items(device, network, class_names, watch, samples, labels, clock, every, speed, seed, stop.wait)
+        with stopped_by_signals(stop, device):
+            run_device(device, items, lines.show_answer, stop)
+    finally:
+        database.close()
+
+
+@device_app.command("status")
+def status(
+    *,
+    store: Annotated[Path, typer.Option(help="Folder of the device.")],
+    events: Annotated[int, typer.Option(help="How many of the last events.", min=0, max=1_000_000)] = 10,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Show the phase, the policy, what was learned and saved so far, and the last events.
+
+    Nothing is random here, so the seed plays no part.
+    """
+    from persephonee.clients.runtime.device_status import read_status
+    from persephonee.commands.device_output import show_status
+
+    found = read_status(store, events)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        show_status(found)
+
+
+def _load_user(
+    data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
+) -> "UserSamples":
+    from persephonee.fl_app.errors import AppError
+    from persephonee.fl_app.wire.model_fit import open_fitting
+
+    partitions = open_fitting(data, network, metadata)
+    if user not in partitions.client_ids:
+        some = ", ".join(partitions.client_ids[:3])
+        raise AppError(f"{partitions.name} has no user {user!r}: give --user, such as {some}, or a folder to --watch.")
+    return partitions.load_partition(partitions.client_ids.index(user))
+
+
+def _items(
+    device: "Device",
+    network: "MultiExitNetwork",
+    class_names: tuple[str, ...],
+    watch: Path | None,
+    samples: "UserSamples | None",
+    labels: str,
+    clock: "Clock",
+    every: float,
+    speed: float,
+    seed: int,
+    wait: Callable[[float], object],
+) -> "Iterable[Item]":
+    from persephonee.clients.runtime.device_state import ScriptedClock
+    from persephonee.clients.runtime.frames import ReplayedUser, WatchedFolder
+    from persephonee.fl_app.settings.run_config import parse_labels
+
+    if watch is not None:
+        return WatchedFolder(watch, network.input_shape, class_names, device.has_answered)
+    assert samples is not None
+    assert isinstance(clock, ScriptedClock)
+    return ReplayedUser(
+        samples,
+        labelled=parse_labels(labels),
+        clock=clock,
+        every_s=60 * every,
+        speed=speed,
+        is_known=device.has_answered,
+        seed=seed,
+        wait=wait,
+    )
+
+
+def _clock_and_power(power: str, *, replay: bool) -> "tuple[Clock, DeviceStateSource]":
+    """Return the clock and the power supply: a replay lives in simulated time, from 1 January 2026, 8 h UTC."""
+    from persephonee.clients.runtime.device_state import (
+        LinuxDevice,
+        ScriptedClock,
+        ScriptedDevice,
+        SystemClock,
+        always_ready,
+        night_charging,
+    )
+    from persephonee.fl_app.errors import AppError
+
+    if power not in POWERS:
+        raise AppError(f"--power {power} is not known: choose one of {', '.join(POWERS)}.")
+    clock: Clock = ScriptedClock(REPLAY_BEGINS) if replay else SystemClock()
+    zone = UTC if replay else None
+    chosen = power if power != "auto" else "night" if replay else "linux"
+    if chosen == "linux":
+        return clock, LinuxDevice(clock)
+    script = night_charging if chosen == "night" else always_ready
+    return clock, ScriptedDevice(clock, partial(script, zone=zone))
+
+
+def _hours(text: str) -> tuple[float, float]:
+    from persephonee.fl_app.errors import AppError
+
+    begin, _, end = text.partition("-")
+    try:
+        return float(begin), float(end)
+    except ValueError:
+        raise AppError(f"--hours {text} is not known: give two hours of the day such as 22-6.") from None

@@ -1,0 +1,129 @@
+"""What the command line says when something goes wrong: one sentence on stderr, and an exit status.
+
+    0    done
+    2    what was asked for cannot be done: the sentence says what was expected, what was got and what to do
+    130  interrupted with Ctrl-C
+
+Anything else is a mistake of this program and shows its traceback.
+"""
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from typer.core import TyperGroup
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_EXPECTED = (
+    ("persephonee.multi_exit.errors", "MultiExitError"),
+    ("persephonee.data_partitions.errors", "DataError"),
+    ("persephonee.clients.errors", "ClientError"),
+    ("persephonee.server.errors", "ServerError"),
+    ("persephonee.fl_app.errors", "AppError"),
+)
+"""The bases of all errors that a user can cause, by module: one that is not loaded cannot have been raised."""
+
+_EXTRA_OF = {
+    "flwr": "flower",
+    "cryptography": "flower",
+    "ray": "simulation",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "datasets": "datasets",
+    "flwr_datasets": "datasets",
+    "onnx": "device",
+    "onnxscript": "device",
+    "onnxruntime": "device",
+    "river": "device",
+    "psutil": "device",
+    "timm": "timm",
+}
+"""Which extra of this project brings an optional package."""
+
+_OWN = {"multi_exit", "data_partitions", "clients", "server", "fl_app", "experiments"}
+
+
+class OneSentenceGroup(TyperGroup):
+    """The command line's top level: a user's error ends in one sentence, never in a traceback."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a verb and exit with its status."""
+        try:
+            result = super().main(args, prog_name or "persephonee", complete_var, False, windows_expand_args, **extra)
+            status = result if isinstance(result, int) else 0
+        except (click.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
+        except BrokenPipeError:
+            # the reader of a pipe has gone, as in `persephonee inspect ... | head -3`
+            sys.stdout = None
+            status = 1
+        except Exception as error:
+            sentence = sentence_of(error)
+            if sentence is None:
+                raise
+            click.echo(f"Error: {sentence}", err=True)
+            status = BAD_INPUT
+        if status == INTERRUPTED:
+            click.echo("Interrupted.", err=True)
+        sys.exit(status)
+
+
+def sentence_of(error: Exception) -> str | None:
+    """Return what to tell the user, or None where the error is a mistake of this program."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return "expected a verb: see persephonee --help."
+    if isinstance(error, click.ClickException):
+        return _one_line(error.format_message())
+    if _is_expected(error):
+        return _one_line(str(error))
+    if isinstance(error, ImportError | RuntimeError) and _is_torch_mismatch(error):
+        return (
+            "torch and torchvision do not belong together, as happens when they come from different package indexes: "
+            "install both with one command from one place, as the README shows."
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _missing_package(error.name.split(".")[0])
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or type(error).__name__}."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # while a file was written that is open already; such an error names none
+        return f"{error.strerror}: make room on the disk, and call this again."
+    return None
+
+
+def _is_expected(error: Exception) -> bool:
+    bases = tuple(getattr(sys.modules[module], name) for module, name in _EXPECTED if module in sys.modules)
+    return isinstance(error, bases)
+
+
+def _is_torch_mismatch(error: Exception) -> bool:
+    return "torchvision::" in str(error) or ("torchvision" in str(error) and "undefined symbol" in str(error))
+
+
+def _missing_package(package: str) -> str | None:
+    if package in _EXTRA_OF:
+        return (
+            f"this needs the package {package}, which is not installed: "
+            f'install it with pip install "persephonee[{_EXTRA_OF[package]}]".'
+        )
+    if package in _OWN:
+        return None
+    return f"this needs the package {package}, which is not installed: install it with pip install {package}."
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if line.endswith((".", "?", "!")) else f"{line}."

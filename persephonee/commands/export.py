@@ -1,0 +1,47 @@
+"""`persephonee export`: the personal network as ONNX, stage by stage."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, source_names
+
+if TYPE_CHECKING:
+    from persephonee.clients.inference.exported_network import ExportedNetwork
+
+
+def export(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of the global model.")],
+    store: Annotated[Path, typer.Option(help="Folder of the device: personal exits and policy.")],
+    out: Annotated[Path, typer.Option(help="Folder for the graphs and policy.json.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the network in the folder.")] = False,
+    sources: Sources = DEFAULT_SOURCES,
+    seed: Seed = 0,
+) -> None:
+    """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy.
+
+    Nothing is random here, so the seed plays no part.
+    """
+    from persephonee.clients.inference.onnx_export import export_onnx
+    from persephonee.clients.personalisation.exit_store import ExitStore
+    from persephonee.fl_app.errors import AppError
+    from persephonee.multi_exit.storage import load_network
+
+    network, metadata = load_network(model, source_names(sources))
+    stored = ExitStore(store).load(network.backbone_fingerprint, None)
+    if stored is None:
+        raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")
+    exported = export_onnx(network, stored, out, class_names=metadata.class_names, overwrite=overwrite)
+    typer.echo(_summary(exported, out))
+
+
+def _summary(exported: "ExportedNetwork", out: Path) -> str:
+    size = sum((out / name).stat().st_size for name in exported.files)
+    names = [str(exit) for exit in exported.policy.exits]
+    exits = f"exits {', '.join(names)} and the last one" if names else "the last exit only"
+    return (
+        f"{out}: {len(exported.files)} graphs, {size / 1e6:.2f} MB, of user {exported.client_id}, round "
+        f"{exported.round}; {exits}, threshold {exported.policy.threshold:g}."
+    )

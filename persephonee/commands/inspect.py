@@ -1,0 +1,67 @@
+"""`persephonee inspect`: the table of exits of a model, or of the network that a CNN would become."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persephonee.commands.options import DEFAULT_SOURCES, AsJson, Seed, Sources, source_names
+
+if TYPE_CHECKING:
+    from persephonee.multi_exit.network import MultiExitNetwork
+
+SMALL_INPUT_PX = 48
+
+
+def inspect(
+    *,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="Folder of a model; or else give --backbone.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="A torchvision CNN, timm/NAME, or package.module:function.")
+    ] = None,
+    num_exits: Annotated[int, typer.Option(help="Early exits besides the original classifier.")] = 6,
+    input_size: Annotated[int, typer.Option(help="Side of the square images, in px.")] = 28,
+    num_classes: Annotated[int, typer.Option(help="Classes that the network tells apart.")] = 62,
+    in_channels: Annotated[
+        int | None, typer.Option(help="1 (grey) or 3 (colour); by default 3 above 48 px, else 1.")
+    ] = None,
+    head: Annotated[str, typer.Option(help="msdnet, or the much cheaper pooled.")] = "msdnet",
+    as_json: AsJson = False,
+    sources: Sources = DEFAULT_SOURCES,
+    seed: Seed = 0,
+) -> None:
+    """Print where the exits sit and what they cost, in multiply-adds and parameters."""
+    from persephonee.multi_exit.backbones import source_of
+    from persephonee.multi_exit.building import build_network
+    from persephonee.multi_exit.storage import load_network
+
+    if (model is None) == (backbone is None):
+        raise typer.BadParameter("expected either the folder of a model or --backbone NAME.")
+    if model is not None:
+        network = load_network(model, source_names(sources))[0]
+    elif backbone is not None:
+        network = build_network(
+            backbone,
+            num_exits=num_exits,
+            num_classes=num_classes,
+            in_channels=in_channels or (3 if input_size > SMALL_INPUT_PX else 1),
+            input_size=input_size,
+            head=head,
+            allowed=source_names(sources, source_of(backbone)),
+            seed=seed,
+        )
+    _show(network, as_json)
+
+
+def _show(network: "MultiExitNetwork", as_json: bool) -> None:
+    from rich.console import Console
+
+    from persephonee.commands.exits_table import exits_json, exits_table
+
+    if as_json:
+        typer.echo(json.dumps(exits_json(network), indent=2))
+    else:
+        Console().print(exits_table(network))

@@ -1,0 +1,118 @@
+"""`persephonee pretrain --from MODEL --meta METHOD`: meta-learn the exits of a model that has been trained."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+from click.core import ParameterSource
+
+from persephonee.commands.options import Seed, source_names
+from persephonee.server.training.meta_settings import MetaSettings
+
+if TYPE_CHECKING:
+    from persephonee.data_partitions.opening import DataSettings
+
+META = "Meta-learning, with --from"
+
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", help="A trained model: its backbone stays, its exits learn on the same users.", rich_help_panel=META
+    ),
+]
+
+
+def meta_settings(
+    *,
+    meta: Annotated[
+        str | None, typer.Option(help="reptile or fomaml (first-order MAML).", rich_help_panel=META)
+    ] = None,
+    meta_epochs: Annotated[
+        int, typer.Option(help="Passes over the users.", rich_help_panel=META)
+    ] = MetaSettings.epochs,
+    meta_rate: Annotated[
+        float | None, typer.Option(help="Of the outer steps; the method's own by default.", rich_help_panel=META)
+    ] = None,
+    inner_steps: Annotated[
+        int, typer.Option(help="Steps on one user's samples.", rich_help_panel=META)
+    ] = MetaSettings.inner_steps,
+    inner_rate: Annotated[
+        float, typer.Option(help="Learning rate of these steps.", rich_help_panel=META)
+    ] = MetaSettings.inner_rate,
+    seed: Seed = 0,
+) -> MetaSettings | None:
+    """Make the settings of the meta-learning, None where none is asked for."""
+    if meta is None:
+        return None
+    return MetaSettings(
+        method=meta,  # type: ignore[arg-type]
+        epochs=meta_epochs,
+        rate=meta_rate,
+        inner_steps=inner_steps,
+        inner_rate=inner_rate,
+        seed=seed,
+    )
+
+
+OF_META = ("meta", "meta_epochs", "meta_rate", "inner_steps", "inner_rate")
+OF_PRETRAINING = (
+    *("backbone", "num_exits", "head", "weights", "mean", "std", "personal_users", "validation_fraction"),
+    *("epochs", "patience", "batch_size", "learning_rate", "weight_decay", "augmentation", "max_samples", "resume"),
+)
+
+
+def refuse_given(names: Iterable[str], because: str) -> None:
+    """Refuse options that were given and would do nothing."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} does nothing {because}; leave it out.")
+
+
+def meta_learn_and_show(
+    start: Path,
+    settings: MetaSettings | None,
+    data: "DataSettings",
+    out: Path,
+    *,
+    max_users: int | None,
+    sources: str,
+    overwrite: bool,
+) -> None:
+    """Meta-learn, and print each exit's accuracy after a few steps on a new user's samples, before and now."""
+    from rich.console import Console
+
+    from persephonee.commands.exits_table import exits_table
+    from persephonee.data_partitions.opening import open_partitions
+    from persephonee.server.training.meta_model import make_meta_learned_model
+    from persephonee.server.training.pretraining_progress import shown_progress
+
+    refuse_given(OF_PRETRAINING, "beside --from")
+    if settings is None:
+        raise typer.BadParameter("--from takes a model whose exits are to be meta-learned; add --meta reptile.")
+    partitions = open_partitions(data, for_pretraining=True)
+    with shown_progress() as progress:
+        network, result = make_meta_learned_model(
+            start,
+            settings,
+            partitions,
+            out,
+            max_users=max_users,
+            sources=source_names(sources),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    console = Console()
+    console.print(exits_table(network, result.history[result.best_epoch].validation_accuracy))
+    before, after = (
+        sum(record.validation_accuracy[:-1]) / network.num_exits
+        for record in (result.history[0], result.history[result.best_epoch])
+    )
+    summary = (
+        f"{out}: exits meta-learned on {result.num_train} users; after {settings.inner_steps} steps on a new user's "
+        f"samples the early exits have {after:.2%} on average, {before:.2%} before (epoch {result.best_epoch} of "
+        f"{settings.epochs}, {result.num_validation} validating users)."
+    )
+    console.print(summary, highlight=False, markup=False, soft_wrap=True)

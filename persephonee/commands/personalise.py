@@ -1,0 +1,121 @@
+"""`persephonee personalise`: one user's round on this machine, without a server."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persephonee.commands.option_groups import takes
+from persephonee.commands.options import (
+    DEFAULT_SOURCES,
+    AsJson,
+    Seed,
+    Sources,
+    data_settings,
+    loss_settings,
+    schedule_settings,
+    source_names,
+    split_settings,
+)
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.reports import PersonalisationReport
+    from persephonee.clients.personalisation.settings import PersonalisationSettings
+    from persephonee.data_partitions.opening import DataSettings
+    from persephonee.data_partitions.samples import UserSamples
+    from persephonee.data_partitions.user_splits import SplitSettings
+    from persephonee.fl_app.settings.app_settings import LossSettings
+    from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.storage import ModelMetadata
+
+
+@takes(data=data_settings, split=split_settings, loss=loss_settings, schedule=schedule_settings)
+def personalise(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of the global model.")],
+    user: Annotated[str, typer.Option(help="The user's id in the data.")],
+    store: Annotated[Path, typer.Option(help="Folder of this device: personal exits, policy and state.")],
+    data: "DataSettings",
+    split: "SplitSettings",
+    loss: "LossSettings",
+    schedule: "PersonalisationSettings",
+    as_json: AsJson = False,
+    sources: Sources = DEFAULT_SOURCES,
+    seed: Seed = 0,
+) -> None:
+    """Personalise the early exits to one user, on this device alone; a second call goes on from the first."""
+    from persephonee.clients.personalisation.exit_store import ExitStore
+    from persephonee.clients.personalisation.personalise import personalise as personalise_user
+    from persephonee.data_partitions.user_splits import split_samples
+    from persephonee.multi_exit.storage import load_network
+
+    network, metadata = load_network(model, source_names(sources))
+    samples = _load_user(data, user, network, metadata)
+    exit_store = ExitStore(store)
+    earlier = exit_store.load(network.backbone_fingerprint, user)
+    result = personalise_user(
+        network,
+        samples,
+        split_samples(samples, split, seed, exit_store.known_parts()),
+        replace(schedule, weights=loss.weights(split.labels)),
+        store=exit_store,
+        round_number=earlier.round + 1 if earlier else 1,
+        seed=seed,
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(result.report), indent=2))
+    else:
+        _show(result.report, store)
+
+
+def _load_user(
+    data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
+) -> "UserSamples":
+    from persephonee.fl_app.errors import AppError
+    from persephonee.fl_app.wire.model_fit import open_fitting
+
+    partitions = open_fitting(data, network, metadata)
+    others = sorted(set(partitions.client_ids) - set(metadata.trained_on))
+    choice = f"take another, such as {', '.join(others[:3])}" if others else "no user is left that it was not"
+    if user not in partitions.client_ids:
+        raise AppError(f"{partitions.name} has no user {user}: {choice}.")
+    if user in metadata.trained_on:
+        raise AppError(f"the model was trained on user {user}, so the result would flatter it: {choice}.")
+    return partitions.load_partition(partitions.client_ids.index(user))
+
+
+def _show(report: "PersonalisationReport", store: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"User {report.client_id}, round {report.round}, {report.num_test} test samples, in %"
+    # a user's id may have brackets, which are no markup
+    table = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("exit")
+    for name in ("MMAC", "before", "after", "leave here", "kept"):
+        table.add_column(name, justify="right")
+    half = len(report.exits) // 2
+    for before, after in zip(report.exits[:half], report.exits[half:], strict=True):
+        kept = "yes" if after.kept else "no"
+        table.add_row(
+            "last" if after.exit == half - 1 else str(after.exit),
+            f"{after.macs / 1e6:.2f}",
+            f"{100 * before.accuracy:.1f}",
+            f"{100 * after.accuracy:.1f}",
+            f"{100 * before.exit_rate:.0f} → {100 * after.exit_rate:.0f}",
+            f"{kept}, not retrained" if after.exit in report.rolled_back_exits else kept,
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"The policy: {report.accuracy_before:.1%} before, {report.accuracy_after:.1%} after, the last exit alone "
+        f"{report.accuracy_original:.1%}; {report.mean_macs / 1e6:.2f} of {report.original_macs / 1e6:.2f} MMAC a "
+        f"sample at the threshold {report.threshold:g}; {report.seconds_personalise:.1f} s; stored in {store}.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

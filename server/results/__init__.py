@@ -1,0 +1,1 @@
+"""A run's tables, and the arithmetic from them to the headline numbers."""

@@ -1,0 +1,225 @@
+"""From the name of a CNN and many users' data to a folder with the trained global model.
+
+MODEL/network.json, MODEL/weights-*.safetensors   the model, once it is done
+MODEL/checkpoint.safetensors                      while it is being trained
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from persephonee.data_partitions.samples import Partitions
+from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
+from persephonee.data_partitions.user_splits import PAPER_PERSONAL_FRACTION, choose_users, split_users
+from persephonee.multi_exit.backbones import DEFAULT_SOURCES
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import ModelMetadata, save_network
+from persephonee.server.errors import PretrainingError
+from persephonee.server.training.pretraining import PretrainResult, pretrain
+from persephonee.server.training.pretraining_progress import PretrainProgress
+from persephonee.server.training.pretraining_settings import PretrainSettings
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+MODEL_NAME = "network.json"
+LEAST_PERSONAL_USERS = 100
+"""The paper's ratio leaves too few users of a small data set to say anything about users."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserShares:
+    """Which users' data the global model may see.
+
+    Raises:
+        PretrainingError: a number is out of its range.
+    """
+
+    personal_users: float | None = None
+    """Users kept back to personalise: a number of them, or below 1 a share of all; None is the paper's 250 in 3,500,
+    but 100 where a third of all users is as many, and nobody of a pool that is the global model's anyway."""
+
+    validation_fraction: float = 0.1
+    """Share of the other users who only validate, in (0, 1)."""
+
+    max_users: int | None = None
+    """Train and validate on at most this many users, >= 2; None takes all."""
+
+    def __post_init__(self) -> None:
+        wanted = self.personal_users
+        if wanted is not None and (not 0 <= wanted < math.inf or (wanted >= 1 and wanted != int(wanted))):
+            raise PretrainingError(
+                f"personal_users={wanted} is out of range; give a number of users, or a share below 1."
+            )
+        if not 0 < self.validation_fraction < 1:
+            raise PretrainingError(
+                f"validation_fraction={self.validation_fraction} is out of range; give a number in (0, 1)."
+            )
+        if self.max_users is not None and self.max_users < 2:
+            raise PretrainingError(f"max_users={self.max_users} is too small; one trains and another validates.")
+
+    def num_personal(self, num_users: int) -> int:
+        """Return how many of `num_users` are kept back."""
+        if self.personal_users is None:
+            paper = round(num_users * PAPER_PERSONAL_FRACTION)
+            return max(paper, min(LEAST_PERSONAL_USERS, num_users // 3))
+        if self.personal_users < 1:
+            return round(self.personal_users * num_users)
+        return int(self.personal_users)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalModelSettings:
+    """Which network, and how it is trained."""
+
+    backbone: str = "mobilenet_v2"
+    """A torchvision classification model, `timm/NAME`, or `package.module:function`."""
+
+    num_exits: int = 6
+    """M, early exits besides the original classifier."""
+
+    head: str = "msdnet"
+    """"msdnet" or "pooled"."""
+
+    weights: Path | None = None
+    """Trained weights of the backbone, for `training.mode` "exits"; None begins with random ones."""
+
+    mean: tuple[float, ...] = ()
+    """What trained weights expect to be subtracted from images in [0, 1], per channel; none by default."""
+
+    std: tuple[float, ...] = ()
+    """What the difference is divided by, per channel; given together with `mean`."""
+
+    users: UserShares = field(default_factory=UserShares)
+    training: PretrainSettings = field(default_factory=PretrainSettings)
+
+    sources: tuple[str, ...] = DEFAULT_SOURCES
+    """Where backbones may come from."""
+
+
+def choose_training_users(client_ids: tuple[str, ...], shares: UserShares, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Return the users who train and those who validate; everyone else may personalise.
+
+    Raises:
+        PretrainingError: fewer than two users are left.
+    """
+    personal = shares.num_personal(len(client_ids))
+    if personal > len(client_ids) - 2:
+        raise PretrainingError(
+            f"{personal} of {len(client_ids)} users would be kept back to personalise, and two are needed to train "
+            "and to validate; keep fewer with --personal-users."
+        )
+    users = split_users(client_ids, seed, personal / len(client_ids)).global_ids
+    if shares.max_users is not None and shares.max_users < len(users):
+        users = choose_users(users, shares.max_users, seed)
+    divided = split_users(users, seed, shares.validation_fraction)
+    return divided.global_ids, divided.personal_ids
+
+
+def is_global_pool(partitions: Partitions) -> bool:
+    """Return whether nobody in the data can ever personalise, since those who can are in a pool of their own."""
+    return isinstance(partitions, PersonalisedImageNet) and partitions.pool == "global"
+
+
+def division_of(partitions: Partitions) -> dict[str, Any]:
+    """Return what the model has to remember of a pool: which images it took, so that no user is given them later."""
+    return {"division": partitions.division} if isinstance(partitions, PersonalisedImageNet) else {}
+
+
+def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
+    """Make room for a model, and return the path of its checkpoint.
+
+    Raises:
+        PretrainingError: the folder holds a model, a checkpoint or something else that would be lost.
+        OSError: the folder cannot be made.
+    """
+    checkpoint = folder / CHECKPOINT_NAME
+    if folder.exists() and not folder.is_dir():
+        raise PretrainingError(f"{folder} is a file; a model needs a folder of its own.")
+    content = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    is_ours = MODEL_NAME in content or CHECKPOINT_NAME in content
+    if content and not is_ours:
+        raise PretrainingError(f"{folder} exists and holds something other than a model; name another folder.")
+    if content and not overwrite:
+        if checkpoint.exists() and not resume:
+            raise PretrainingError(
+                f"{folder} holds an unfinished pretraining; say --resume to go on with it or --overwrite to begin anew."
+            )
+        if not checkpoint.exists():
+            raise PretrainingError(f"{folder} holds a model already; name another folder or say --overwrite.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite and not resume:
+        checkpoint.unlink(missing_ok=True)
+    return checkpoint
+
+
+def make_global_model(
+    settings: GlobalModelSettings,
+    partitions: Partitions,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: PretrainProgress | None = None,
+) -> tuple[MultiExitNetwork, PretrainResult]:
+    """Build the network for the data, train it, and save it in `folder`.
+
+    Args:
+        settings: which network and how to train it.
+        partitions: the data of all users; those who personalise later are left out.
+        folder: of the model; it also holds the checkpoint.
+        resume: go on from the checkpoint.
+        overwrite: replace the model that lies in the folder, at the very end.
+        progress: told how far it is.
+
+    Raises:
+        PretrainingError: the folder is taken, or the data does not fit.
+        TrainingDivergedError: the loss is not finite; the checkpoint stands.
+        MultiExitError: the backbone, the exits or the weights do not fit.
+        DataError: the data is broken.
+    """
+    if settings.users.personal_users is None and is_global_pool(partitions):
+        settings = replace(settings, users=replace(settings.users, personal_users=0))
+    training = settings.training
+    train_ids, validation_ids = choose_training_users(partitions.client_ids, settings.users, training.seed)
+    channels, height, width = partitions.image_shape
+    network = build_network(
+        settings.backbone,
+        num_exits=settings.num_exits,
+        num_classes=partitions.num_classes,
+        in_channels=channels,
+        input_size=max(height, width),
+        head=settings.head,
+        weights=settings.weights,
+        mean=settings.mean,
+        std=settings.std,
+        allowed=settings.sources,
+        seed=training.seed,
+    )
+    checkpoint = prepare_folder(folder, resume, overwrite)
+    result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
+    metadata = ModelMetadata(
+        dataset=partitions.name,
+        trained_on=tuple(sorted((*train_ids, *validation_ids))),
+        class_names=partitions.class_names or (),
+        history=tuple(asdict(record) for record in result.history),
+        settings={**_described(settings, result, validation_ids), **division_of(partitions)},
+    )
+    save_network(network, folder, metadata)
+    checkpoint.unlink(missing_ok=True)
+    return network, result
+
+
+def _described(
+    settings: GlobalModelSettings, result: PretrainResult, validation_ids: tuple[str, ...]
+) -> dict[str, Any]:
+    # no path: a model folder is shared, and paths tell about the machine that it was made on
+    return {
+        **asdict(settings.training),
+        **asdict(settings.users),
+        "backbone_weights": settings.weights.name if settings.weights else None,
+        "best_epoch": result.best_epoch,
+        "num_train": result.num_train,
+        "num_validation": result.num_validation,
+        "validated_on": list(validation_ids),
+    }

@@ -1,0 +1,94 @@
+"""What a person sees of a pretraining: a progress bar on a terminal, one log line per epoch elsewhere."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from persephonee.server.training.pretraining_checkpoint import EpochRecord
+
+logger = logging.getLogger(__name__)
+
+
+class PretrainProgress:
+    """Told by the pretraining how far it is; this one keeps silent."""
+
+    def users_loaded(self, done: int, total: int) -> None:
+        """`done` of `total` users have been read."""
+
+    def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
+        """Epoch `epoch` of at most `epochs`, counted from 1, takes `batches` batches."""
+
+    def batch_done(self, loss: float) -> None:
+        """One more batch was trained on; `loss` in nats."""
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        """The epoch ended, validation included."""
+
+
+class LogProgress(PretrainProgress):
+    """One log line per epoch."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def users_loaded(self, done: int, total: int) -> None:
+        """Say how many users there are, once."""
+        if done == total:
+            logger.info("read %d users in %.0f s", total, time.perf_counter() - self._started)
+
+    def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
+        """Note the time."""
+        self._started = time.perf_counter()
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        """Write the line."""
+        logger.info("%s, %.0f s", describe(record), time.perf_counter() - self._started)
+
+
+class BarProgress(PretrainProgress):
+    """A bar for the epoch under way, and a line above it for each one that is done."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("reading users", total=None, loss="")
+        self._loss = 0.0
+
+    def users_loaded(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=done, total=total, description="reading users")
+
+    def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
+        """Start the bar again."""
+        self._bar.reset(self._task, total=batches, description=f"epoch {epoch}/{epochs}")
+
+    def batch_done(self, loss: float) -> None:
+        """Move the bar; the loss shown is a running mean."""
+        self._loss = 0.95 * self._loss + 0.05 * loss if self._loss else loss
+        self._bar.update(self._task, advance=1, loss=f"loss {self._loss:.3f}")
+
+    def epoch_done(self, record: EpochRecord) -> None:
+        """Write the line above the bar."""
+        self._bar.console.print(describe(record), highlight=False)
+
+
+def describe(record: EpochRecord) -> str:
+    """Return one line for a person."""
+    accuracies = " ".join(f"{accuracy:.3f}" for accuracy in record.validation_accuracy)
+    when = f"epoch {record.epoch}: loss {record.train_loss:.3f}" if record.epoch else "at the start"
+    return f"{when}, accuracy on unseen users per exit {accuracies}"
+
+
+@contextmanager
+def shown_progress() -> Iterator[PretrainProgress]:
+    """Yield a progress bar where stderr is a terminal, log lines where it is not."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield LogProgress()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console) as bar:
+        yield BarProgress(bar)

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.runtime.drift import DriftMonitor, DriftSettings, PlainRule
+
+RULES = ("adwin", "page-hinkley", "plain")
+
+
+def losses(mean: float, count: int, seed: int) -> list[float]:
+    """Return losses as confident exits have them: exponentially distributed."""
+    return np.random.default_rng(seed).exponential(mean, count).tolist()
+
+
+def first_alarm(rule: str, stream: list[float], validated: list[float]) -> int | None:
+    monitor = DriftMonitor(DriftSettings(rule=rule), [validated])
+    return next((i for i, loss in enumerate(stream) if monitor.update([loss])), None)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_loss_that_rises_is_noticed_within_eighty_samples(rule):
+    delays = []
+    for seed in range(10):
+        stream = losses(0.2, 100, seed) + losses(1.5, 100, 100 + seed)
+        delays.append(first_alarm(rule, stream, losses(0.2, 100, 200 + seed)))
+    noticed = [delay - 100 for delay in delays if delay is not None and delay >= 100]
+    assert len(noticed) >= 9
+    assert max(noticed) < 80
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_loss_that_stays_raises_few_alarms(rule):
+    alarms = [first_alarm(rule, losses(0.2, 300, seed), losses(0.2, 100, 50 + seed)) for seed in range(10)]
+    assert sum(alarm is not None for alarm in alarms) <= 2
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_loss_that_falls_is_no_alarm(rule):
+    assert first_alarm(rule, losses(0.1, 300, 1), losses(1.0, 100, 2)) is None
+
+
+def test_the_plain_rule_by_hand():
+    # windows of 2: 1.0, 1.0, 2.0, 3.0 against 1.0 + 0.5, twice in a row
+    rule = PlainRule(DriftSettings(rule="plain", window=2, margin=0.5, times=2), validated=1.0)
+    assert [rule.update(loss) for loss in (1.0, 1.0, 1.0, 3.0, 3.0)] == [False, False, False, False, True]
+
+
+def test_the_plain_rule_starts_over_when_a_window_is_fine():
+    rule = PlainRule(DriftSettings(rule="plain", window=2, margin=0.5, times=2), validated=1.0)
+    # windows of 2: 2.0, 1.0, 1.5, 3.0, 3.0
+    assert [rule.update(loss) for loss in (2.0, 2.0, 0.0, 3.0, 3.0, 3.0)] == [False] * 5 + [True]
+
+
+def test_without_a_validation_the_first_window_is_the_reference():
+    rule = PlainRule(DriftSettings(rule="plain", window=2, margin=0.5, times=1), validated=None)
+    assert [rule.update(loss) for loss in (2.0, 2.0, 2.2, 4.0)] == [False, False, False, True]
+
+
+def test_the_monitor_names_the_exit_that_drifts():
+    monitor = DriftMonitor(DriftSettings(rule="plain", window=2, times=1), [[0.1, 0.1], [0.1, 0.1]])
+    assert monitor.update([0.1, 3.0]) == ()
+    assert monitor.update([0.1, 3.0]) == (1,)
+
+
+def test_one_absurd_loss_is_not_drift():
+    for rule in RULES:
+        stream = losses(0.2, 40, 3)
+        stream[20] = 1e6
+        assert first_alarm(rule, stream, losses(0.2, 100, 4)) is None
+
+
+@pytest.mark.parametrize("wrong", [{"rule": "guess"}, {"adwin_delta": 0.0}, {"window": 1}, {"times": 0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ClientSettingsError, match=next(iter(wrong))):
+        DriftSettings(**wrong)

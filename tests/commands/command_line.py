@@ -1,0 +1,24 @@
+"""How the tests of the command line call it, and what they train with it."""
+
+from typer.testing import CliRunner
+
+from persephonee.commands.application import app
+from tests.tiny_cnn import NAME
+
+NETWORK = ("--backbone", NAME, "--num-exits", "2", "--head", "pooled")
+
+
+def call(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(*words: object) -> str:
+    """Call a verb that must end with status 2 and one sentence; return the sentence."""
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    # log lines begin with the time
+    lines = [line for line in result.stderr.splitlines() if not line[:2].isdigit()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert lines[0].endswith((".", "?"))
+    return lines[0]

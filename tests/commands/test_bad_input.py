@@ -1,0 +1,176 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from persephonee.multi_exit.storage import load_network
+from persephonee.server.report import report_page
+from tests.commands.command_line import NETWORK, call, refused
+from tests.tiny_cnn import SOURCE
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("", "expected a verb"),
+        ("fly", "No such command 'fly'"),
+        ("inspect --wings 2", "No such option '--wings'"),
+        ("inspect", "either the folder of a model or --backbone"),
+        ("inspect --backbone resnet5000", "resnet5000"),
+        ("inspect --backbone vit_b_16 --input-size 224", "vit_b_16 has no places"),
+        ("inspect --backbone mobilenet_v2 --num-exits 99", "num_exits=99"),
+        ("inspect --backbone mobilenet_v2 --num-exits 0", "num_exits=0"),
+        ("inspect --backbone mobilenet_v2 --num-classes 1", "num_classes=1"),
+        ("inspect --backbone mobilenet_v2 --input-size 2", "input_size=2"),
+        ("inspect --backbone mobilenet_v2 --in-channels 2", "in_channels=2"),
+        ("inspect --backbone mobilenet_v2 --head deep", "head='deep'"),
+        ("inspect nowhere", "nowhere is no model folder"),
+        ("report nowhere", "nowhere is no folder"),
+        ("personalise --user 1 --store S", "Missing option '--model'"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6", "Missing option '--out'"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --epochs 0", "epochs=0"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --learning-rate -1", "learning_rate=-1"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --validation-fraction 1.5", "validation_fraction=1.5"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --personal-users 2.5", "personal_users=2.5"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --mean 1,x", "--mean 1,x"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --dataset stars", "stars"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --dataset parquet", "needs --data-path"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --dataset parquet --data-path nowhere", "nowhere"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --num-writers 1", "two are needed"),
+        ("simulate --clients x", "'x' is not a valid integer"),
+        ("simulate --clients 0", "--clients 0"),
+        ("simulate --rounds 0", "num-server-rounds=0"),
+        ("simulate --round-deadline 0", "round-deadline=0.0 is no time; give seconds, above 0"),
+        ("simulate --node-wait inf", "node-wait=inf is no time"),
+        ("simulate --drop-tolerance 1.5", "drop_tolerance=1.5"),
+        ("simulate --drop-tolerance nan", "drop_tolerance=nan"),
+        ("simulate --cost joules", "cost=joules"),
+        ("simulate --test-fraction -0.1", "test_fraction=-0.1"),
+        ("simulate --labels most", "labels='most'"),
+        ("simulate --labels 1.5", "labels='1.5'"),
+        ("simulate --alpha 1 --gamma 1", "alpha=1.0 and gamma=1.0 exclude each other"),
+        ("simulate --scheme guess", "scheme='guess'"),
+        ("simulate --scheme supervised --labels none", "--labels none leaves no label"),
+        ("simulate --alpha 1 --labels 0", "--labels 0 leaves no label"),
+        ("simulate --resume R --overwrite", "--resume DIR"),
+        ("simulate --seed -1", "seed=-1"),
+        ("inspect --backbone mobilenet_v2 --seed 18446744073709551616", "seed=18446744073709551616 is out of range"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --seed 9223372036854775808", "in [0, 2**63)"),
+        ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --seed -1", "seed=-1"),
+        ("simulate --data-seed 9223372036854775808", "in [0, 2**63)"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_that_names_it(tmp_path, monkeypatch, words, named):
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(*words.split()) if words else call().stderr
+    assert named in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_column_a_label_out_of_range_and_a_broken_image_are_named(tmp_path, data_words):
+    pretrain = ("pretrain", *NETWORK, *data_words, "--out", tmp_path / "M")
+    assert "'author'" in refused(*pretrain, "--user-column", "author")
+    assert "'kind'" in refused(*pretrain, "--label-column", "kind")
+    table = pq.read_table(data_words[-1])
+    wrong = tmp_path / "wrong.parquet"
+    pretrain = ("pretrain", *NETWORK, "--dataset", "parquet", "--data-path", wrong, "--out", tmp_path / "M")
+    pq.write_table(table.set_column(2, "character", pa.array([-1] * len(table))), wrong)
+    assert "the label -1 in row 0" in refused(*pretrain)
+    pq.write_table(table.set_column(0, "image", pa.array([b"no picture"] * len(table))), wrong)
+    assert "image in row 0" in refused(*pretrain)
+    wrong.write_bytes(data_words[-1].read_bytes()[:-50])
+    assert "wrong.parquet" in refused(*pretrain)
+    assert not (tmp_path / "M").exists()
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, data_words, pretrained):
+    pretrain = ("pretrain", *NETWORK, *data_words, "--epochs", 1)
+    (tmp_path / "diary.txt").write_text("dear diary")
+    assert "something other than a model" in refused(*pretrain, "--out", tmp_path)
+    assert "is a file" in refused(*pretrain, "--out", tmp_path / "diary.txt")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in pretrained.iterdir())
+    assert "holds a model already" in refused(*pretrain, "--out", pretrained)
+    assert "holds a model already" in refused(*pretrain, "--out", pretrained, "--resume")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in pretrained.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+def test_a_model_that_is_cut_off_is_named(tmp_path, pretrained):
+    copy = shutil.copytree(pretrained, tmp_path / "M")
+    weights = next(copy.glob("weights-*"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert weights.name in refused("inspect", copy, "--sources", SOURCE)
+    (copy / "network.json").write_text('{"format": ')
+    assert "network.json is damaged" in refused("inspect", copy, "--sources", SOURCE)
+
+
+def test_a_network_of_ones_own_is_built_only_where_it_is_allowed(pretrained):
+    assert f"allow '{SOURCE}'" in refused("inspect", pretrained)
+
+
+def test_a_model_of_other_data_is_refused(tmp_path, with_model, pretrained, newcomer):
+    other = ("--model", pretrained, "--sources", SOURCE, "--num-writers", 5)
+    sentence = refused("personalise", *other, "--user", "s0w0000", "--store", tmp_path / "S")
+    assert "2 classes" in sentence and "62" in sentence
+
+
+def test_users_whom_the_model_knows_or_who_are_not_there_are_refused(tmp_path, with_model, pretrained, newcomer):
+    known = load_network(pretrained, (SOURCE,))[1].trained_on[0]
+    words = ("personalise", *with_model, "--store", tmp_path / "S")
+    assert f"was trained on user {known}" in refused(*words, "--user", known)
+    assert f"no user nobody: take another, such as {newcomer}" in refused(*words, "--user", "nobody")
+    assert not (tmp_path / "S").exists()
+
+
+def test_a_user_with_too_few_samples_is_named(tmp_path, with_model, newcomer):
+    words = ("--user", newcomer, "--store", tmp_path / "S", "--min-samples", 41)
+    assert f"User {newcomer} has 40 samples" in refused("personalise", *with_model, *words)
+
+
+def test_a_loss_that_is_no_number_ends_in_a_sentence(tmp_path, data_words):
+    pretrain = ("pretrain", *NETWORK, *data_words, "--out", tmp_path / "M", "--batch-size", 32)
+    assert "The training loss became" in refused(*pretrain, "--learning-rate", "1e30")
+    assert not (tmp_path / "M" / "network.json").exists()
+
+
+def raising(error: Exception):
+    def report(**options):
+        raise error
+
+    return report
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (ModuleNotFoundError("no", name="flwr.app"), 'pip install "persephonee[flower]"'),
+        (ModuleNotFoundError("no", name="matplotlib"), 'pip install "persephonee[report]"'),
+        (ModuleNotFoundError("no", name="numpy"), "pip install numpy"),
+        (RuntimeError("operator torchvision::nms does not exist"), "torch and torchvision do not belong together"),
+        (PermissionError(13, "Permission denied", "/somewhere"), "/somewhere: Permission denied."),
+        (OSError(28, "No space left on device", "weights"), "weights: No space left on device."),
+        (OSError(28, "No space left on device"), "No space left on device: make room"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, error, named):
+    monkeypatch.setattr(report_page, "draw_report", lambda run: raising(error)())
+    assert named in refused("report", "somewhere")
+
+
+def test_mistakes_of_the_program_show_their_traceback(monkeypatch):
+    monkeypatch.setattr(report_page, "draw_report", lambda run: 1 / 0)
+    result = call("report", "somewhere")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_the_installed_command_says_the_same(tmp_path):
+    done = subprocess.run(
+        [Path(sys.executable).parent / "persephonee", "report", "nowhere"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: ") and done.stderr.endswith("such as runs/NAME.\n")
+    assert done.stderr.count("\n") == 1

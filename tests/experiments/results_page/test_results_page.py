@@ -1,0 +1,203 @@
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.experiments.results_page.page import BEGIN, END, SECTIONS, main, replace_part
+from persephonee.experiments.results_page.sharing_section import unseen_means
+from persephonee.experiments.results_page.sources import recognise
+
+CONFIG = {
+    "dataset": "parquet",
+    "data-path": "digits/train.parquet",
+    "user-column": "who",
+    "label-column": "character",
+    "clients": 4,
+    "num-server-rounds": 1,
+    "labels": "none",
+    "drop-tolerance": 0.02,
+    "seed": 3,
+    "model": "f" * 64,
+}
+MEAN = {name: {"mean": value} for name, value in (("half", 0.5), ("most", 0.75), ("many", 30.0))}
+CHANGE = {"helped": 0.5, "hurt": 0.25}
+SUMMARY = {
+    "counts": {"asked": 4, "ok": 3, "too_small": 1, "refused": 0, "failed": 0},
+    "num_train": MEAN["many"],
+    "num_test": MEAN["many"],
+    "exits": [
+        {
+            "exit": exit,
+            "is_last": exit == 1,
+            "macs": 2e6 * (exit + 1),
+            "cost_share": 0.5 * (exit + 1),
+            "accuracy_before": MEAN["half"],
+            "accuracy_after": MEAN["most"],
+            "change": CHANGE,
+        }
+        for exit in range(2)
+    ],
+    "policy": {
+        "accuracy_original": MEAN["most"],
+        "accuracy_before": MEAN["half"],
+        "accuracy_after": MEAN["most"],
+        "change": CHANGE,
+        "against_original": CHANGE,
+        "mean_macs_after": 3e6,
+        "original_macs": 4e6,
+        "cost_share_after": MEAN["most"],
+    },
+}
+
+
+def write_run(folder, **config):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    return folder
+
+
+def write_unseen(folder, gain):
+    rows = [
+        {"round": number, "client_id": user, "status": "ok", "exit": exit, "stage": "before",
+         "accuracy": 0.4 + 0.1 * exit + gain * number + 0.02 * (user == "b")}
+        for number in range(3) for user in "ab" for exit in range(4)
+    ]  # fmt: skip
+    small = [{"round": 0, "client_id": "c", "status": "too small: 3 samples"}]
+    pd.DataFrame(rows + small).to_parquet(folder / "unseen.parquet")
+
+
+def write_figure(folder, name, claims):
+    folder.mkdir(exist_ok=True)
+    facts = {"title": f"Fig. {name}", "study": "resnet50", "made_on": "Tiny ImageNet, ResNet-50", "scale": "quick",
+             "cpu_seconds": 600, "machine": "x86",
+             "versions": "Python"}  # fmt: skip
+    stem = f"figure-{name}-resnet50"
+    call = {"command": ["persephonee figures", "--scale quick"], "seconds": 5430}
+    (folder / "calls.json").write_text(json.dumps([call]))
+    (folder / f"{stem}.json").write_text(json.dumps(facts))
+    (folder / f"{stem}.png").write_bytes(b"a picture")
+    pd.DataFrame(claims).to_parquet(folder / f"{stem}-claims.parquet")
+    return folder
+
+
+def claim(paper="3x", same_direction=True, why=""):
+    return {"claim": "fewer MACs", "paper": paper, "ours": "2x", "same_direction": same_direction, "why": why}
+
+
+def run_page(*arguments):
+    import typer
+
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_page_holds_what_the_tables_say_and_names_what_is_missing(tmp_path):
+    run = write_run(tmp_path / "digits-none")
+    done = run_page(run, "--out", tmp_path / "docs" / "results.md")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "4 users asked, 3 with figures, 1 have too few samples; on average 30 samples train" in page
+    assert "| 0 | 2.0 | 50% | 50.0% | 75.0% | 50% | 25% |" in page
+    assert "| last | 4.0 | 100% |" in page
+    assert "a drop of at most 2%: accuracy 50.0% before, 75.0% after, the original 75.0%; on average 3.0 MMAC" in page
+    command = page[page.index("persephonee simulate") :].split("```")[0].replace("\\\n", " ")
+    assert "--user-column who" in command and "--labels none" in command and "--seed 3" in command
+    assert "--label-column" not in command
+    given = {"Simulated federations, one round, metrics only"}
+    for section in SECTIONS:
+        body = page.split(f"## {section.title}\n")[1].split("\n## ")[0]
+        assert ("Missing: no tables were given." in body) == (section.title not in given), section.title
+
+
+def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp_path):
+    page, tables = tmp_path / "results.md", tmp_path / "tables"
+    assert run_page(write_run(tmp_path / "digits-none"), "--out", page).exit_code == 0
+    assert json.loads((tables / "run-digits-none.json").read_text()) == SUMMARY
+    shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2})
+    write_unseen(shared, gain=0.05)
+    assert run_page(shared, "--out", page).exit_code == 0
+    text = page.read_text()
+    assert text.count("4 users asked, 3 with figures") == 1
+    assert text.count("## Sharing exits") == 1 and "| 0 | 41.0% | 51.0% (+10.0) |" in text
+    assert (tables / "run-digits-none.json").exists()
+    kept = pd.read_csv(tables / "sharing-shared.csv")
+    assert kept[(kept["round"] == 2) & (kept.exit == 0)].accuracy.item() == pytest.approx(0.51)
+    # a third call with nothing new changes nothing
+    assert run_page(shared, "--out", page).exit_code == 0
+    assert page.read_text() == text
+
+
+def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
+    figures = write_figure(tmp_path / "figures", "headline", [claim(), claim(same_direction=False, why="small data")])
+    write_figure(figures, "3a", [claim()])
+    write_figure(figures, "users", [claim(paper="not given", same_direction=None)])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{BEGIN}\nold\n{END}\nend\n")
+    done = run_page(figures, "--out", tmp_path / "docs" / "results.md", "--readme", readme)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| fewer MACs | 3x | 2x | no | small data |" in page
+    assert "| Tiny ImageNet, ResNet-50 | 10 | x86, Python |" in page
+    assert "This call took 1 h 30 min on the clock." in page
+    # what the paper says nothing of has no column for it
+    assert "| fewer MACs | 2x |" in page
+    assert (tmp_path / "docs" / "images" / "results-3a-resnet50.png").read_bytes() == b"a picture"
+    text = readme.read_text()
+    assert text.startswith("# Title\n") and text.endswith(f"{END}\nend\n") and "old" not in text
+    assert "(docs/images/results-3a-resnet50.png)" in text and "[docs/results.md](docs/results.md)" in text
+    assert "| fewer MACs | 3x | 2x | yes |  |" in text
+
+
+def test_curves_over_rounds_are_means_over_the_unseen_users(tmp_path):
+    plain = write_run(tmp_path / "plain", **{"num-server-rounds": 2})
+    shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2, "share-exits": True, "strategy": "fedadam"})
+    write_unseen(plain, gain=0.0)
+    write_unseen(shared, gain=0.05)
+    sources = recognise([plain, shared])
+    means = unseen_means(sources.runs[1]).set_index(["round", "exit"]).accuracy
+    # users a and b differ by 0.02; two rounds give 0.05 each
+    assert means[2, 1] == pytest.approx(0.5 + 0.1 + 0.01)
+    done = run_page(plain, shared, "--out", tmp_path / "results.md")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "results.md").read_text()
+    assert "| exit | at the start | metrics only, round 2 | fedadam, round 2 |" in page
+    assert "| 0 | 41.0% | 41.0% (+0.0) | 51.0% (+10.0) |" in page
+    assert (tmp_path / "images" / "results-sharing-parquet.png").stat().st_size > 10_000
+
+
+def test_the_meta_learning_table_is_a_mean_over_early_exits(tmp_path):
+    folder = tmp_path / "meta"
+    folder.mkdir()
+    rows = [
+        {"start": start, "samples": 10, "epochs": 1, "exit": exit, "accuracy": 0.5 + 0.1 * exit + gain, "gain": gain,
+         "users": 7}
+        for start, gain in (("pretrained", 0.0), ("reptile", 0.03)) for exit in range(3)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "meta-learning-writers.csv", index=False)
+    assert run_page(folder, "--out", tmp_path / "results.md").exit_code == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "### writers, 7 unseen users" in page
+    assert "| 10 | 1 | 55.0% (+0.0) | 58.0% (+3.0) |" in page
+
+
+def test_the_membership_table_is_taken_as_it_is(tmp_path):
+    row = {"release": "exits", "attack": "LiRA", "auc": 0.612, "auc_se": 0.01, "advantage": 0.2, "found": 0.055,
+           "accuracy": 0.93}  # fmt: skip
+    folder = tmp_path / "attacks"
+    folder.mkdir()
+    pd.DataFrame([row]).to_csv(folder / "membership-writers.csv", index=False)
+    assert run_page(folder, "--out", tmp_path / "results.md").exit_code == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "| exits | LiRA | 0.612 ± 0.010 | 0.200 | 5.5% | 93.0% |" in page
+
+
+def test_what_cannot_be_used_is_one_sentence(tmp_path):
+    done = run_page(tmp_path, "--out", tmp_path / "results.md")
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "holds no figures, no finished run" in done.output
+    with pytest.raises(ClientSettingsError, match="needs the markers"):
+        replace_part(f"{END} {BEGIN}", "new")

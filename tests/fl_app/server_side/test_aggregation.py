@@ -1,0 +1,115 @@
+"""Each strategy against its formula, on a few numbers."""
+
+import numpy as np
+import pytest
+
+from persephonee.fl_app.server_side.aggregation import Contribution, Merger
+from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
+
+CURRENT = {"0.parameters": np.array([1.0, 2.0, 3.0]), "0.statistics": np.array([0.5]), "1.parameters": np.array([9.0])}
+CURRENT = {name: array.astype(np.float32) for name, array in CURRENT.items()}
+
+
+def merger(strategy, **more):
+    return Merger(SharingSettings(share_exits=True, strategy=strategy, **more), PrivacySettings())
+
+
+def shares(*parameters, examples=None):
+    """Exit 0 of one client after the other; nobody sends exit 1."""
+    return [
+        Contribution(
+            client_id=f"u{i}",
+            exits={
+                "0.parameters": np.array(values, dtype=np.float32),
+                "0.statistics": np.array([float(i)], dtype=np.float32),
+            },
+            examples=(examples or [10] * len(parameters))[i],
+        )
+        for i, values in enumerate(parameters)
+    ]
+
+
+A, B, C, D, E = ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.0, 6.0, 10.0], [900.0, -900.0, 0.0])
+
+
+def test_an_average_weighs_by_examples_and_leaves_an_exit_that_nobody_sent():
+    merged, counts = merger("fedavg").merge(1, CURRENT, shares(A, B, examples=[30, 10]), "")
+    np.testing.assert_allclose(merged["0.parameters"], [0.25, 0.5, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(merged["0.statistics"], [0.25], rtol=1e-6)
+    assert merged["1.parameters"] is CURRENT["1.parameters"]
+    assert counts == {0: 2, 1: 0}
+
+
+def test_the_median_and_the_trimmed_mean_ignore_a_client_far_away():
+    columns = np.array([A, B, C, D, E])
+    merged, _ = merger("fedmedian").merge(1, CURRENT, shares(A, B, C, D, E), "")
+    np.testing.assert_allclose(merged["0.parameters"], np.median(columns, axis=0), rtol=1e-6)
+    merged, _ = merger("fedtrimmedavg", trimmed_share=0.2).merge(1, CURRENT, shares(A, B, C, D, E), "")
+    np.testing.assert_allclose(merged["0.parameters"], np.sort(columns, axis=0)[1:-1].mean(axis=0), rtol=1e-6)
+
+
+def test_krum_takes_the_weights_and_the_statistics_of_one_client():
+    merged, counts = merger("krum", malicious_clients=1).merge(1, CURRENT, shares(A, B, C, D, E), "")
+    # by hand: the two nearest of B are A and C, at 14 each; of A they are B and C at 14 + 56, of C B and D at 14 + 21
+    np.testing.assert_array_equal(merged["0.parameters"], B)
+    assert merged["0.statistics"] == 1.0
+    assert counts[0] == 5
+
+
+def test_fewer_clients_than_a_strategy_needs_leave_the_exit_as_it_was():
+    merged, counts = merger("krum", malicious_clients=1).merge(1, CURRENT, shares(A, B, C, D), "")
+    assert counts == {0: 0, 1: 0}
+    np.testing.assert_array_equal(merged["0.parameters"], CURRENT["0.parameters"])
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedyogi"])
+def test_momentum_steps_as_its_formula_says_and_goes_on_after_a_restart(strategy):
+    rate, beta1, beta2, tau = 0.01, 0.9, 0.99, 1e-3
+    first, second = shares(B, C), shares(A, D)
+    ours = merger(strategy, server_learning_rate=rate)
+    one, _ = ours.merge(1, CURRENT, first, "")
+    restarted = merger(strategy, server_learning_rate=rate)
+    restarted.load_state(ours.state())
+    two, _ = ours.merge(2, one, second, "")
+    again, _ = restarted.merge(2, one, second, "")
+
+    weights, m, v = CURRENT["0.parameters"].astype(float), np.zeros(3), np.zeros(3)
+    for number, sent, got in ((1, (B, C), one), (2, (A, D), two)):
+        delta = np.mean(sent, axis=0) - weights
+        m = beta1 * m + (1 - beta1) * delta
+        squared = delta**2
+        moved = squared if strategy == "fedadam" else squared * np.sign(squared - v)
+        v = beta2 * v + (1 - beta2) * squared if strategy == "fedadam" else v + (1 - beta2) * moved
+        step = rate
+        if strategy == "fedadam":
+            step *= np.sqrt(1 - beta2 ** (number + 1)) / (1 - beta1 ** (number + 1))
+        weights = weights + step * m / (np.sqrt(v) + tau)
+        np.testing.assert_allclose(got["0.parameters"], weights, rtol=1e-5)
+        # a step on a variance has no meaning: statistics are averaged
+        np.testing.assert_allclose(got["0.statistics"], [0.5])
+    np.testing.assert_array_equal(two["0.parameters"], again["0.parameters"])
+
+
+def test_the_order_of_arrival_plays_no_part(model, settings):
+    from persephonee.fl_app.server_side.exit_sharing import ExitSharing
+    from persephonee.multi_exit.storage import load_network
+
+    network, _ = load_network(model, settings.sources)
+    generator = np.random.default_rng(0)
+    sharings = [ExitSharing(network, SharingSettings(share_exits=True), PrivacySettings(), "") for _ in range(2)]
+    start, _ = sharings[0].state()
+    sent = [
+        Contribution(
+            client_id=f"u{i}",
+            exits={
+                k.removeprefix("exits/"): v + generator.normal(size=v.shape).astype(np.float32)
+                for k, v in start.items()
+            },
+            examples=3 + i,
+        )
+        for i in range(4)
+    ]
+    sharings[0].merge(1, sent)
+    sharings[1].merge(1, sent[::-1])
+    one, other = (sharing.state()[0] for sharing in sharings)
+    assert all(np.array_equal(one[name], other[name]) for name in one)

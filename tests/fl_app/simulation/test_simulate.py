@@ -1,0 +1,195 @@
+"""`persephonee simulate` with Flower and Ray; what does not need them is in test_rounds.py."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import psutil
+import pytest
+
+from persephonee.data_partitions.errors import NotEnoughUsersError
+from persephonee.fl_app.errors import AppError, RunFailedError
+from persephonee.fl_app.server_side import server_app
+from persephonee.fl_app.server_side.run_status import FAILED, RunStatus, StatusFile
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.simulation import simulate as simulation
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
+from persephonee.server.errors import ServerError
+
+
+@pytest.fixture
+def small_run(tmp_path) -> AppSettings:
+    """Two built-in writers with an untrained SqueezeNet: what an installed package can do anywhere."""
+    network = build_network("squeezenet1_1", num_exits=2, num_classes=62, input_size=28, head="pooled")
+    save_network(network, tmp_path / "model", ModelMetadata())
+    config = {"num-writers": 3, "clients": 2, "epochs": 1, "model": str(tmp_path / "model")}
+    return AppSettings.from_run_config({**config, "run-dir": str(tmp_path / "run")})
+
+
+@pytest.fixture
+def scratch(monkeypatch):
+    """A place for temporary files whose path is short enough for Ray."""
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+def ours(folder: Path) -> list[psutil.Process]:
+    """Processes that were started for a run in `folder`, by their working directories."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "persephonee-" in process.cwd() and str(folder) in process.cwd():
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_two_clients_over_flower_and_ray_give_what_one_process_gives(
+    small_run, simulated_nodes, make_grid, scratch, tmp_path, monkeypatch
+):
+    run_dir = simulation.simulate(small_run)
+    clients = pd.read_parquet(run_dir / "clients.parquet")
+    assert list(clients.status) == ["ok", "ok"]
+    assert clients.bytes_up.max() <= 4_096
+    assert clients.bytes_down.max() <= 2_048
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    assert sorted(path.name for path in (run_dir / "clients").iterdir()) == list(clients.client_id)
+    assert "Round 1: 2 replies, 0 failures" in (run_dir / "log.txt").read_text()
+    assert ours(scratch) == []
+    assert list(scratch.iterdir()) == []
+
+    here = replace(small_run, places=replace(small_run.places, run_dir=tmp_path / "here"))
+    monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
+    server_app.serve(make_grid(simulated_nodes(2), here), here, here.places.model, here.places.run_dir)
+    assert (run_dir / "exits.parquet").read_bytes() == (here.places.run_dir / "exits.parquet").read_bytes()
+    other = pd.read_parquet(here.places.run_dir / "clients.parquet")
+    times = ["seconds_personalise"]
+    pd.testing.assert_frame_equal(clients.drop(columns=times), other.drop(columns=times), check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_run_in_which_every_client_fails_raises_and_says_why(small_run):
+    # labels of nobody, and a loss that learns from labels alone
+    hopeless = AppSettings.from_run_config({**small_run.to_run_config(), "labels": "none", "alpha": 1.0})
+    with pytest.raises(RunFailedError, match=r"0 of 2 clients personalised.*no labelled training sample.*log\.txt"):
+        simulation.simulate(hopeless)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_leaves_no_process(small_run, scratch, number):
+    program = (
+        "import sys, json; from persephonee.fl_app.settings.app_settings import AppSettings; "
+        "from persephonee.fl_app.simulation.simulate import simulate\n"
+    )
+    program += "simulate(AppSettings.from_run_config(json.loads(sys.argv[1])))"
+    long = {**small_run.to_run_config(), "epochs": 5000}
+    process = subprocess.Popen([sys.executable, "-c", program, json.dumps(long)], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while not any("ray::" in " ".join(p.cmdline()) for p in ours(scratch)) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert ours(scratch)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    assert ours(scratch) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"clients": 4}, NotEnoughUsersError, "4 users were asked for and there are 3"),
+        ({"model": "nowhere"}, ValueError, "nowhere is no model folder"),
+        ({"dataset": "parquet", "data-path": "nowhere.parquet"}, ValueError, "nowhere.parquet"),
+        ({"run-dir": "", "resume": True}, AppError, "name it with --run-dir"),
+    ],
+)
+def test_bad_input_is_refused_before_flower_starts(small_run, tmp_path, monkeypatch, change, error, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(simulation, "_run", lambda *arguments: pytest.fail("Flower was started"))
+    with pytest.raises(error, match=words):
+        simulation.simulate(AppSettings.from_run_config({**small_run.to_run_config(), **change}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("rounds", "exits_of_each"), [(1, 1), (3, 2)])
+def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
+    small_run, monkeypatch, rounds, exits_of_each
+):
+    settings = AppSettings.from_run_config({**small_run.to_run_config(), "num-server-rounds": rounds})
+    network, _ = load_network(settings.model_folder(0))
+    # pooled heads hold floats alone
+    needed = 2 * exits_of_each * 4 * sum(parameter.numel() for parameter in network.heads.parameters())
+
+    def run_with(free: int) -> Path:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+        return simulation.simulate(settings)
+
+    for step in ("_run", "_look_closely"):
+        monkeypatch.setattr(simulation, step, lambda *arguments: None)
+    with pytest.raises(AppError, match=r"the exits of 2 users take .* make room"):
+        run_with(needed - 1)
+    run_dir = settings.run_folder(0)
+    assert not run_dir.exists()
+    run_with(needed)
+    # of a run that is overwritten, the exits make room
+    (run_dir / "clients" / "ada").mkdir(parents=True)
+    (run_dir / "clients" / "ada" / "exits").write_bytes(bytes(needed))
+    settings = replace(settings, places=replace(settings.places, overwrite=True))
+    run_with(0)
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed_and_nothing_is_pretrained_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "obtain_model", lambda *arguments: pytest.fail("a model was pretrained"))
+    typo = AppSettings.from_run_config({"run-dir": str(tmp_path / "typo"), "resume": True})
+    with pytest.raises(ServerError, match="typo is no folder: expected the folder of a run"):
+        simulation.simulate(typo)
+    (tmp_path / "typo").mkdir()
+    with pytest.raises(ServerError, match=r"typo is no run folder: it has no config\.json"):
+        simulation.simulate(typo)
+    assert [path.name for path in tmp_path.iterdir()] == ["typo"]
+    assert not any((tmp_path / "typo").iterdir())
+
+
+def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monkeypatch):
+    for step in ("_run", "_look_closely"):
+        monkeypatch.setattr(simulation, step, lambda *arguments: None)
+    run_dir = simulation.simulate(small_run)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ServerError, match="holds a run already"):
+        simulation.simulate(small_run)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+class SilentLink:
+    """A SuperLink whose run ended without a word of the ServerApp."""
+
+    is_simulating = False
+
+    def __init__(self):
+        self.answers = ["", "the run ended as finished:failed: no module named x"]
+
+    def ending_of(self, run_id):
+        return self.answers.pop(0)
+
+
+def test_a_run_that_dies_without_a_word_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "SECONDS_BETWEEN_CHECKS", 0.0)
+    monkeypatch.setattr(simulation, "SECONDS_BETWEEN_LOOKS", 0.0)
+    StatusFile(tmp_path).write(RunStatus(round=1, asked=2))
+    seen = []
+    status = simulation._followed(SilentLink(), "1", tmp_path, seen.append)
+    assert (status.state, status.asked) == (FAILED, 2)
+    assert status.doing == "the run ended as finished:failed: no module named x"
+    assert seen == [RunStatus(round=1, asked=2)] * 2

@@ -1,0 +1,58 @@
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from persephonee.fl_app.errors import RunFailedError
+from persephonee.fl_app.simulation import superlink
+from persephonee.fl_app.simulation.scratch import scratch_folder
+
+
+def test_nothing_of_another_flower_or_ray_reaches_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setenv("FLWR_HOME", "/home/of/another")
+    monkeypatch.setenv("PYTHONPATH", "backbones:/absolute")
+    monkeypatch.chdir(tmp_path)
+    environment = superlink._environment(tmp_path / "home", tmp_path / "ray")
+    assert "RAY_ADDRESS" not in environment
+    assert environment["FLWR_HOME"] == str(tmp_path / "home")
+    assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert environment["PYTHONPATH"] == f"{tmp_path / 'backbones'}:/absolute"
+
+
+def test_scratch_paths_are_short_enough_for_the_sockets_of_ray(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with scratch_folder() as folder:
+        assert folder.is_dir()
+        session = "/ray/session_2026-11-21_04-15-08_425492_4194304/sockets/plasma_store"
+        assert len(str(folder) + session) <= 107
+    assert not folder.exists()
+
+
+def test_a_superlink_that_does_not_start_is_an_error_that_names_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(superlink, "program", lambda name: "false")
+    with (
+        pytest.raises(RunFailedError, match=r"did not start; its log is .*log\.txt"),
+        scratch_folder() as folder,
+    ):
+        superlink.SuperLink(folder, tmp_path / "log.txt").__enter__()
+
+
+def test_everything_that_works_in_its_folder_ends_with_it(tmp_path, monkeypatch):
+    # a stand-in that, like Ray's agents, leaves its parent and does not listen to SIGTERM
+    program = tmp_path / "stubborn"
+    program.write_text("#!/bin/sh\ntrap '' TERM\n(trap '' TERM; sleep 300) &\nsleep 300\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(superlink, "program", lambda name: str(program))
+    monkeypatch.setattr(superlink.SuperLink, "_wait_until_healthy", lambda self: None)
+    monkeypatch.setattr(superlink, "ENDING_SECONDS", 0.5)
+    with scratch_folder() as folder:
+        with superlink.SuperLink(folder, tmp_path / "log.txt") as link:
+            assert link.is_running
+            started = link._everything()
+            assert started
+        assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started)
+        assert Path(folder).exists()

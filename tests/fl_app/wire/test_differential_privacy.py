@@ -1,0 +1,132 @@
+import math
+
+import numpy as np
+import pytest
+
+from persephonee.fl_app.errors import RunConfigError
+from persephonee.fl_app.server_side.aggregation import Contribution, Merger
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
+from persephonee.fl_app.wire.differential_privacy import clipped, epsilon_after, secret_noise, with_noise
+
+START = {"0.parameters": np.zeros(4, dtype=np.float32), "1.parameters": np.ones(4, dtype=np.float32)}
+
+
+def norm(change):
+    return math.sqrt(sum(float((array**2).sum()) for array in change.values()))
+
+
+def test_the_change_of_all_exits_together_is_clipped_to_the_norm():
+    far = {name: array + 3.0 for name, array in START.items()}
+    near = {name: array + 0.1 for name, array in START.items()}
+    privacy = PrivacySettings(dp_noise_multiplier=1.0, dp_clipping_norm=2.0)
+    change = {name: array - START[name] for name, array in clipped(far, START, privacy).items()}
+    assert norm(change) == pytest.approx(2.0, rel=1e-5)
+    assert change["0.parameters"] == pytest.approx(change["1.parameters"], rel=1e-5)
+    unclipped = clipped(near, START, privacy)
+    assert all(unclipped[name] == pytest.approx(near[name]) for name in near)
+    assert all(np.array_equal(clipped(START, START, privacy)[name], START[name]) for name in START)
+
+
+def test_the_server_adds_noise_of_z_c_over_n_to_an_average_with_equal_weights():
+    size, clients = 20_000, 5
+    current = {"0.parameters": np.zeros(size, dtype=np.float32)}
+    privacy = PrivacySettings(dp_noise_multiplier=1.5, dp_clipping_norm=2.0)
+    shared = [
+        Contribution(
+            client_id=f"u{i}", exits={"0.parameters": np.full(size, float(i + 1), dtype=np.float32)}, examples=i
+        )
+        for i in range(clients)
+    ]
+    merger = Merger(SharingSettings(share_exits=True), privacy)
+    merged, counts = merger.merge(1, current, shared, "secret")
+    # every client's change is far above the norm: each contributes 2 / sqrt(size) to every value, whatever its examples
+    noise = merged["0.parameters"] - 2.0 / math.sqrt(size)
+    assert counts == {0: clients}
+    assert noise.std() == pytest.approx(1.5 * 2.0 / clients, rel=0.03)
+    assert abs(noise.mean()) < 4 * noise.std() / math.sqrt(size)
+    again, _ = merger.merge(1, current, shared, "secret")
+    other, _ = merger.merge(1, current, shared, "another secret")
+    assert np.array_equal(merged["0.parameters"], again["0.parameters"])
+    assert not np.array_equal(merged["0.parameters"], other["0.parameters"])
+
+
+def test_a_client_that_sends_the_global_exits_back_is_left_out_of_the_noisy_average():
+    merger = Merger(SharingSettings(share_exits=True), PrivacySettings(dp_noise_multiplier=1.0))
+    same = [Contribution(client_id=f"u{i}", exits=START, examples=9) for i in range(3)]
+    merged, counts = merger.merge(1, START, same, "secret")
+    assert counts == {0: 0, 1: 0}
+    assert all(np.array_equal(merged[name], START[name]) for name in START)
+
+
+def test_a_clients_own_noise_is_z_c_and_never_the_same():
+    arrays = {"0.parameters": np.zeros(20_000, dtype=np.float32)}
+    privacy = PrivacySettings(dp_noise_multiplier=0.5, dp_clipping_norm=3.0, dp_noise_at="clients")
+    one, other = (with_noise(arrays, privacy)["0.parameters"] for _ in range(2))
+    assert one.std() == pytest.approx(1.5, rel=0.03)
+    assert not np.array_equal(one, other)
+    assert not arrays["0.parameters"].any()
+
+
+def test_noise_leaves_the_global_generator_as_it_was():
+    np.random.seed(3)
+    expected = np.random.random(2)
+    np.random.seed(3)
+    first = np.random.random()
+    with secret_noise("x", 1):
+        np.random.random(10)
+    assert [first, np.random.random()] == list(expected)
+
+
+@pytest.mark.parametrize(("multiplier", "rounds"), [(1.0, 1), (2.0, 10), (0.7, 3)])
+def test_epsilon_is_that_of_gaussian_mechanisms_composed(multiplier, rounds):
+    """Against the best order of the Renyi divergence, turned into epsilon as in Canonne et al. 2020, Prop. 12."""
+    privacy = PrivacySettings(dp_noise_multiplier=multiplier)
+    orders = np.linspace(1.01, 200, 200_000)
+    divergence = rounds * orders / (2 * multiplier**2)
+    epsilons = divergence + np.log1p(-1 / orders) - (math.log(privacy.dp_delta) + np.log(orders)) / (orders - 1)
+    assert epsilon_after(privacy, rounds) == pytest.approx(epsilons.min(), rel=0.02)
+    assert epsilon_after(privacy, 0) == 0
+
+
+def test_noise_at_the_clients_protects_from_twice_the_norm():
+    at_clients = PrivacySettings(dp_noise_multiplier=2.0, dp_noise_at="clients")
+    at_server = PrivacySettings(dp_noise_multiplier=1.0)
+    assert epsilon_after(at_clients, 4) == pytest.approx(epsilon_after(at_server, 4))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"dp-noise-multiplier": 1.0}, "covers shared exits, and none are shared"),
+        ({"dp-noise-multiplier": 1.0, "share-exits": True, "strategy": "krum"}, "accounted for averages only"),
+        ({"dp-noise-multiplier": -1.0}, "dp-noise-multiplier=-1.0"),
+        ({"dp-clipping-norm": 0.0}, "dp-clipping-norm=0.0"),
+        ({"dp-delta": 1.0}, "dp-delta=1.0"),
+        ({"dp-noise-at": "cloud"}, "dp-noise-at=cloud"),
+        ({"strategy": "fedsgd"}, "strategy=fedsgd is out of range: expected one of fedavg"),
+        ({"strategy": "krum"}, "merges exits, and none are shared"),
+        ({"share-exits": True, "strategy": "krum", "malicious-clients": 2, "clients": 6}, "7 clients or more"),
+        ({"share-exits": True, "clients": 2, "unseen-share": 0.5}, "2 clients or more have sent, and 1 take part"),
+        ({"share-exits": True, "malicious-clients": 1}, "malicious-clients concerns krum"),
+        ({"share-dtype": "bfloat16"}, "share-dtype=bfloat16"),
+        ({"sharing-share": 1.5}, "sharing-share=1.5"),
+        ({"trimmed-share": 0.5}, "trimmed-share=0.5"),
+        ({"server-learning-rate": 0.0}, "server-learning-rate=0.0"),
+        ({"min-sharers": 0}, "min-sharers=0"),
+        ({"unseen-share": 1.0}, "unseen-share=1.0"),
+        ({"proximal-mu": -0.1}, "proximal_mu=-0.1"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_too_much_are_refused_in_one_sentence(config, words):
+    with pytest.raises(RunConfigError) as caught:
+        AppSettings.from_run_config(config)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_noise_without_an_accountant_is_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RunConfigError, match=r"needs dp-accounting, .* pip install 'persephonee\[privacy\]'"):
+        PrivacySettings(dp_noise_multiplier=1.0).check_accountant()
+    PrivacySettings().check_accountant()
