@@ -14,7 +14,7 @@ from persephonee.server.training.global_model import (
     CHECKPOINT_NAME,
     MODEL_NAME,
     GlobalModelSettings,
-    UserShares,
+    UserFractions,
     make_global_model,
 )
 from persephonee.server.training.pretraining import pretrain
@@ -56,7 +56,7 @@ def writers_model(data: DataSettings, folder: Path, effort: Effort) -> Path:
     settings = GlobalModelSettings(
         backbone=effort.backbone,
         num_exits=effort.num_exits,
-        users=UserShares(max_users=effort.writers),
+        users=UserFractions(max_users=effort.writers),
         training=PretrainSettings(epochs=effort.epochs, batch_size=64, learning_rate=0.05),
         sources=SOURCES,
     )
@@ -81,7 +81,7 @@ def photo_model(name: str, data: DataSettings, real_data: Path, folder: Path, ef
         weights=weights,
         mean=known.mean,
         std=known.std,
-        users=UserShares(personal_users=0, max_users=PHOTO_USERS, validation_fraction=1 / PHOTO_USERS),
+        users=UserFractions(personal_users=0, max_users=PHOTO_USERS, validation_fraction=1 / PHOTO_USERS),
         training=PretrainSettings(mode="exits", epochs=2, batch_size=32, learning_rate=0.05, augmentation="none"),
         sources=SOURCES,
     )

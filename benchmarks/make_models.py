@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from persephonee.benchmarks.bench_models import EFFORTS, photo_model, pooled_model, writers_model
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     kind: Annotated[str, typer.Option(help="writers, pooled, mobilenet_v2 or resnet50.")],

@@ -17,7 +17,7 @@ import typer
 from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.benchmark_commands import DONE, Part, is_done, run_part
 from persephonee.benchmarks.users import ROOT, data_options
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings
 
@@ -41,7 +41,7 @@ class Scale:
     photo_cost: dict[str, str]
     photo_samples: dict[str, int]
     simulation: str
-    growth: str
+    scaling: str
     inference: str
     device: str
     gpu: str
@@ -52,8 +52,8 @@ SCALES = {
         cost="--users 1 --rounds 1 --epochs 1 --max-train 20 --max-test 10",
         photo_cost=dict.fromkeys(PHOTOS, "--users 1 --rounds 1 --epochs 1 --steps 1 --max-train 8 --max-test 4"),
         photo_samples=dict.fromkeys(PHOTOS, 40),
-        simulation="--clients 4 --opponents-clients 4 --many-clients 0 --repeats 1",
-        growth="--users 1,2,3 --samples 20,30,40 --repeats 1",
+        simulation="--clients 4 --baselines-clients 4 --many-clients 0 --repeats 1",
+        scaling="--users 1,2,3 --samples 20,30,40 --repeats 1",
         inference="--users 1 --repeats 1",
         device="--users 1",
         gpu="--users 4 --repeats 1",
@@ -66,8 +66,8 @@ SCALES = {
         },
         # a quarter tests, and a quarter of the rest calibrates
         photo_samples={"mobilenet_v2": 232, "resnet50": 912},
-        simulation="--clients 250 --opponents-clients 32 --many-clients 2000 --repeats 1",
-        growth="--users 2,4,8,16 --samples 50,100,200,400,800 --repeats 3",
+        simulation="--clients 250 --baselines-clients 32 --many-clients 2000 --repeats 1",
+        scaling="--users 2,4,8,16 --samples 50,100,200,400,800 --repeats 3",
         inference="--users 3 --repeats 5",
         device="--users 1",
         gpu="--repeats 2",
@@ -76,12 +76,12 @@ SCALES = {
 SCALES["brief"] = replace(
     SCALES["quick"],
     cost="--users 2 --rounds 2",
-    simulation="--clients 60 --opponents-clients 24 --many-clients 0 --repeats 1",
+    simulation="--clients 60 --baselines-clients 24 --many-clients 0 --repeats 1",
 )
 """For a machine that has other work to do; the page states how many users there were."""
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     data: DataSettings,
@@ -129,7 +129,7 @@ def parts(scale: str, data: DataSettings, out: Path, model: Path | None, real_da
             "inference", "inference.benchmark", *on_network, "--sources", ",".join(SOURCES), *sizes.inference.split()
         ),
         _part("device", "device_memory.benchmark", *on_network, *sizes.device.split()),
-        _part("growth", "simulation.scaling", *on_network, *sizes.growth.split()),
+        _part("growth", "simulation.scaling", *on_network, *sizes.scaling.split()),
         Part(name="pfl", command=(sys.executable, "-m", "pip", "install", "--upgrade", "--target", str(pfl), PFL)),
         _part("simulation", "simulation.benchmark", *on_network, *opponents, *sizes.simulation.split()),
         _part(cost, "personalisation_cost.benchmark", *on_network, "--name", cost, *sizes.cost.split()),

@@ -57,7 +57,7 @@ class DataSettings:
     samples_per_user: int = 600
     """imagefolder: images of each user."""
 
-    class_width: float = 10.0
+    label_skew_width: float = 10.0
     """imagefolder: standard deviation of a user's Gaussian taste, in classes."""
 
     image_size: int | None = None
@@ -89,7 +89,7 @@ class DataSettings:
         return ImageUserSettings(
             num_users=self.num_users,
             samples_per_user=self.samples_per_user,
-            class_width=self.class_width,
+            label_skew_width=self.label_skew_width,
             image_size=self.image_size,
             seed=self.seed,
         )
@@ -107,7 +107,7 @@ class DataSettings:
             DataSettingsError: an unknown key, a value of the wrong type, or what the settings themselves refuse.
         """
         numbers = ("num_classes", "num_writers", "num_users", "samples_per_user", "image_size", "seed")
-        types: dict[str, type] = {**dict.fromkeys(numbers, int), "class_width": float}
+        types: dict[str, type] = {**dict.fromkeys(numbers, int), "label_skew_width": float}
         unknown = sorted(set(flat) - {field.name for field in fields(cls)})
         if unknown:
             raise DataSettingsError(f"'{unknown[0]}' is no setting of the data; there are {_field_names(cls)}.")

@@ -51,13 +51,13 @@ class SplitSettings:
     """Share held out of a smaller user, in [0, 1]."""
 
     calibration_fraction: float = 0.25
-    """Share of the samples outside the test part that calibrates the threshold, in (0, 1)."""
+    """Fraction of the samples outside the test part that calibrates the threshold, in (0, 1)."""
 
     min_samples: int = 20
     """The smallest user, in samples, that takes part."""
 
     labels: float = 1.0
-    """Share of the samples outside the test part that is labelled, in [0, 1]; 0 is the unsupervised scheme."""
+    """Fraction of the samples outside the test part that is labelled, in [0, 1]; 0 is the unsupervised scheme."""
 
     def __post_init__(self) -> None:
         for name in ("test_fraction", "calibration_fraction", "labels"):
@@ -111,7 +111,7 @@ def split_users(
     Args:
         client_ids: natural ids of all users.
         seed: another seed gives another division.
-        personal_fraction: share of all users who personalise, in [0, 1]; 250/3500 in the paper.
+        personal_fraction: fraction of all users who personalise, in [0, 1]; 250/3500 in the paper.
         exclude: users who may be neither, such as those that a model was trained on. Their number does not
             change how many are personal, so leaving out the global users gives the same personal ones again.
 
@@ -173,14 +173,14 @@ def split_samples(
 ) -> SampleSplit:
     """Divide one user's samples, stratified by class where the counts allow.
 
-    Every sample is as likely as any other to be held out, and each class's share of a part is its share of the
+    Every sample is as likely as any other to be held out, and each class's fraction of a part is its fraction of the
     whole to within one sample. The test part that a data set prescribes (LEAF) is taken as it is. Where an earlier
     round is known, its samples keep their parts, whatever the seed, the settings and the samples that came since.
 
     Args:
         samples: the user's N samples.
-        settings: sizes of the parts and the labelled share.
-        seed: with the client id it determines the result; a larger labelled share contains a smaller one.
+        settings: sizes of the parts and the labelled fraction.
+        seed: with the client id it determines the result; a larger labelled fraction contains a smaller one.
         known: the parts of earlier rounds, from the exit store that the exits go on from.
 
     Raises:

@@ -51,7 +51,7 @@ ACCEPTED = """\
 ## Accepted
 
 - MMACs: millions of multiply-adds of the original network for one image. Params: its parameters, in millions.
-- Exits at: the share of the multiply-adds that is spent when an early exit is reached, without any exit head. Even
+- Exits at: the fraction of the multiply-adds that is spent when an early exit is reached, without any exit head. Even
   spacing would be {even}.
 - Heads: MMACs of the {num_exits} `msdnet` heads, and in brackets of the {num_exits} `pooled` ones.
 - Stem: *stride 1* where images of this size are too small for the published stem, so that it keeps the resolution.

@@ -24,7 +24,7 @@ from persephonee.clients.personalisation.exit_training import train_exits
 from persephonee.clients.personalisation.fast_training import embed, fit_classifiers
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.user_splits import SplitSettings, split_samples
@@ -92,14 +92,14 @@ WAYS: dict[str, Train] = {
 }
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of the global model.")],
     *,
     data: DataSettings,
     users: Annotated[int, typer.Option(help="Held-out users.")] = 16,
     seeds: Annotated[int, typer.Option(help="Splits and orders, from 0.")] = 3,
-    labels: Annotated[str, typer.Option(help="all, none or a share.")] = "all",
+    labels: Annotated[str, typer.Option(help="all, none or a fraction.")] = "all",
     sources: Sources = DEFAULT_SOURCES,
 ) -> None:
     """Print the table."""
@@ -122,8 +122,8 @@ def main(
                 begin = time.process_time()
                 train(heads, cache, given, split.train, settings, seed)
                 seconds[name] += time.process_time() - begin
-                answers = run_exits(heads, cache, split.test).accuracies(samples.labels[split.test])
-                accuracies[name].append(torch.from_numpy(answers))
+                predictions = run_exits(heads, cache, split.test).accuracies(samples.labels[split.test])
+                accuracies[name].append(torch.from_numpy(predictions))
     print(f"{len(held_out)} users, {seeds} seeds, labels {labels}; accuracy in %, the last exit last")
     for name, rows in accuracies.items():
         exits = 100 * torch.stack(rows).mean(dim=0)

@@ -21,7 +21,7 @@ _NON_LINEAR = {"relu", "relu6", "hardtanh", "silu", "gelu", "elu", "hardswish", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class AttachPoint:
     """Where an exit can be attached.
 
     Attributes:
@@ -37,7 +37,7 @@ class Place:
     shape: tuple[int, int, int]
 
 
-def find_places(traced: fx.GraphModule, measured: Measurement, name: str) -> tuple[Place, ...]:
+def find_attach_points(traced: fx.GraphModule, measured: Measurement, name: str) -> tuple[AttachPoint, ...]:
     """Return all places in the order of the graph.
 
     Of places with the same cost only the last counts, behind BatchNorm, activation and pooling: two exits there
@@ -48,21 +48,23 @@ def find_places(traced: fx.GraphModule, measured: Measurement, name: str) -> tup
     """
     maps = _feature_maps(traced, measured)
     block_ends = _block_ends(traced)
-    places: dict[int, Place] = {}
+    attach_points: dict[int, AttachPoint] = {}
     for node in _only_live_tensors(traced, measured):
         if node in maps and node in block_ends:
             _, channels, height, width = measured.outputs[node.name].shape
             at, macs = block_ends[node], measured.macs[node.name]
-            places[macs] = Place(node=node.name, at=at, macs=macs, shape=(channels, height, width))
-    if not places:
+            attach_points[macs] = AttachPoint(node=node.name, at=at, macs=macs, shape=(channels, height, width))
+    if not attach_points:
         raise BackboneError(
             f"{name} has no places to attach exits: exits need feature maps [C, H, W] that are the only live tensor, "
             "and transformers have none; use a CNN."
         )
-    return tuple(places.values())
+    return tuple(attach_points.values())
 
 
-def choose_places(places: tuple[Place, ...], total_macs: int, num_exits: int, name: str) -> tuple[Place, ...]:
+def choose_attach_points(
+    attach_points: tuple[AttachPoint, ...], total_macs: int, num_exits: int, name: str
+) -> tuple[AttachPoint, ...]:
     """Return the M places nearest to i/(M+1) of the MACs: the increasing choice with the smallest sum of distances.
 
     Of choices that are equally near the later places are taken.
@@ -70,26 +72,26 @@ def choose_places(places: tuple[Place, ...], total_macs: int, num_exits: int, na
     Raises:
         PlacementError: num_exits is below 1 or above the number of places.
     """
-    if not 1 <= num_exits <= len(places):
-        found = "1 place" if len(places) == 1 else f"{len(places)} places"
+    if not 1 <= num_exits <= len(attach_points):
+        found = "1 place" if len(attach_points) == 1 else f"{len(attach_points)} places"
         raise PlacementError(
             f"num_exits={num_exits} does not fit: {name} has {found} to attach one. "
-            f"Use 1 <= num_exits <= {len(places)}."
+            f"Use 1 <= num_exits <= {len(attach_points)}."
         )
     # best[j] = (distance, tie-break, choice) of the exits so far, the last of them at place j
     best: list[tuple[float, int, tuple[int, ...]]] = [(0.0, 0, ())]
     for i in range(1, num_exits + 1):
         following: list[tuple[float, int, tuple[int, ...]]] = []
         for distance, lateness, choice in best:
-            for j in range(choice[-1] + 1 if choice else 0, len(places)):
-                step = abs(places[j].macs / total_macs - i / (num_exits + 1))
+            for j in range(choice[-1] + 1 if choice else 0, len(attach_points)):
+                step = abs(attach_points[j].macs / total_macs - i / (num_exits + 1))
                 following.append((round(distance + step, 12), lateness - j, (*choice, j)))
         ending: dict[int, tuple[float, int, tuple[int, ...]]] = {}
         for candidate in following:
             j = candidate[2][-1]
             ending[j] = min(ending.get(j, candidate), candidate)
         best = list(ending.values())
-    return tuple(places[j] for j in min(best)[2])
+    return tuple(attach_points[j] for j in min(best)[2])
 
 
 def _only_live_tensors(traced: fx.GraphModule, measured: Measurement) -> list[fx.Node]:

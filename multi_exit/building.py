@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import fx, nn
 
-from persephonee.multi_exit.attach_points import Place, choose_places, find_places
+from persephonee.multi_exit.attach_points import AttachPoint, choose_attach_points, find_attach_points
 from persephonee.multi_exit.backbones import (
     DEFAULT_SOURCES,
     SMALL_INPUT_PX,
@@ -65,7 +65,7 @@ def build_network(
             load_weights(model, read_weights(weights), backbone)
         stem, traced, measured = _trace_and_measure(model, backbone, in_channels, input_size, mean, std)
         total = max(measured.macs.values())
-        chosen = choose_places(find_places(traced, measured, backbone), total, num_exits, backbone)
+        chosen = choose_attach_points(find_attach_points(traced, measured, backbone), total, num_exits, backbone)
         spec = NetworkSpec(
             backbone=backbone,
             num_classes=num_classes,
@@ -73,7 +73,7 @@ def build_network(
             input_size=input_size,
             stem=stem,
             head=head,
-            cuts=tuple(place.node for place in chosen),
+            cuts=tuple(attach_point.node for attach_point in chosen),
             mean=mean,
             std=std,
         )
@@ -94,7 +94,7 @@ def rebuild_network(spec: NetworkSpec, allowed: tuple[str, ...] = DEFAULT_SOURCE
         keep_resolution(model)
     traced = trace(model, spec.backbone, _normalisation(spec.mean, spec.std))
     measured = Measurement(traced, (spec.in_channels, spec.input_size, spec.input_size), model, spec.backbone)
-    by_node = {place.node: place for place in find_places(traced, measured, spec.backbone)}
+    by_node = {attach_point.node: attach_point for attach_point in find_attach_points(traced, measured, spec.backbone)}
     unknown = [cut for cut in spec.cuts if cut not in by_node]
     if unknown:
         raise ModelFileError(
@@ -164,10 +164,10 @@ def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> InputNorm
 
 
 def _assemble(
-    traced: fx.GraphModule, measured: Measurement, chosen: tuple[Place, ...], spec: NetworkSpec
+    traced: fx.GraphModule, measured: Measurement, chosen: tuple[AttachPoint, ...], spec: NetworkSpec
 ) -> MultiExitNetwork:
     stages = _cut(traced, spec.cuts)
-    heads = [build_head(spec.head, place.shape, spec.num_classes) for place in chosen]
+    heads = [build_head(spec.head, attach_point.shape, spec.num_classes) for attach_point in chosen]
     total = max(measured.macs.values())
     rows = []
     # a set: a parameter that serves in two stages counts once
@@ -186,7 +186,7 @@ def _assemble(
                 head_params=0 if is_last else sum(p.numel() for p in heads[i].parameters()),
             )
         )
-    shapes = tuple(place.shape for place in chosen)
+    shapes = tuple(attach_point.shape for attach_point in chosen)
     return MultiExitNetwork(stages, heads, spec, CostTable(tuple(rows)), shapes).eval()
 
 

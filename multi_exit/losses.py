@@ -64,7 +64,7 @@ def personalisation_loss(
 
     Returns:
         Mean over the batch, scalar, in nats. The labels' term is the mean over the labelled samples times their
-        share of the batch, so that every sample weighs the same.
+        fraction of the batch, so that every sample weighs the same.
 
     Raises:
         SettingsError: weights.alpha is the only weight and labels is None.
@@ -97,7 +97,7 @@ def joint_weights(shares: Sequence[float], epoch: int, epochs: int) -> tuple[flo
     """Return tau_i(e) = min(C_i, 0.01 + C_i e/E), the weight of each early exit in epoch e of E (Kaya et al. 2019).
 
     Args:
-        shares: C_i, each early exit's share of the backbone's MACs, in (0, 1); M numbers.
+        shares: C_i, each early exit's fraction of the backbone's MACs, in (0, 1); M numbers.
         epoch: e, from 0.
         epochs: E, at least 1.
     """

@@ -29,7 +29,7 @@ from persephonee.benchmarks.users import (
     load_user,
     run_command,
 )
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.multi_exit.storage import load_network
@@ -38,7 +38,7 @@ SECONDS_BETWEEN_LOOKS = 0.02
 _PRINT_PEAK = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])"
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],

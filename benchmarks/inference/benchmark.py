@@ -35,7 +35,7 @@ from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.commands.errors import sentence_of
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, data_settings, source_names
 from persephonee.data_partitions.opening import DataSettings
 from persephonee.data_partitions.samples import Partitions, UserSamples, to_float
@@ -76,16 +76,16 @@ def speed_rows(network: MultiExitNetwork, subject: Subject, original_onnx: Path,
 
 
 def _rows_of(personal: Engine, original: Engine, subject: Subject, runtime: str, repeats: int) -> list[Row]:
-    answers, reference = personal.infer(subject.images), original.infer(subject.images)
+    predictions, reference = personal.infer(subject.images), original.infer(subject.images)
     common = {
         "user": subject.stored.client_id,
         "labels": subject.labels,
         "runtime": runtime,
         "threshold": personal.policy.threshold,
         "exits": " ".join(map(str, personal.policy.exits)),
-        "accuracy": float((answers.labels == subject.truth).mean()),
+        "accuracy": float((predictions.labels == subject.truth).mean()),
         "accuracy_original": float((reference.labels == subject.truth).mean()),
-        "left_early": float((answers.exits < personal.policy.num_exits).mean()),
+        "left_early": float((predictions.exits < personal.policy.num_exits).mean()),
     }
     rows = []
     for size in BATCH_SIZES:
@@ -150,7 +150,7 @@ def _subject(stored: StoredExits, labels: str, samples: UserSamples, test: torch
     return Subject(stored=stored, labels=labels, images=images, truth=truth)
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],

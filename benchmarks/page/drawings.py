@@ -29,10 +29,10 @@ def draw_costs(result: Result, folder: Path, name: str) -> None:
     """Draw time and memory of every way."""
     costs = way_costs(result)
     labels = [
-        WAY_NAMES[way] if way == "whole" else f"{WAY_NAMES[way]}, {exits}"
-        for way, exits in zip(costs.way, costs.exits, strict=True)
+        WAY_NAMES[method] if method == "whole" else f"{WAY_NAMES[method]}, {exits}"
+        for method, exits in zip(costs.method, costs.exits, strict=True)
     ]
-    y, colours = np.arange(len(costs))[::-1], [COLOURS[way] for way in costs.way]
+    y, colours = np.arange(len(costs))[::-1], [COLOURS[method] for method in costs.method]
     with figure_style():
         figure = new_figure()
         left, right = figure.subplots(1, 2, sharey=True)
@@ -51,7 +51,7 @@ def draw_costs(result: Result, folder: Path, name: str) -> None:
 
 
 def draw_simulation(result: Result, folder: Path, name: str) -> None:
-    """Draw each contender's clients per second."""
+    """Draw each baseline's clients per second."""
     table = rates(result)
     labels = [
         f"{row.name}, {row.head}, {row.schedule}, {row.clients}" for row in table.itertuples(index=False, name="Row")
@@ -69,7 +69,7 @@ def draw_simulation(result: Result, folder: Path, name: str) -> None:
         save_figure(figure, folder, name)
 
 
-def draw_growth(result: Result, folder: Path, name: str) -> None:
+def draw_scaling(result: Result, folder: Path, name: str) -> None:
     """Draw the seconds against each size, and the straight line."""
     table = result.tables["seconds"]
     kinds = list(dict.fromkeys(table.kind))

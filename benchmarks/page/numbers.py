@@ -29,15 +29,15 @@ def way_costs(result: Result) -> pd.DataFrame:
     return costs.reset_index()
 
 
-def way_cost(result: Result, way: str, exits: str, column: str) -> float | None:
+def way_cost(result: Result, method: str, exits: str, column: str) -> float | None:
     """Return one figure of `way_costs`; None where it was not measured."""
     costs = way_costs(result)
-    found = costs[(costs.way == way) & (costs.exits == exits)]
+    found = costs[(costs.method == method) & (costs.exits == exits)]
     return None if found.empty or pd.isna(found[column].iloc[0]) else float(found[column].iloc[0])
 
 
 def rates(result: Result) -> pd.DataFrame:
-    """Return a row for each contender and number of clients.
+    """Return a row for each baseline and number of clients.
 
     Columns: name, schedule, head, kind ("rate" or "many"), clients, rate (clients per second, median over the
     repetitions), low and high (its range), start_seconds, accuracy.
@@ -46,10 +46,10 @@ def rates(result: Result) -> pd.DataFrame:
     keys = ["name", "schedule", "head"]
     few = {row["name"]: row for row in table[table.kind == "few"].to_dict("records")}
     rows = []
-    for (kind, *contender), of in table[table.kind.isin(["rate", "many"])].groupby(["kind", *keys], sort=False):
-        start = few[contender[0]]
+    for (kind, *baseline), of in table[table.kind.isin(["rate", "many"])].groupby(["kind", *keys], sort=False):
+        start = few[baseline[0]]
         measured = (of.clients - start["clients"]) / (of.seconds - start["seconds"])
-        row = dict(zip(keys, contender, strict=True))
+        row = dict(zip(keys, baseline, strict=True))
         rate = float(measured.median())
         rows.append(
             {
@@ -67,15 +67,15 @@ def rates(result: Result) -> pd.DataFrame:
 
 
 def rate_of(result: Result, name: str, schedule: str, head: str = "msdnet") -> float | None:
-    """Return a contender's clients per second; None where it was not run."""
+    """Return a baseline's clients per second; None where it was not run."""
     table = rates(result)
     chosen = (table.name == name) & (table["schedule"] == schedule) & (table["head"] == head) & (table.kind == "rate")
     found = table[chosen]
     return None if found.empty else float(found.rate.iloc[0])
 
 
-def flower_shares(result: Result) -> pd.DataFrame:
-    """Return, for each schedule, what Flower and Ray add to the round: a share of its seconds, median and range."""
+def flower_fractions(result: Result) -> pd.DataFrame:
+    """Return, for each schedule, what Flower and Ray add to the round: a fraction of its seconds, median and range."""
     table = result.tables["runs"]
     ours = table[(table.kind == "rate") & (table.name == OURS) & (table["head"] == "msdnet")]
     both = ours.merge(table[table.kind == "loop"], on=["schedule", "repeat"], suffixes=("", "_loop"))

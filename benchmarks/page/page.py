@@ -8,10 +8,10 @@ import typer
 
 from persephonee.benchmarks.benchmark_commands import Outcome, read_outcomes
 from persephonee.benchmarks.inference.report import device_section, inference_section
-from persephonee.benchmarks.page.drawings import draw_costs, draw_growth, draw_latency, draw_simulation
+from persephonee.benchmarks.page.drawings import draw_costs, draw_latency, draw_scaling, draw_simulation
 from persephonee.benchmarks.page.markdown import table_of
 from persephonee.benchmarks.page.numbers import Results
-from persephonee.benchmarks.page.sections import cost_section, gpu_section, growth_section, simulation_section
+from persephonee.benchmarks.page.sections import cost_section, gpu_section, scaling_section, simulation_section
 from persephonee.benchmarks.page.targets import REASONS, TARGETS
 from persephonee.benchmarks.result_tables import Result, read_result
 from persephonee.benchmarks.users import ROOT
@@ -70,7 +70,7 @@ def page_of(results: Results, outcomes: list[Outcome], images: Path) -> str:
     if "gpu" in results:
         parts.append(gpu_section(results["gpu"]))
     if "growth" in results:
-        parts.append(_with_figure(results["growth"], growth_section, draw_growth, images, "growth"))
+        parts.append(_with_figure(results["growth"], scaling_section, draw_scaling, images, "growth"))
     if "inference" in results:
         parts.append(_with_figure(results["inference"], inference_section, draw_latency, images, "latency"))
     if "device" in results:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from persephonee.benchmarks.page.markdown import machine_line, table_of
-from persephonee.benchmarks.page.numbers import flower_shares, rates, way_costs
+from persephonee.benchmarks.page.numbers import flower_fractions, rates, way_costs
 from persephonee.benchmarks.result_tables import Result
 from persephonee.benchmarks.simulation.scaling import straight_line
 
@@ -18,7 +18,7 @@ WAY_NAMES = {
 def cost_section(result: Result, figure: str) -> str:
     """Return the section on one network's personalisation; `figure` is its file as the page names it."""
     about, costs = result.about, way_costs(result)
-    whole = costs[costs.way == "whole"].seconds.iloc[0]
+    whole = costs[costs.method == "whole"].seconds.iloc[0]
     rows = [
         [
             WAY_NAMES[row["way"]],
@@ -90,7 +90,7 @@ def simulation_section(result: Result, figure: str) -> str:
             f"{row['low']:.1%} to {row['high']:.1%}",
             f"{row['outside_seconds']:.1f}",
         ]
-        for row in flower_shares(result).to_dict("records")
+        for row in flower_fractions(result).to_dict("records")
     ]
     times = "once" if about["repeats"] == 1 else f"{about['repeats']} times"
     share_header = ["schedule", "clients", "round, s", "plain loop, s", "Flower's and Ray's share", "range"]
@@ -99,7 +99,7 @@ def simulation_section(result: Result, figure: str) -> str:
             "## Simulation\n",
             "`python -m persephonee.benchmarks.simulation.benchmark`: "
             f"{about['dataset']}, one process with one thread for each core, all "
-            f"samples labelled. {machine_line(about)}. The contenders run in turn, {times}. A rate is "
+            f"samples labelled. {machine_line(about)}. The baselines run in turn, {times}. A rate is "
             f"what more clients cost over a run with {about['sizes']['few']}, ours by the fast schedule; the start is "
             "what is left of that run. "
             "Accuracy is the mean over the early exits, all test samples together.\n",
@@ -113,7 +113,7 @@ def simulation_section(result: Result, figure: str) -> str:
     )
 
 
-def growth_section(result: Result, figure: str) -> str:
+def scaling_section(result: Result, figure: str) -> str:
     """Return the section on how the cost grows."""
     about, rows = result.about, []
     for kind, of in result.tables["seconds"].groupby("kind", sort=False):
@@ -152,14 +152,14 @@ def gpu_section(result: Result) -> str:
             ]
         )
     header = ["users", "schedule", "seconds", f"range of {about['repeats']}", "users a second"]
-    header += ["share of the matrix rate", "accuracy"]
+    header += ["fraction of the matrix rate", "accuracy"]
     return "\n".join(
         [
             "## A population on a GPU\n",
             "`python -m persephonee.benchmarks.simulation.gpu_population --device cuda`: "
             f"{about['dataset']}, {about['backbone']}, "
-            f"`{about['head']}` heads, cohorts of {about['cohort']} users, who had enough samples to take part. "
-            f"{machine_line(about)}. Whole rounds, from images in memory to reports, after an uncounted cohort; "
+            f"`{about['head']}` heads, batchs of {about['batch']} users, who had enough samples to take part. "
+            f"{machine_line(about)}. Whole rounds, from images in memory to reports, after an uncounted batch; "
             f"the rate of float32 matrix products is {about['float32_rate'] / 1e12:.1f} TMAC/s.\n",
             table_of(header, rows),
         ]

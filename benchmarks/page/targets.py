@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from persephonee.benchmarks.page.numbers import Results, flower_shares, rate_of, ratio, way_cost
+from persephonee.benchmarks.page.numbers import Results, flower_fractions, rate_of, ratio, way_cost
 from persephonee.benchmarks.schedules import FAST, PAPER
 from persephonee.benchmarks.simulation.baselines import FLOWER, OURS, PFL
 
@@ -79,7 +79,7 @@ class Target:
         return f"{value:,.0f}{self.unit}" if value >= 100 else f"{value:.3g}{self.unit}"
 
 
-def _ways(first: tuple[str, str], second: tuple[str, str], column: str) -> Callable[[Results], float | None]:
+def _methods(first: tuple[str, str], second: tuple[str, str], column: str) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
         result = results[RESNET]
         return ratio(way_cost(result, *first, column), way_cost(result, *second, column))
@@ -95,8 +95,8 @@ def _faster(schedule: str, opponent: str) -> Callable[[Results], float | None]:
     return measure
 
 
-def _flower_share(results: Results) -> float | None:
-    shares = flower_shares(results[SIMULATION])
+def _flower_fraction(results: Results) -> float | None:
+    shares = flower_fractions(results[SIMULATION])
     found = shares[shares["schedule"] == PAPER]
     return None if found.empty else float(found.share.iloc[0])
 
@@ -142,7 +142,7 @@ TARGETS = (
         5,
         "x",
         RESNET,
-        _ways(("paper", ALL), (FAST, ALL), "seconds"),
+        _methods(("paper", ALL), (FAST, ALL), "seconds"),
     ),
     _target(
         "whole",
@@ -150,7 +150,7 @@ TARGETS = (
         20,
         "x",
         RESNET,
-        _ways(("whole", ALL), (FAST, ALL), "seconds"),
+        _methods(("whole", ALL), (FAST, ALL), "seconds"),
     ),
     _target(
         "whole-exit-0",
@@ -158,7 +158,7 @@ TARGETS = (
         60,
         "x",
         RESNET,
-        _ways(("whole", ALL), (FAST, FIRST), "seconds"),
+        _methods(("whole", ALL), (FAST, FIRST), "seconds"),
     ),
     _target(
         "memory-ratio",
@@ -166,7 +166,7 @@ TARGETS = (
         4,
         "x",
         RESNET,
-        _ways(("whole", ALL), (FAST, ALL), "own_bytes"),
+        _methods(("whole", ALL), (FAST, ALL), "own_bytes"),
     ),
     _target(
         "memory-budget",
@@ -203,7 +203,7 @@ TARGETS = (
         needs=SIMULATION,
         measure=lambda results: rate_of(results[SIMULATION], OURS, FAST, "pooled"),
     ),
-    _target("flower-share", "Flower's and Ray's share of a round", 0.1, "%", SIMULATION, _flower_share),
+    _target("flower-share", "Flower's and Ray's fraction of a round", 0.1, "%", SIMULATION, _flower_fraction),
     _target("population", "All 3,550 built-in writers on one GPU, all six exits", 60, " s", "gpu", _population),
     _target("overhead", "The engine's overhead over calls by hand, worst exit", 0.05, "%", "inference", _overhead),
     _target(

@@ -20,10 +20,10 @@ import typer
 from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.machine import describe_machine
 from persephonee.benchmarks.personalisation_cost.methods import WAYS
-from persephonee.benchmarks.personalisation_cost.one_method import WaySettings, to_json
+from persephonee.benchmarks.personalisation_cost.one_method import MethodSettings, to_json
 from persephonee.benchmarks.result_tables import write_result
 from persephonee.benchmarks.users import choose, data_name, run_command
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings
 from persephonee.fl_app.wire.model_fit import open_fitting
@@ -35,7 +35,7 @@ PARTLY_MEASURED = ("whole", "paper")
 Row = dict[str, Any]
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
@@ -61,8 +61,8 @@ def main(
     network, metadata = load_network(model, SOURCES)
     partitions = open_fitting(data, network, metadata)
     machine = describe_machine()
-    settings = WaySettings(
-        way="",
+    settings = MethodSettings(
+        method="",
         only_first=False,
         model=str(model),
         sources=SOURCES,
@@ -79,9 +79,9 @@ def main(
     )
     rows: list[Row] = []
     for number in range(rounds):
-        for way in ways(settings, steps):
-            typer.echo(f"round {number + 1} of {rounds}: {way.name}", err=True)
-            rows += [{"round": number, **row} for row in _measured(way)]
+        for method in methods(settings, steps):
+            typer.echo(f"round {number + 1} of {rounds}: {method.name}", err=True)
+            rows += [{"round": number, **row} for row in _measured(method)]
     about = {
         "machine": {**machine, "threads": settings.threads},
         "backbone": network.spec.backbone.split(":")[-1],
@@ -99,18 +99,20 @@ def main(
     write_result(out, name, about, {"ways": pd.DataFrame(rows)})
 
 
-def ways(settings: WaySettings, steps: int | None) -> list[WaySettings]:
+def methods(settings: MethodSettings, steps: int | None) -> list[MethodSettings]:
     """Return all that is measured in a round; full fine-tuning knows no exits."""
     found = []
-    for way in WAYS:
-        cut = steps if way in PARTLY_MEASURED else None
-        for only_first in (False,) if way == "whole" else (True, False):
-            found.append(replace(settings, way=way, only_first=only_first, steps=cut))
+    for method in WAYS:
+        cut = steps if method in PARTLY_MEASURED else None
+        for only_first in (False,) if method == "whole" else (True, False):
+            found.append(replace(settings, method=method, only_first=only_first, steps=cut))
     return found
 
 
-def _measured(way: WaySettings) -> list[Row]:
-    done = run_command([sys.executable, "-m", "persephonee.benchmarks.personalisation_cost.one_method", to_json(way)])
+def _measured(method: MethodSettings) -> list[Row]:
+    done = run_command(
+        [sys.executable, "-m", "persephonee.benchmarks.personalisation_cost.one_method", to_json(method)]
+    )
     rows: list[Row] = json.loads(done.splitlines()[-1])
     return rows
 

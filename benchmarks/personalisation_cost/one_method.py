@@ -23,10 +23,10 @@ WARM_UP_SAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaySettings:
+class MethodSettings:
     """What one process measures; travels as JSON."""
 
-    way: str
+    method: str
     """A key of `persephonee.benchmarks.personalisation_cost.methods.WAYS`."""
 
     only_first: bool
@@ -52,10 +52,10 @@ class WaySettings:
     @property
     def name(self) -> str:
         """The way and its exits, in words."""
-        return f"{self.way}, {'exit 0' if self.only_first else 'all exits'}"
+        return f"{self.method}, {'exit 0' if self.only_first else 'all exits'}"
 
 
-def measure_way(settings: WaySettings) -> list[dict[str, Any]]:
+def measure_way(settings: MethodSettings) -> list[dict[str, Any]]:
     """Return a row for each user, after a short run that is not counted."""
     torch.set_num_threads(settings.threads)
     partitions = open_partitions(DataSettings.from_flat(settings.data))
@@ -71,7 +71,7 @@ def measure_way(settings: WaySettings) -> list[dict[str, Any]]:
     return [{**row, **rates} for row in rows[1:]]
 
 
-def _measure_user(settings: WaySettings, network: MultiExitNetwork, samples: UserSamples) -> dict[str, Any]:
+def _measure_user(settings: MethodSettings, network: MultiExitNetwork, samples: UserSamples) -> dict[str, Any]:
     split = split_samples(samples, SplitSettings(), settings.seed)
     train = split.train[: settings.max_train]
     task = Task(
@@ -87,10 +87,10 @@ def _measure_user(settings: WaySettings, network: MultiExitNetwork, samples: Use
     earlier = peak_resident_bytes()
     forget_peak()
     before = peak_resident_bytes()
-    cost = WAYS[settings.way](task)
+    cost = WAYS[settings.method](task)
     peak = peak_resident_bytes()
     return {
-        "way": settings.way,
+        "way": settings.method,
         "exits": "exit 0" if settings.only_first else "all exits",
         "num_train": len(train),
         "seconds": cost.seconds,
@@ -112,19 +112,19 @@ def _accuracy(
         return None
     test = split.test[:at_most]
     logits = [network(to_float(samples.images[piece])) for piece in test.split(32)]
-    answers = [torch.cat([batch[exit] for batch in logits]).argmax(dim=1) for exit in cost.trained]
-    return float(torch.stack([answer == samples.labels[test] for answer in answers]).float().mean())
+    predictions = [torch.cat([batch[exit] for batch in logits]).argmax(dim=1) for exit in cost.trained]
+    return float(torch.stack([answer == samples.labels[test] for answer in predictions]).float().mean())
 
 
-def to_json(settings: WaySettings) -> str:
+def to_json(settings: MethodSettings) -> str:
     """Return the settings as the process takes them."""
     return json.dumps(asdict(settings))
 
 
-def from_json(text: str) -> WaySettings:
+def from_json(text: str) -> MethodSettings:
     """Return the settings that `to_json` wrote."""
     values = json.loads(text)
-    return WaySettings(**{**values, "sources": tuple(values["sources"]), "users": tuple(values["users"])})
+    return MethodSettings(**{**values, "sources": tuple(values["sources"]), "users": tuple(values["users"])})
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def fast_macs(network: MultiExitNetwork, exits: Sequence[int], count: int) -> in
     total = 0
     for i in exits:
         taken = cast(nn.Linear, network.heads[i].classifier).in_features + 1
-        answers = 2 * count * taken * network.num_classes
+        predictions = 2 * count * taken * network.num_classes
         steps = STEPS * 2 * count**2 * network.num_classes
-        total += count * network.costs.exits[i].head_macs + count**2 * taken + count**3 + answers + steps
+        total += count * network.costs.exits[i].head_macs + count**2 * taken + count**3 + predictions + steps
     return total
 
 

@@ -18,12 +18,12 @@ OURS, FLOWER, PFL = "persephonee simulate", "plain Flower app", "pfl-research"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Baseline:
     """One column of the comparison.
 
     Attributes:
         name: `OURS`, `FLOWER` or `PFL`.
-        schedule: "paper" or "fast"; opponents know the paper's only.
+        schedule: "paper" or "fast"; baselines know the paper's only.
         head: "msdnet" or "pooled".
     """
 
@@ -32,14 +32,14 @@ class Contender:
     head: str = "msdnet"
 
 
-def contenders(pfl: Path | None) -> list[Contender]:
-    """Return all that this machine can run, opponents between ours; `pfl` is the folder that it was installed into."""
+def baselines(pfl: Path | None) -> list[Baseline]:
+    """Return all that this machine can run, baselines between ours; `pfl` is the folder that it was installed into."""
     known = schedules.SCHEDULES
-    found = [Contender(name=OURS, schedule=schedule) for schedule in known]
-    found.insert(1, Contender(name=FLOWER))
+    found = [Baseline(name=OURS, schedule=schedule) for schedule in known]
+    found.insert(1, Baseline(name=FLOWER))
     if has_pfl(pfl):
-        found.append(Contender(name=PFL))
-    return [*found, Contender(name=OURS, schedule=known[-1], head="pooled")]
+        found.append(Baseline(name=PFL))
+    return [*found, Baseline(name=OURS, schedule=known[-1], head="pooled")]
 
 
 def has_pfl(folder: Path | None) -> bool:
@@ -47,13 +47,13 @@ def has_pfl(folder: Path | None) -> bool:
     return (folder is not None and (folder / "pfl").is_dir()) or importlib.util.find_spec("pfl") is not None
 
 
-def run_contender(
-    contender: Contender, settings: TaskSettings, folder: Path, cores: int, pfl: Path | None = None
+def run_baseline(
+    baseline: Baseline, settings: TaskSettings, folder: Path, cores: int, pfl: Path | None = None
 ) -> dict[str, Any]:
-    """Run a contender over the settings' users.
+    """Run a baseline over the settings' users.
 
     Args:
-        contender: who.
+        baseline: who.
         settings: of the training.
         folder: for its files; made here.
         cores: of this machine; one process each.
@@ -64,23 +64,23 @@ def run_contender(
         the round and of the start, which Flower's and Ray's share is measured with.
 
     Raises:
-        CommandFailed: the contender failed.
+        CommandFailed: the baseline failed.
     """
     folder.mkdir(parents=True)
     path = folder / "settings.json"
     path.write_text(json.dumps(asdict(settings)))
-    common = {**asdict(contender), "clients": len(settings.users)}
-    if contender.name == PFL:
+    common = {**asdict(baseline), "clients": len(settings.users)}
+    if baseline.name == PFL:
         return {**common, **_run_pfl(path, cores, pfl)}
-    return {**common, **(_run_flower(path) if contender.name == FLOWER else _run_ours(contender, settings, path))}
+    return {**common, **(_run_flower(path) if baseline.name == FLOWER else _run_ours(baseline, settings, path))}
 
 
-def _run_ours(contender: Contender, settings: TaskSettings, path: Path) -> dict[str, Any]:
+def _run_ours(baseline: Baseline, settings: TaskSettings, path: Path) -> dict[str, Any]:
     run_dir = path.parent / "run"
     command = [*PERSEPHONEE, "simulate", "--model", settings.model]
     command += ["--sources", ",".join(settings.sources), "--seed", str(settings.seed)]
     command += ["--clients", str(len(settings.users)), "--run-dir", str(run_dir), *data_options(settings.data)]
-    command += ["--schedule", contender.schedule, "--epochs", str(settings.epochs)]
+    command += ["--schedule", baseline.schedule, "--epochs", str(settings.epochs)]
     seconds = _timed(command)
     exits = pd.read_parquet(run_dir / "exits.parquet")
     early = exits[(exits.stage == "after") & (exits.exit < exits.exit.max())]

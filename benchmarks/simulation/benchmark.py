@@ -7,7 +7,7 @@
 And the same
 `personalise` calls in a plain loop (benchmarks/simulation/plain_loop.py), which tells what Flower and Ray add.
 
-A contender's rate is what more users cost: (many - few) / (seconds of many - seconds of few). The start, which takes
+A baseline's rate is what more users cost: (many - few) / (seconds of many - seconds of few). The start, which takes
 equally long for any number of users, is thereby left out of all rates alike; it has a column of its own. Ours starts in
 the same way for every schedule, so its few users run once, by the fast one, which can only make the others look slower.
 """
@@ -25,11 +25,11 @@ from persephonee.benchmarks import schedules
 from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.machine import describe_machine
 from persephonee.benchmarks.result_tables import write_result
-from persephonee.benchmarks.simulation.baselines import OURS, Contender, contenders, has_pfl, run_contender
+from persephonee.benchmarks.simulation.baselines import OURS, Baseline, baselines, has_pfl, run_baseline
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings
 from persephonee.benchmarks.simulation.plain_loop import loop
 from persephonee.benchmarks.users import data_name
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings
 from persephonee.data_partitions.samples import Partitions
@@ -40,7 +40,7 @@ from persephonee.multi_exit.storage import load_network
 Row = dict[str, Any]
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
@@ -52,7 +52,7 @@ def main(
     opponents_clients: Annotated[int, typer.Option(help="Users whom the others simulate.")] = 50,
     many_clients: Annotated[int, typer.Option(help="Users of the large run, once; 0 leaves it out.")] = 2000,
     few: Annotated[int, typer.Option(help="Users of the run that measures the start.")] = 2,
-    repeats: Annotated[int, typer.Option(help="How often each contender is measured.")] = 2,
+    repeats: Annotated[int, typer.Option(help="How often each baseline is measured.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the training.")] = 0,
 ) -> None:
     """Measure clients per second on this machine."""
@@ -60,7 +60,7 @@ def main(
     network, metadata = load_network(model, SOURCES)
     partitions = open_fitting(data, network, metadata)
     available = len(set(partitions.client_ids) - set(metadata.trained_on))
-    sizes = {"ours": min(clients, available), "opponents": min(opponents_clients, available), "few": few}
+    sizes = {"ours": min(clients, available), "baselines": min(opponents_clients, available), "few": few}
     sizes["many"] = min(many_clients, available)
     settings = {
         head: TaskSettings(
@@ -84,17 +84,17 @@ def main(
     scratch = out / "simulation-scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        for number, (kind, repeat, contender, count) in enumerate(_plan(sizes, repeats, pfl)):
+        for number, (kind, repeat, baseline, count) in enumerate(_plan(sizes, repeats, pfl)):
             folder = scratch / str(number)
             users = _users(partitions, count, seed, metadata.trained_on)
-            chosen = replace(settings[contender.head], users=users)
-            typer.echo(f"{kind}: {contender.name}, {contender.head}, {contender.schedule}, {count} users", err=True)
+            chosen = replace(settings[baseline.head], users=users)
+            typer.echo(f"{kind}: {baseline.name}, {baseline.head}, {baseline.schedule}, {count} users", err=True)
             if kind == "loop":
                 folder.mkdir(parents=True)
-                row: Row = {**loop(chosen, contender.schedule, machine["cores"], folder), "clients": count}
-                row |= {"name": "plain loop", "schedule": contender.schedule, "head": contender.head}
+                row: Row = {**loop(chosen, baseline.schedule, machine["cores"], folder), "clients": count}
+                row |= {"name": "plain loop", "schedule": baseline.schedule, "head": baseline.head}
             else:
-                row = run_contender(contender, chosen, folder, machine["cores"], pfl)
+                row = run_baseline(baseline, chosen, folder, machine["cores"], pfl)
             rows.append({"kind": kind, "repeat": repeat, **row})
             # after each, since the last one may take too long
             write_result(out, "simulation", about, {"runs": pd.DataFrame(rows)})
@@ -103,18 +103,18 @@ def main(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _plan(sizes: dict[str, int], repeats: int, pfl: Path | None) -> Iterator[tuple[str, int, Contender, int]]:
+def _plan(sizes: dict[str, int], repeats: int, pfl: Path | None) -> Iterator[tuple[str, int, Baseline, int]]:
     """Yield what is run: its kind, the repetition, who runs, how many users."""
-    everyone = contenders(pfl)
-    fast = Contender(name=OURS, schedule=schedules.FAST)
-    for contender in everyone:
-        if contender.name != OURS or contender == fast:
-            yield "few", 0, contender, sizes["few"]
+    everyone = baselines(pfl)
+    fast = Baseline(name=OURS, schedule=schedules.FAST)
+    for baseline in everyone:
+        if baseline.name != OURS or baseline == fast:
+            yield "few", 0, baseline, sizes["few"]
     for repeat in range(repeats):
-        for contender in everyone:
-            yield "rate", repeat, contender, sizes["ours" if contender.name == OURS else "opponents"]
+        for baseline in everyone:
+            yield "rate", repeat, baseline, sizes["ours" if baseline.name == OURS else "baselines"]
         for schedule in schedules.SCHEDULES:
-            yield "loop", repeat, Contender(name=OURS, schedule=schedule), sizes["ours"]
+            yield "loop", repeat, Baseline(name=OURS, schedule=schedule), sizes["ours"]
     if sizes["many"] > sizes["ours"]:
         yield "many", 0, fast, sizes["many"]
 

@@ -3,9 +3,9 @@
     python -m persephonee.benchmarks.simulation.gpu_population --device cuda --model MODEL DATA --out DIR
 
 Everyone's whole round (clients/personalisation/batched_personalise.py): images go up, the frozen backbone runs once
-over a cohort's samples, all
+over a batch's samples, all
 exits learn from the features, thresholds are calibrated, reports made. The data lies in memory before the clock starts:
-the built-in writers draw their samples, which another data set would read. The share of the device's rate is that of
+the built-in writers draw their samples, which another data set would read. The fraction of the device's rate is that of
 the plan's multiply-adds over what a product of two large float32 matrices reaches here.
 """
 
@@ -27,9 +27,9 @@ from persephonee.benchmarks.machine import describe_machine, matrix_macs_per_sec
 from persephonee.benchmarks.personalisation_cost.training_macs import exits_training_macs, fast_macs
 from persephonee.benchmarks.result_tables import write_result
 from persephonee.benchmarks.users import choose, data_name, load_user
-from persephonee.clients.personalisation.batched_personalise import CohortUser, personalise_cohort
+from persephonee.clients.personalisation.batched_personalise import BatchUser, personalise_batch
 from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
@@ -37,11 +37,11 @@ from persephonee.data_partitions.user_splits import SplitSettings, split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
-Population = Sequence[CohortUser]
+Population = Sequence[BatchUser]
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
@@ -49,8 +49,8 @@ def main(
     data: DataSettings,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     users: Annotated[int, typer.Option(help="How many; 0 for all, those who trained the model too.")] = 0,
-    cohort: Annotated[int, typer.Option(help="Users who are trained together.")] = 200,
-    repeats: Annotated[int, typer.Option(help="How often the population is trained, after one cohort.")] = 3,
+    user_batch: Annotated[int, typer.Option(help="Users who are trained together.")] = 200,
+    repeats: Annotated[int, typer.Option(help="How often the population is trained, after one batch.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the splits and of the training.")] = 0,
 ) -> None:
     """Train a population's exits and measure the time."""
@@ -61,9 +61,9 @@ def main(
     rows = []
     for schedule in schedules.SCHEDULES:
         settings = schedules.schedule_settings(schedule)
-        train_population(network, population[:cohort], settings, cohort, seed)
+        train_population(network, population[:user_batch], settings, user_batch, seed)
         for repeat in range(repeats):
-            row = train_population(network, population, settings, cohort, seed)
+            row = train_population(network, population, settings, user_batch, seed)
             share = row["macs"] / row["seconds"] / rate
             rows.append({"schedule": schedule, "device": device, "repeat": repeat, **row, "share": share})
     about = {
@@ -71,7 +71,7 @@ def main(
         "dataset": data_name(data),
         "backbone": network.spec.backbone.split(":")[-1],
         "head": network.spec.head,
-        "cohort": cohort,
+        "batch": user_batch,
         "float32_rate": rate,
         "repeats": repeats,
     }
@@ -93,11 +93,11 @@ def load_population(data: DataSettings, users: int, seed: int, trained_on: Seque
     everyone = [UserSamples(client_id=u, images=as_tensor(images), labels=as_tensor(y)) for u, images, y in loaded]
     # users of like sizes waste the least padding
     everyone.sort(key=len)
-    return [CohortUser(samples=s, split=split_samples(s, SplitSettings(), seed)) for s in everyone]
+    return [BatchUser(samples=s, split=split_samples(s, SplitSettings(), seed)) for s in everyone]
 
 
 def train_population(
-    network: MultiExitNetwork, population: Population, settings: PersonalisationSettings, cohort: int, seed: int
+    network: MultiExitNetwork, population: Population, settings: PersonalisationSettings, user_batch: int, seed: int
 ) -> dict[str, Any]:
     """Run everyone's round, on the network's device.
 
@@ -108,8 +108,8 @@ def train_population(
     device, early = next(network.parameters()).device.type, tuple(range(network.num_exits))
     wait_for(device)
     begin, right, asked = time.perf_counter(), 0.0, 0
-    for start in range(0, len(population), cohort):
-        for done in personalise_cohort(network, population[start : start + cohort], settings, seed=seed):
+    for start in range(0, len(population), user_batch):
+        for done in personalise_batch(network, population[start : start + user_batch], settings, seed=seed):
             after = [exit.accuracy for exit in done.report.exits if exit.stage == "after" and exit.exit in early]
             right += done.report.num_test * sum(after) / len(after)
             asked += done.report.num_test

@@ -1,4 +1,4 @@
-"""The same personalisation in apple/pfl-research's simulator: an opponent, `python -m ... SETTINGS RESULT`.
+"""The same personalisation in apple/pfl-research's simulator: an baseline, `python -m ... SETTINGS RESULT`.
 
 Written as its documentation recommends: a `FederatedDataset` with a function that makes a user's data, averaging
 on a `SimulatedBackend`, `torchrun` with one process per core, users weighed by their samples so that the processes end
@@ -123,7 +123,7 @@ def main(path: str, result: str) -> None:
     seen = Collected()
     LocalExits().run(
         NNAlgorithmParams(
-            central_num_iterations=1, evaluation_frequency=1, train_cohort_size=len(users), val_cohort_size=0
+            central_num_iterations=1, evaluation_frequency=1, train_user_batch_size=len(users), val_user_batch_size=0
         ),
         backend,
         model,

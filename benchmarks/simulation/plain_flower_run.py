@@ -64,8 +64,8 @@ def _write_app(folder: Path, settings: Path, result: Path) -> Path:
     source = Path(plain_flower.__file__).parent
     target = folder / source.name
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    places = {"settings": toml_value(str(settings)), "result": toml_value(str(result))}
-    (folder / "pyproject.toml").write_text(_PYPROJECT.format(**places))
+    paths = {"settings": toml_value(str(settings)), "result": toml_value(str(result))}
+    (folder / "pyproject.toml").write_text(_PYPROJECT.format(**paths))
     return folder
 
 

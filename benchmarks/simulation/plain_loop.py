@@ -1,6 +1,6 @@
 """The simulation's work without Flower and Ray: `personalise` for one user after the other, as the ClientApp calls it.
 
-`python -m persephonee.benchmarks.simulation.plain_loop SETTINGS SCHEDULE` runs a share of the users in one process;
+`python -m persephonee.benchmarks.simulation.plain_loop SETTINGS SCHEDULE` runs a fraction of the users in one process;
 `loop` one per core.
 """
 
@@ -24,7 +24,7 @@ from persephonee.clients.personalisation.personalise import personalise
 from persephonee.data_partitions.user_splits import SplitSettings, split_samples
 
 
-def run_share(path: str, schedule: str) -> dict[str, float]:
+def run_fraction(path: str, schedule: str) -> dict[str, float]:
     """Personalise for the settings' users and return the seconds, model and data opened before."""
     torch.set_num_threads(1)
     settings = read_settings(path)
@@ -84,4 +84,4 @@ def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_share(*sys.argv[1:])))
+    print(json.dumps(run_fraction(*sys.argv[1:])))

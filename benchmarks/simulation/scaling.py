@@ -22,7 +22,7 @@ from persephonee.benchmarks.result_tables import write_result
 from persephonee.benchmarks.users import choose, data_name, load_user
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import UserSamples
@@ -33,7 +33,7 @@ from persephonee.multi_exit.storage import load_network
 Work = Callable[[], object]
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],

@@ -23,7 +23,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
+class Predictions:
     """What the policy answers on B images.
 
     Attributes:
@@ -42,14 +42,14 @@ class Exploration:
     """What all exits in use and the last exit answer on B images, E = len(exits).
 
     Attributes:
-        answers: what the policy makes of it; `infer` gives the same.
+        predictions: what the policy makes of it; `infer` gives the same.
         exits: numbers of the exits in use, increasing, and the last exit's as the last entry.
         logits: shape [E, B, K], float32.
         labels: shape [E, B].
         confidences: top-1 softmax, shape [E, B], in [0, 1].
     """
 
-    answers: Answers
+    predictions: Predictions
     exits: tuple[int, ...]
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -71,7 +71,7 @@ class Engine(Protocol):
     def num_classes(self) -> int:
         """K."""
 
-    def infer(self, images: Images) -> Answers:
+    def infer(self, images: Images) -> Predictions:
         """Return the policy's answers; what lies behind the exit that answers is not computed.
 
         Raises:
@@ -162,7 +162,7 @@ class StagedEngine(ABC, Generic[Array]):
         """Return the top-1 softmax of one image's logits [1, K]."""
         return float(self._confidences(logits)[0])
 
-    def infer(self, images: Images) -> Answers:
+    def infer(self, images: Images) -> Predictions:
         """Return the policy's answers; what lies behind the exit that answers is not computed.
 
         The answers are those of `ExitPolicy.exit_of` on the confidences of all exits. A batch that shrinks may
@@ -188,26 +188,26 @@ class StagedEngine(ABC, Generic[Array]):
         labels = np.stack([self._labels(of_step) for of_step in logits])
         confidences = np.stack([self._confidences(of_step) for of_step in logits])
         return Exploration(
-            answers=self._apply_policy(labels, confidences),
+            predictions=self._apply_policy(labels, confidences),
             exits=self.steps,
             logits=np.stack([np.asarray(of_step) for of_step in logits]),
             labels=labels,
             confidences=confidences,
         )
 
-    def _infer_one(self, features: Array) -> Answers:
+    def _infer_one(self, features: Array) -> Predictions:
         # one image at a time is what a device mostly does: no bookkeeping of who has left
         for step in range(self.reachable_steps):
             features, logits = self._advance(step, features)
             confidence = self._confidence(logits)
             if confidence > self.policy.threshold:
                 break
-        return Answers(
+        return Predictions(
             labels=self._labels(logits), confidences=np.array([confidence]), exits=np.array([self.steps[step]])
         )
 
-    def _infer_batch(self, features: Array, num_images: int) -> Answers:
-        answers = Answers(
+    def _infer_batch(self, features: Array, num_images: int) -> Predictions:
+        predictions = Predictions(
             labels=np.empty(num_images, dtype=np.int64),
             confidences=np.empty(num_images, dtype=np.float64),
             exits=np.empty(num_images, dtype=np.int64),
@@ -217,24 +217,24 @@ class StagedEngine(ABC, Generic[Array]):
             features, logits = self._advance(step, features)
             confidences = self._confidences(logits)
             is_last = step == self.reachable_steps - 1
-            leaves = np.full(len(waiting), True) if is_last else confidences > self.policy.threshold
-            gone = waiting[leaves]
-            answers.labels[gone] = self._labels(logits)[leaves]
-            answers.confidences[gone] = confidences[leaves]
-            answers.exits[gone] = self.steps[step]
+            exit_indices = np.full(len(waiting), True) if is_last else confidences > self.policy.threshold
+            gone = waiting[exit_indices]
+            predictions.labels[gone] = self._labels(logits)[exit_indices]
+            predictions.confidences[gone] = confidences[exit_indices]
+            predictions.exits[gone] = self.steps[step]
             if len(gone) == len(waiting):
                 break
             if len(gone):
-                waiting = waiting[~leaves]
-                features = self._keep(features, np.flatnonzero(~leaves))
-        return answers
+                waiting = waiting[~exit_indices]
+                features = self._keep(features, np.flatnonzero(~exit_indices))
+        return predictions
 
-    def _apply_policy(self, labels: NDArray[np.int64], confidences: NDArray[np.float64]) -> Answers:
+    def _apply_policy(self, labels: NDArray[np.int64], confidences: NDArray[np.float64]) -> Predictions:
         everywhere = np.zeros((self.policy.num_exits + 1, labels.shape[1]))
         everywhere[list(self.steps)] = confidences
         exits = self.policy.exit_of(everywhere)
         row, column = np.searchsorted(self.steps, exits), np.arange(labels.shape[1])
-        return Answers(labels=labels[row, column], confidences=confidences[row, column], exits=exits)
+        return Predictions(labels=labels[row, column], confidences=confidences[row, column], exits=exits)
 
 
 def check_fits(policy: ExitPolicy, num_exits: int) -> None:

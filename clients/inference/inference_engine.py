@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.inference.engine import Answers, Exploration, Images, StagedEngine, check_fits, merged_stages
+from persephonee.clients.inference.engine import (
+    Exploration,
+    Images,
+    Predictions,
+    StagedEngine,
+    check_fits,
+    merged_stages,
+)
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.multi_exit.network import MultiExitNetwork
 
@@ -36,7 +43,7 @@ class InferenceEngine(StagedEngine[Tensor]):
         self._stages = [merge(network, span) for span in merged_stages(policy)[:loaded]]
         self._heads = [network.heads[exit] for exit in policy.exits[:loaded]]
 
-    def infer(self, images: Images) -> Answers:
+    def infer(self, images: Images) -> Predictions:
         """Return the policy's answers; see `StagedEngine.infer`."""
         with torch.inference_mode():
             return super().infer(images)

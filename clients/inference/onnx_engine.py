@@ -77,7 +77,7 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
             )
         except ExportError:
             raise
-        except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that share no other base
+        except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that fraction no other base
             reason = str(error).splitlines()[0][:160]
             raise ExportError(f"ONNX Runtime refuses {self._folder / name} ({reason}): export it again.") from None
 

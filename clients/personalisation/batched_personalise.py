@@ -22,7 +22,7 @@ from persephonee.multi_exit.network import MultiExitNetwork
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CohortUser:
+class BatchUser:
     """One user: the samples, how they are split, and the store, as `personalise` takes them."""
 
     samples: UserSamples
@@ -30,9 +30,9 @@ class CohortUser:
     store: ExitStore | None = None
 
 
-def personalise_cohort(
+def personalise_batch(
     network: MultiExitNetwork,
-    users: Sequence[CohortUser],
+    users: Sequence[BatchUser],
     settings: PersonalisationSettings,
     *,
     round_number: int = 1,
@@ -87,7 +87,7 @@ def personalise_cohort(
 
 
 def _train(
-    users: Sequence[CohortUser],
+    users: Sequence[BatchUser],
     rounds: Sequence[PersonalisationRound],
     caches: Sequence[FeatureCache],
     settings: PersonalisationSettings,
@@ -125,7 +125,7 @@ def _embedded(
 
 
 def _fit(
-    users: Sequence[CohortUser],
+    users: Sequence[BatchUser],
     rounds: Sequence[PersonalisationRound],
     caches: Sequence[FeatureCache],
     embedded: Sequence[tuple[Tensor, ...]],

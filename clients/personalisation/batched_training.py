@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from persephonee.clients.personalisation.exit_training import batches
-from persephonee.clients.personalisation.fast_training import loss_slopes
+from persephonee.clients.personalisation.fast_training import loss_trends
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.multi_exit.heads import MSDNetHead, PooledHead
 
@@ -80,8 +80,8 @@ def _train_step(
     for name in momenta:
         current[name].requires_grad_()
     logits = _run(users[0].head, current, maps, real)
-    slopes = loss_slopes(logits.detach(), last_logits, labels, settings.weights)
-    logits.backward(slopes * (real / counts[:, None])[:, :, None])
+    trends = loss_trends(logits.detach(), last_logits, labels, settings.weights)
+    logits.backward(trends * (real / counts[:, None])[:, :, None])
     with torch.no_grad():
         for name, momentum in momenta.items():
             parameter = current[name]

@@ -16,9 +16,9 @@ class OperatingPoint:
 
     Attributes:
         threshold: thr_conf.
-        accuracy: share of answers equal to the reference, in [0, 1].
+        accuracy: fraction of answers equal to the reference, in [0, 1].
         cost: average over the samples, in the unit of the exits' costs: MACs or ms.
-        exit_rates: share of the samples that leave at each of the M+1 exits.
+        exit_rates: fraction of the samples that leave at each of the M+1 exits.
     """
 
     threshold: float
@@ -27,9 +27,9 @@ class OperatingPoint:
     exit_rates: tuple[float, ...]
 
 
-def exit_rates(leaves: NDArray[np.int64], num_exits: int) -> NDArray[np.float64]:
-    """Return the share of the samples that leave at each of the M+1 exits, from their exit numbers [N]."""
-    return np.bincount(leaves, minlength=num_exits + 1) / max(len(leaves), 1)
+def exit_rates(exit_indices: NDArray[np.int64], num_exits: int) -> NDArray[np.float64]:
+    """Return the fraction of the samples that leave at each of the M+1 exits, from their exit numbers [N]."""
+    return np.bincount(exit_indices, minlength=num_exits + 1) / max(len(exit_indices), 1)
 
 
 def sweep(
@@ -51,15 +51,15 @@ def sweep(
     costs[[*exits, num_exits]] = leaving_costs
     # all thresholds at once, as in ExitPolicy.exit_of: shape [T, N]
     thresholds = np.array(THRESHOLDS)[:, None]
-    leaves = np.full((len(THRESHOLDS), confidences.shape[1]), num_exits)
+    exit_indices = np.full((len(THRESHOLDS), confidences.shape[1]), num_exits)
     for exit in reversed(exits):
-        leaves[confidences[exit] > thresholds] = exit
-    rates = (leaves[:, :, None] == np.arange(num_exits + 1)).mean(axis=1)
-    accuracies = correct[leaves, np.arange(confidences.shape[1])].mean(axis=1)
+        exit_indices[confidences[exit] > thresholds] = exit
+    rates = (exit_indices[:, :, None] == np.arange(num_exits + 1)).mean(axis=1)
+    accuracies = correct[exit_indices, np.arange(confidences.shape[1])].mean(axis=1)
     return tuple(
         OperatingPoint(threshold=threshold, accuracy=accuracy, cost=cost, exit_rates=tuple(shares))
         for threshold, accuracy, cost, shares in zip(
-            THRESHOLDS, accuracies.tolist(), costs[leaves].mean(axis=1).tolist(), rates.tolist(), strict=True
+            THRESHOLDS, accuracies.tolist(), costs[exit_indices].mean(axis=1).tolist(), rates.tolist(), strict=True
         )
     )
 

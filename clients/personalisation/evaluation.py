@@ -51,7 +51,7 @@ class ExitOutputs:
         return np.array([functional.cross_entropy(exit, reference).item() for exit in self.logits])
 
     def accuracies(self, reference: Tensor) -> NDArray[np.float64]:
-        """Return each exit's share of answers equal to classes [N], shape [M+1], in [0, 1]."""
+        """Return each exit's fraction of answers equal to classes [N], shape [M+1], in [0, 1]."""
         accuracies: NDArray[np.float64] = (self.predictions == reference.numpy()).mean(axis=1)
         return accuracies
 
@@ -75,7 +75,7 @@ class PolicyResult:
     Attributes:
         accuracy: of the answers that it gives, in [0, 1].
         mean_macs: average cost of a sample, in MACs.
-        exit_rates: share of the samples that leave at each of the M+1 exits.
+        exit_rates: fraction of the samples that leave at each of the M+1 exits.
     """
 
     accuracy: float
@@ -85,12 +85,12 @@ class PolicyResult:
 
 def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Tensor, costs: CostTable) -> PolicyResult:
     """Return what the policy achieves against classes [N]."""
-    leaves = policy.exit_of(outputs.confidences)
-    answers = outputs.predictions[leaves, np.arange(len(leaves))]
-    rates = exit_rates(leaves, policy.num_exits)
+    exit_indices = policy.exit_of(outputs.confidences)
+    predictions = outputs.predictions[exit_indices, np.arange(len(exit_indices))]
+    rates = exit_rates(exit_indices, policy.num_exits)
     leaving = np.array(costs.leaving_macs(policy.exits), dtype=np.float64)
     return PolicyResult(
-        accuracy=float((answers == reference.numpy()).mean()),
+        accuracy=float((predictions == reference.numpy()).mean()),
         mean_macs=float(rates[[*policy.exits, policy.num_exits]] @ leaving),
         exit_rates=tuple(rates.tolist()),
     )

@@ -31,7 +31,7 @@ class _Embedding(Protocol):
 STEPS = 30
 """On photographs 20 end half a point lower; handwriting has gained what it can by then."""
 PULL = 0.05
-"""Towards the former classifier, as a share of the embeddings' mean squared length: a compromise, since handwriting
+"""Towards the former classifier, as a fraction of the embeddings' mean squared length: a compromise, since handwriting
 gains by a weaker one and photographs, of which the original itself knows only half, by a stronger one."""
 
 
@@ -98,7 +98,7 @@ def solve(grams: Tensor, logits: Tensor, last_logits: Tensor, labels: Tensor, we
     found = ahead = torch.zeros_like(logits)
     momentum = 1.0
     for _ in range(STEPS):
-        slope = loss_slopes(logits + grams @ ahead, last_logits, labels, weights) * real[:, :, None]
+        slope = loss_trends(logits + grams @ ahead, last_logits, labels, weights) * real[:, :, None]
         previous, found = found, ahead - inverse @ (slope + pull[:, None, None] * ahead)
         previous_momentum, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = found + (previous_momentum - 1) / momentum * (found - previous)
@@ -116,7 +116,7 @@ def add_to_classifiers(heads: nn.ModuleList, embedded: Sequence[Tensor], found: 
 
 
 @torch.enable_grad()
-def loss_slopes(logits: Tensor, last_logits: Tensor, labels: Tensor, weights: LossWeights) -> Tensor:
+def loss_trends(logits: Tensor, last_logits: Tensor, labels: Tensor, weights: LossWeights) -> Tensor:
     """Return the gradient of each sample's loss, Eq. (1), by its logits.
 
     Args:

@@ -30,13 +30,13 @@ class FeaturePlan:
     """How the features of N samples are kept.
 
     Attributes:
-        places: for each of the M exits "memory", "half" (memory, float16), "file" (a temporary file, read by rows), or
+        paths: for each of the M exits "memory", "half" (memory, float16), "file" (a temporary file, read by rows), or
             "recompute" (from the nearest kept exit before it, or from the images, whenever rows are asked for).
         chunk: images in one pass of the backbone, and samples in one pass of a head, at least 1.
         bytes: what the round will take at most, by estimate.
     """
 
-    places: tuple[str, ...]
+    paths: tuple[str, ...]
     chunk: int = BATCH_SIZE
     bytes: int = 0
 
@@ -80,21 +80,21 @@ def plan_features(
         chunk *= 2
     working = max(working, chunk * image)
     left, room = budget - fixed - working, shutil.disk_usage(tempfile.gettempdir()).free // 2
-    places = []
+    paths = []
     for size in reversed(sizes):
         # from the last exit on: its map is the smallest, and the dearest to compute again
         if num_samples * size <= left:
-            places.append("memory")
+            paths.append("memory")
             left -= num_samples * size
         elif half and num_samples * size // 2 <= left:
-            places.append("half")
+            paths.append("half")
             left -= num_samples * size // 2
         elif file and num_samples * size <= room:
-            places.append("file")
+            paths.append("file")
             room -= num_samples * size
         else:
-            places.append("recompute")
-    return FeaturePlan(places=tuple(reversed(places)), chunk=chunk, bytes=budget - left)
+            paths.append("recompute")
+    return FeaturePlan(paths=tuple(reversed(paths)), chunk=chunk, bytes=budget - left)
 
 
 class _LiveBytes(fx.Interpreter):

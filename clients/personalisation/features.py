@@ -58,10 +58,10 @@ def compute_features(network: MultiExitNetwork, images: Tensor, plan: FeaturePla
     """
     network.eval()
     backbone, device = frozen_backbone(network), next(network.parameters()).device
-    places = plan.places if plan else ("memory",) * network.num_exits
+    paths = plan.paths if plan else ("memory",) * network.num_exits
     chunk = plan.chunk if plan else BATCH_SIZE
     maps = [
-        _room(place, len(images), shape, device) for place, shape in zip(places, network.feature_shapes, strict=True)
+        _room(place, len(images), shape, device) for place, shape in zip(paths, network.feature_shapes, strict=True)
     ]
     last_logits = torch.empty(len(images), network.num_classes, device=device)
     for first in range(0, len(images), chunk):

@@ -110,7 +110,7 @@ class PersonalisationRound:
         seen, num_calibration = torch.cat([split.calibration, split.test]), len(split.calibration)
 
         # each of the global heads, the user's own former ones and the trained ones answers once
-        def answers(of: nn.ModuleList) -> tuple[ExitOutputs, ExitOutputs]:
+        def predictions(of: nn.ModuleList) -> tuple[ExitOutputs, ExitOutputs]:
             if embedded is not None and (of is self.start or of is self.heads):
                 early = classify(of, [rows[seen] for rows in embedded])
                 logits = torch.cat([early, features.last_logits[None, seen]])
@@ -118,9 +118,9 @@ class PersonalisationRound:
                 logits = run_exits(of, features, seen).logits
             return ExitOutputs.of(logits[:, :num_calibration]), ExitOutputs.of(logits[:, num_calibration:])
 
-        outputs_global = answers(self.global_heads)
-        outputs_own = outputs_global if self._own is self.global_heads else answers(self._own)
-        outputs_trained = answers(self.heads)
+        outputs_global = predictions(self.global_heads)
+        outputs_own = outputs_global if self._own is self.global_heads else predictions(self._own)
+        outputs_trained = predictions(self.heads)
 
         # the guard: an exit that got worse on the calibration set keeps its previous weights
         trained = _state(self.heads)
@@ -186,7 +186,7 @@ class PersonalisationRound:
             num_train=len(split.train),
             num_calibration=len(split.calibration),
             num_test=len(split.test),
-            labels=_labelled_share(self.labels, split),
+            labels=_labelled_fraction(self.labels, split),
             threshold=policy.threshold,
             accuracy_original=float(outputs_after.accuracies(truth)[-1]),
             accuracy_before=before.accuracy,
@@ -244,7 +244,7 @@ def _worse(after: ExitOutputs, before: ExitOutputs, reference: Tensor) -> tuple[
     return tuple(i for i in range(len(scores_after) - 1) if scores_after[i] < scores_before[i])
 
 
-def _labelled_share(labels: Tensor, split: SampleSplit) -> str:
+def _labelled_fraction(labels: Tensor, split: SampleSplit) -> str:
     usable = labels[torch.cat([split.train, split.calibration])]
     share = float((usable != UNLABELLED).float().mean())
     return {0.0: "none", 1.0: "all"}.get(share, f"{share:.2f}")

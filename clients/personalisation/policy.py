@@ -39,7 +39,7 @@ class ExitPolicy:
         Returns:
             Exit numbers, shape [N]; M where no exit in use is confident enough, not the most confident one.
         """
-        leaves = np.full(confidences.shape[1], self.num_exits, dtype=np.int64)
+        exit_indices = np.full(confidences.shape[1], self.num_exits, dtype=np.int64)
         for exit in reversed(self.exits):
-            leaves[confidences[exit] > self.threshold] = exit
-        return leaves
+            exit_indices[confidences[exit] > self.threshold] = exit
+        return exit_indices

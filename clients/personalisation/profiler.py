@@ -60,7 +60,7 @@ class Profile:
     Attributes:
         exits: M+1 rows in the order of the exits.
         num_samples: calibration samples that were looked at.
-        labelled: share of them with a label, in [0, 1].
+        labelled: fraction of them with a label, in [0, 1].
         timed_runs: runs of the network behind each time, at batch 1.
         warm_up_runs: runs before them, not timed.
         threads: of PyTorch.
@@ -161,9 +161,9 @@ def _rows(runs: list[_Run], labels: NDArray[np.int64]) -> tuple[ExitProfile, ...
     stages, heads = np.array([run.stages for run in runs]), np.array([run.heads for run in runs])
     leaving = stages.cumsum(axis=1) + heads
     # the runs after the first pass are repetitions
-    answers = np.array([run.labels for run in runs[: len(labels)]])
+    predictions = np.array([run.labels for run in runs[: len(labels)]])
     confidences = np.array([run.confidences for run in runs[: len(labels)]])
-    reference = np.where(labels == UNLABELLED, answers[:, -1], labels)
+    reference = np.where(labels == UNLABELLED, predictions[:, -1], labels)
     return tuple(
         ExitProfile(
             exit=exit,
@@ -172,7 +172,7 @@ def _rows(runs: list[_Run], labels: NDArray[np.int64]) -> tuple[ExitProfile, ...
             latency_ms=_median_ms(leaving[:, exit]),
             latency_p95_ms=1000 * float(np.quantile(leaving[:, exit], 0.95)),
             confidence=float(confidences[:, exit].mean()),
-            accuracy=float((answers[:, exit] == reference).mean()),
+            accuracy=float((predictions[:, exit] == reference).mean()),
         )
         for exit in range(stages.shape[1])
     )

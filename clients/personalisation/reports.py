@@ -12,7 +12,7 @@ class ExitMetrics:
         stage: "before", with the global exits, or "after", with the personal ones.
         accuracy: top-1 of this exit alone, on the test samples.
         loss: cross-entropy against the labels, mean over the test samples.
-        exit_rate: share of the test samples that leave here under the stage's policy.
+        exit_rate: fraction of the test samples that leave here under the stage's policy.
         kept: whether the stage's policy uses this exit; the last one always is.
         macs: cost of a network with this exit only, in MACs.
         num_test: number of test samples.
@@ -39,7 +39,7 @@ class PersonalisationReport:
         num_train: training samples, with and without labels.
         num_calibration: calibration samples.
         num_test: test samples.
-        labels: "all", "none", or the labelled share of training and calibration samples, such as "0.25".
+        labels: "all", "none", or the labelled fraction of training and calibration samples, such as "0.25".
         threshold: thr_conf in force after the round, in [0, 1].
         accuracy_original: of the last exit alone, on the test samples.
         accuracy_before: of the policy calibrated with the global exits.

@@ -17,7 +17,7 @@ def loss_weights(scheme: str, labelled: float, temperature: float = 1.0) -> Loss
     Args:
         scheme: "supervised" (alpha = 1), "self-distillation" (beta = 1), "self-supervision" (gamma = 1), or "auto":
             supervised where all samples have labels, self-distillation where none has, and both where some have.
-        labelled: share of the user's samples that have labels, in [0, 1].
+        labelled: fraction of the user's samples that have labels, in [0, 1].
         temperature: T of the distillation, > 0.
 
     Raises:

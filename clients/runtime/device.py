@@ -20,12 +20,12 @@ from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_round import personalise_from_store, summary_of, validate
-from persephonee.clients.runtime.device_settings import Answer, DeviceSettings, Frame
+from persephonee.clients.runtime.device_settings import DeviceSettings, Frame, Prediction
 from persephonee.clients.runtime.device_state import Clock, DeviceStateSource
 from persephonee.clients.runtime.event_log import Event, EventLog
 from persephonee.clients.runtime.exploration import Explored, explore_logits
 from persephonee.clients.runtime.orchestrator import Orchestrator
-from persephonee.clients.runtime.persistent_state import DeviceMemory
+from persephonee.clients.runtime.persistent_state import PersistentState
 from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN, SampleStore
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
@@ -76,7 +76,7 @@ class Device:
         database.require(owner)
         self.events = EventLog(database, clock, listener)
         self.samples = SampleStore(database, settings.samples, network.input_shape, clock)
-        self._memory = DeviceMemory(database)
+        self._memory = PersistentState(database)
         self.counters = self._memory.counters(network.num_exits)
         self.orchestrator = Orchestrator(
             settings.orchestrator, self._memory, self.events, network.num_exits, settings.seed
@@ -93,7 +93,7 @@ class Device:
         """The exits in use and the active threshold."""
         return self._engine.policy
 
-    def answer(self, frame: Frame) -> Answer:
+    def answer(self, frame: Frame) -> Prediction:
         """Answer a frame, and store it for later rounds; returns when what it changed is on the disk.
 
         Raises:
@@ -105,19 +105,19 @@ class Device:
         explored: Explored | None = None
         if explores:
             exploration = self._engine.explore(image)
-            answers = exploration.answers
+            predictions = exploration.predictions
         else:
-            answers = self._engine.infer(image)
+            predictions = self._engine.infer(image)
         latency_ms = 1e3 * (time.perf_counter() - begin)
         if explores:
             explored = explore_logits(exploration.logits.astype(np.float64))[0]
-        leaves = int(answers.exits[0])
-        stored = self._keep(frame, leaves, explored, latency_ms)
-        return Answer(
+        exit_indices = int(predictions.exits[0])
+        stored = self._keep(frame, exit_indices, explored, latency_ms)
+        return Prediction(
             key=frame.key,
-            label=int(answers.labels[0]),
-            confidence=float(answers.confidences[0]),
-            exit=leaves,
+            label=int(predictions.labels[0]),
+            confidence=float(predictions.confidences[0]),
+            exit=exit_indices,
             latency_ms=latency_ms,
             explored=explores,
             stored=stored,
@@ -246,14 +246,14 @@ class Device:
     def _make_engine(self, policy: ExitPolicy, threshold: float) -> None:
         self._engine = InferenceEngine(self.network, replace(policy, threshold=threshold))
 
-    def _keep(self, frame: Frame, leaves: int, explored: Explored | None, latency_ms: float) -> bool:
+    def _keep(self, frame: Frame, exit_indices: int, explored: Explored | None, latency_ms: float) -> bool:
         """Commit what a frame changed; on a full disk the answer is given all the same."""
-        self._count(leaves, explored is not None, latency_ms)
+        self._count(exit_indices, explored is not None, latency_ms)
         before, stored = self.orchestrator.state, False
         with self._written_if_room() as writing:
             self._memory.note_answered(frame.key)
             stored = self.samples.add(frame.image, frame.key, frame.label) is not None
-            self.orchestrator.note_answer(leaves < self.network.num_exits, explored)
+            self.orchestrator.note_answer(exit_indices < self.network.num_exits, explored)
             self.counters.unstored += not stored
             self._memory.save_counters(self.counters)
         if writing.is_kept:
@@ -280,12 +280,12 @@ class Device:
                 self.events.listener(Event(seq=0, wall=time.time(), kind="disk full", reason=str(error), details={}))
             self._is_full = True
 
-    def _count(self, leaves: int, explored: bool, latency_ms: float) -> None:
+    def _count(self, exit_indices: int, explored: bool, latency_ms: float) -> None:
         counters, policy = self.counters, self._engine.policy
         costs = dict(zip((*policy.exits, policy.num_exits), self.network.costs.leaving_macs(policy.exits), strict=True))
         counters.frames += 1
-        counters.exits[leaves] += 1
+        counters.exits[exit_indices] += 1
         counters.explored += explored
-        counters.macs += costs[policy.num_exits if explored else leaves]
+        counters.macs += costs[policy.num_exits if explored else exit_indices]
         counters.original_macs += self.network.costs.original_macs
         counters.latency_ms += latency_ms

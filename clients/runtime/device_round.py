@@ -36,7 +36,7 @@ def personalise_from_store(
         samples: from `SampleStore.load`; labels that are not known are -1.
         split: from there too.
         settings: of the round, but for its weights.
-        weights: of Eq. (1), given the labelled share.
+        weights: of Eq. (1), given the labelled fraction.
         store: holds the exits in force, and the new ones in the end.
         round_number: from 1.
         seed: of the device.
@@ -88,13 +88,13 @@ def validate(
     features = compute_features(network, samples.images[split.calibration])
     outputs = run_exits(network.heads, features, torch.arange(len(split.calibration)))
     explored = explore_logits(outputs.logits[[*policy.exits, policy.num_exits]].double().numpy())
-    agreement, early_share = agreement_at(explored, policy.threshold)
+    agreement, early_fraction = agreement_at(explored, policy.threshold)
     return Validation(
         round=round_number,
         threshold=policy.threshold,
         exits=policy.exits,
         agreement=agreement,
-        early_share=early_share,
+        early_fraction=early_fraction,
         losses=tuple(tuple(sample.losses[i] for sample in explored) for i in range(len(policy.exits))),
     )
 

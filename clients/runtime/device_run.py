@@ -8,7 +8,7 @@ from types import FrameType
 
 from persephonee.clients.errors import ImageError
 from persephonee.clients.runtime.device import Device
-from persephonee.clients.runtime.device_settings import Answer, Frame
+from persephonee.clients.runtime.device_settings import Frame, Prediction
 from persephonee.clients.runtime.frames import Item, LateLabel, NoFrame
 from persephonee.clients.runtime.phases import Phase
 
@@ -63,7 +63,7 @@ def stopped_by_signals(stop: Stop, device: Device) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_device(device: Device, items: Iterable[Item], show: Callable[[Answer], None], stop: Stop) -> None:
+def run_device(device: Device, items: Iterable[Item], show: Callable[[Prediction], None], stop: Stop) -> None:
     """Answer what comes, store labels, and personalise when it is due, until the items end or a stop is asked for.
 
     Args:
@@ -88,7 +88,7 @@ def run_device(device: Device, items: Iterable[Item], show: Callable[[Answer], N
     device.stop(reason)
 
 
-def _take(device: Device, item: Item, show: Callable[[Answer], None]) -> None:
+def _take(device: Device, item: Item, show: Callable[[Prediction], None]) -> None:
     match item:
         case Frame():
             try:

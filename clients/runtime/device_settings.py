@@ -13,7 +13,7 @@ from persephonee.multi_exit.losses import LossWeights
 
 
 def automatic_weights(labelled: float) -> LossWeights:
-    """Return the weights of Eq. (1) that suit the share of samples with labels, in [0, 1]."""
+    """Return the weights of Eq. (1) that suit the fraction of samples with labels, in [0, 1]."""
     return loss_weights("auto", labelled)
 
 
@@ -34,7 +34,7 @@ class DeviceSettings:
     """Of the rounds."""
 
     weights: Callable[[float], LossWeights] = field(default=automatic_weights)
-    """Of Eq. (1), given the share of a round's samples that have labels."""
+    """Of Eq. (1), given the fraction of a round's samples that have labels."""
 
     round_samples: int = 400
     """A round uses so many of the newest samples at most."""
@@ -67,7 +67,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Prediction:
     """What the device answered; `stored` acknowledges that the sample will not be lost.
 
     Attributes:

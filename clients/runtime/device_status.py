@@ -11,7 +11,7 @@ from persephonee.clients.runtime.device_database import NAME, DeviceDatabase
 from persephonee.clients.runtime.device_state import SystemClock
 from persephonee.clients.runtime.event_log import Event, EventLog
 from persephonee.clients.runtime.exploration import Validation
-from persephonee.clients.runtime.persistent_state import Counters, DeviceMemory
+from persephonee.clients.runtime.persistent_state import Counters, PersistentState
 from persephonee.clients.runtime.phases import OrchestratorState
 
 
@@ -43,7 +43,7 @@ class DeviceStatus:
 
     @property
     def macs_saved(self) -> float:
-        """Share of the original network's cost that was saved, exploration included; 0 before the first frame."""
+        """Fraction of the original network's cost that was saved, exploration included; 0 before the first frame."""
         return 1 - self.counters.macs / self.counters.original_macs if self.counters.original_macs else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def read_status(folder: Path, num_events: int = 10) -> DeviceStatus:
 
 
 def _read(database: DeviceDatabase, folder: Path, num_events: int) -> DeviceStatus:
-    memory = DeviceMemory(database)
+    memory = PersistentState(database)
     state = memory.state()
     if state is None:
         raise StoreError(f"the device in {folder} was never started to the end: start it with `device run`.")

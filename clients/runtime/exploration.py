@@ -34,8 +34,8 @@ class Validation:
         round: whose exits these are, from 1.
         threshold: thr_conf.
         exits: early exits in use.
-        agreement: share of the policy's answers equal to the last exit's, in [0, 1].
-        early_share: share of the samples that left at an early exit, in [0, 1].
+        agreement: fraction of the policy's answers equal to the last exit's, in [0, 1].
+        early_fraction: fraction of the samples that left at an early exit, in [0, 1].
         losses: of each exit in use on each calibration sample, in nats.
     """
 
@@ -43,7 +43,7 @@ class Validation:
     threshold: float
     exits: tuple[int, ...]
     agreement: float
-    early_share: float
+    early_fraction: float
     losses: tuple[tuple[float, ...], ...]
 
     @property
@@ -63,15 +63,15 @@ def explore_logits(logits: NDArray[np.float64]) -> list[Explored]:
     """
     shifted = logits - logits.max(axis=2, keepdims=True)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
-    answers = logits.argmax(axis=2)
-    last = answers[-1]
+    predictions = logits.argmax(axis=2)
+    last = predictions[-1]
     losses = -np.take_along_axis(log_softmax, last[None, :, None], axis=2)[:-1, :, 0]
     confidences = np.exp(log_softmax.max(axis=2))[:-1]
     return [
         Explored(
             losses=tuple(losses[:, i].round(5).tolist()),
             confidences=tuple(confidences[:, i].tolist()),
-            agrees=tuple((answers[:-1, i] == last[i]).tolist()),
+            agrees=tuple((predictions[:-1, i] == last[i]).tolist()),
         )
         for i in range(logits.shape[1])
     ]
@@ -87,8 +87,10 @@ def agreement_at(window: Sequence[Explored], threshold: float) -> tuple[float, f
     num_exits = len(window[0].confidences)
     confidences = np.array([[*sample.confidences, 0.0] for sample in window]).T
     agrees = np.array([[*sample.agrees, True] for sample in window]).T
-    leaves = ExitPolicy(threshold=threshold, exits=tuple(range(num_exits)), num_exits=num_exits).exit_of(confidences)
-    return float(agrees[leaves, np.arange(len(window))].mean()), float((leaves < num_exits).mean())
+    exit_indices = ExitPolicy(threshold=threshold, exits=tuple(range(num_exits)), num_exits=num_exits).exit_of(
+        confidences
+    )
+    return float(agrees[exit_indices, np.arange(len(window))].mean()), float((exit_indices < num_exits).mean())
 
 
 def raised_threshold(window: Sequence[Explored], threshold: float, needed: float) -> float:

@@ -211,7 +211,7 @@ class ReplayedUser:
 
     Args:
         samples: the user's.
-        labelled: share of the samples whose label the device is told, in [0, 1].
+        labelled: fraction of the samples whose label the device is told, in [0, 1].
         clock: is set to each sample's time.
         every_s: simulated seconds from one sample to the next, > 0; the whole life may take 1,000 years.
         speed: simulated over real time, >= 0; 0 does not wait at all.

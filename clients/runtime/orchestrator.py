@@ -14,7 +14,7 @@ from persephonee.clients.runtime.device_state import DeviceState
 from persephonee.clients.runtime.drift import DriftMonitor, DriftSettings
 from persephonee.clients.runtime.event_log import EventLog
 from persephonee.clients.runtime.exploration import Explored, Validation, agreement_at, raised_threshold
-from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, DeviceMemory
+from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, PersistentState
 from persephonee.clients.runtime.phases import OrchestratorState, Phase, Signal, next_phase
 
 _COLLAPSE_Z = 4.0
@@ -29,7 +29,7 @@ class OrchestratorSettings:
     """
 
     p_expl: float = 0.1
-    """Share of the samples of which the last exit is computed too, in [0, 1]."""
+    """Fraction of the samples of which the last exit is computed too, in [0, 1]."""
 
     initial_threshold: float = 0.9
     """thr_conf of the global exits until the first round, in [0, 1]."""
@@ -43,8 +43,8 @@ class OrchestratorSettings:
     collapse_window: int = 50
     """Samples over which the exit rate is compared with the calibration's, at least 10."""
 
-    collapse_share: float = 0.5
-    """The exit rate has collapsed where it is below this share of the calibration's, in [0, 1]; 0 never flags it."""
+    collapse_fraction: float = 0.5
+    """The exit rate has collapsed where it is below this fraction of the calibration's, in [0, 1]; 0 never flags it."""
 
     retry_frames: int = 50
     """Samples that must pass after a round was given up."""
@@ -62,7 +62,7 @@ class OrchestratorSettings:
     """No round begins after so many; 0 never personalises, None sets no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("p_expl", "initial_threshold", "drop_tolerance", "collapse_share"):
+        for name in ("p_expl", "initial_threshold", "drop_tolerance", "collapse_fraction"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
         self._require("window", self.window >= 5, "at least 5")
         self._require("collapse_window", self.collapse_window >= 10, "at least 10")
@@ -89,7 +89,7 @@ class Orchestrator:
     """
 
     def __init__(
-        self, settings: OrchestratorSettings, memory: DeviceMemory, events: EventLog, num_exits: int, seed: int
+        self, settings: OrchestratorSettings, memory: PersistentState, events: EventLog, num_exits: int, seed: int
     ) -> None:
         self.settings = settings
         self._memory = memory
@@ -226,10 +226,10 @@ class Orchestrator:
             return
         if self.state.asked or self.state.threshold != validation.threshold:
             return
-        expected, now = validation.early_share, sum(recent) / len(recent)
+        expected, now = validation.early_fraction, sum(recent) / len(recent)
         # the calibration set is a sample too: both means err
         error = math.sqrt(expected * (1 - expected) * (1 / len(recent) + 1 / validation.num_samples))
-        if now < self.settings.collapse_share * expected and now < expected - _COLLAPSE_Z * error:
+        if now < self.settings.collapse_fraction * expected and now < expected - _COLLAPSE_Z * error:
             self._ask(
                 f"early exits answered {now:.0%} of the last {len(recent)} samples, against {expected:.0%} at "
                 "calibration",

@@ -47,7 +47,7 @@ class Counters:
     round_seconds: float = 0.0
 
 
-class DeviceMemory:
+class PersistentState:
     """The durable state of one device.
 
     Args:

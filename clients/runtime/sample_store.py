@@ -35,13 +35,13 @@ class SampleStoreSettings:
     """
 
     max_bytes: int = 64 * 2**20
-    """Of the stored images together; each part has its share of it, and its oldest samples go first."""
+    """Of the stored images together; each part has its fraction of it, and its oldest samples go first."""
 
     max_age_days: float = 90.0
     """Of running time, as `elapsed` counts it: a jump of the clock ages nothing by more than a third of this."""
 
-    calibration_share: float = 0.25
-    """Share of the samples that is never trained on, in (0, 1)."""
+    calibration_fraction: float = 0.25
+    """Fraction of the samples that is never trained on, in (0, 1)."""
 
     similar_bits: int = 2
     """Hashes that differ in at most so many of their 128 bits belong to near-duplicates; -1 finds none."""
@@ -53,7 +53,7 @@ class SampleStoreSettings:
         # the database counts in 64 bits
         self._require("max_bytes", 1 <= self.max_bytes < 2**63, "1 to 2**63 - 1")
         self._require("max_age_days", self.max_age_days > 0, "a number > 0")
-        self._require("calibration_share", 0 < self.calibration_share < 1, "a number in (0, 1)")
+        self._require("calibration_fraction", 0 < self.calibration_fraction < 1, "a number in (0, 1)")
         self._require("similar_bits", self.similar_bits >= -1, "at least -1")
         self._require("max_similar", self.max_similar >= 1, "at least 1")
 
@@ -152,12 +152,12 @@ class SampleStore:
 
         Args:
             client_id: the user.
-            newest: how many samples at most; each part gives its share.
+            newest: how many samples at most; each part gives its fraction.
 
         Returns:
             Samples, -1 for a label that is not known, and the split.
         """
-        share = self.settings.calibration_share
+        share = self.settings.calibration_fraction
         counts = {TRAIN: max(round(newest * (1 - share)), 1), CALIBRATION: max(round(newest * share), 1)}
         query = "SELECT image, label FROM samples WHERE part = ? ORDER BY seq DESC LIMIT ?"
         rows = {part: self._database.execute(query, (part, n)).fetchall()[::-1] for part, n in counts.items()}
@@ -201,9 +201,9 @@ class SampleStore:
         return str(row[0])
 
     def _delete_old(self, part: str, elapsed: float, bytes_each: int) -> None:
-        """Delete what is too old in either part, and the oldest of `part` beyond its share of the bytes."""
+        """Delete what is too old in either part, and the oldest of `part` beyond its fraction of the bytes."""
         settings = self.settings
-        share = settings.calibration_share if part == CALIBRATION else 1 - settings.calibration_share
+        share = settings.calibration_fraction if part == CALIBRATION else 1 - settings.calibration_fraction
         keep = max(int(settings.max_bytes * share) // bytes_each, 1)
         gone = self._database.execute(
             "DELETE FROM samples WHERE elapsed < ? OR seq IN "
@@ -218,4 +218,4 @@ class SampleStore:
 def _draw_part(pixels: bytes, settings: SampleStoreSettings) -> str:
     """Return the part of an image: the same for the same bytes, in any order of arrival and after any restart."""
     drawn = int.from_bytes(hashlib.sha256(pixels).digest()[:8], "little") / 2**64
-    return CALIBRATION if drawn < settings.calibration_share else TRAIN
+    return CALIBRATION if drawn < settings.calibration_fraction else TRAIN

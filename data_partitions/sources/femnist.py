@@ -92,7 +92,7 @@ def open_femnist(hub_name: str = HUB_NAME) -> FemnistUsers:
     federated = FederatedDataset(dataset=hub_name, partitioners={"train": partitioner})
     try:
         federated.load_partition(0, "train")
-    # the hub's client raises OSError, httpx's, requests' and its own errors, which share no other base
+    # the hub's client raises OSError, httpx's, requests' and its own errors, which fraction no other base
     except Exception as error:
         raise MissingDataError(
             f"FEMNIST ({hub_name}) could not be fetched ({type(error).__name__}) and no copy is cached; connect to the "

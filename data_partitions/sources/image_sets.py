@@ -176,7 +176,7 @@ def open_hub(name: str, *, label_column: str, image_column: str) -> HubImages:
         ) from error
     try:
         dataset = load_dataset(name, split="train")
-    # the hub's client raises OSError, httpx's and its own errors, which share no other base
+    # the hub's client raises OSError, httpx's and its own errors, which fraction no other base
     except Exception as error:
         raise MissingDataError(
             f"{name} could not be fetched ({type(error).__name__}) and no copy is cached; check the name, connect to "

@@ -52,14 +52,14 @@ class PersonalisedImageNet:
         self.num_classes = len(images.class_names)
         of_global, may_train, tests = _pools(images.labels, settings)
         if pool == "global":
-            self._rows = _equal_shares(of_global, settings)
+            self._rows = _equal_fractions(of_global, settings)
             self._tests = [np.empty(0, dtype=np.int64)] * len(self._rows)
         else:
             drawn = [self._draw(user, may_train, tests) for user in range(settings.num_users)]
             self._rows = [np.sort(np.concatenate(parts)) for parts in drawn]
             self._tests = [test for _, test in drawn]
         self.pool = pool
-        self.division: dict[str, float] = {"seed": settings.seed, "global_share": settings.global_share}
+        self.division: dict[str, float] = {"seed": settings.seed, "global_fraction": settings.global_fraction}
         """What decides which images are for the global model, besides the image set itself."""
         self.num_partitions = len(self._rows)
         self.client_ids = tuple(f"{pool[0] if pool == 'global' else 'u'}{user:04d}" for user in range(len(self._rows)))
@@ -90,8 +90,8 @@ class PersonalisedImageNet:
     def _draw(self, user: int, may_train: Rows, tests: Rows) -> tuple[Rows, Rows]:
         """Return a user's rows to train and calibrate with, and those to test with."""
         generator = _generator(self._settings, _USER, user)
-        shares = popularity(self.num_classes, self._settings.class_width, generator)
-        num_tests = max(1, round(self._settings.test_share * self._settings.samples_per_user))
+        shares = popularity(self.num_classes, self._settings.label_skew_width, generator)
+        num_tests = max(1, round(self._settings.test_fraction * self._settings.samples_per_user))
         labels = self._images.labels
         return (
             _choose(may_train, labels, self._settings.samples_per_user - num_tests, shares, generator),
@@ -112,7 +112,7 @@ class PersonalisedImageNet:
 
 
 def popularity(num_classes: int, width: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return the share of each class among a user's images, shape [K], sum 1: a Gaussian over a permutation."""
+    """Return the fraction of each class among a user's images, shape [K], sum 1: a Gaussian over a permutation."""
     place = generator.permutation(num_classes) - (num_classes - 1) / 2
     # relative to the most popular class, so that a narrow Gaussian does not vanish between two classes
     exponent = -0.5 * (place / width) ** 2
@@ -126,15 +126,15 @@ def _pools(labels: Rows, settings: ImageUserSettings) -> tuple[Rows, Rows, Rows]
     parts: tuple[list[Rows], list[Rows], list[Rows]] = ([], [], [])
     for label in range(int(labels.max()) + 1):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        end_of_global = round(settings.global_share * len(rows))
-        end_of_tests = end_of_global + round(settings.test_share * (len(rows) - end_of_global))
+        end_of_global = round(settings.global_fraction * len(rows))
+        end_of_tests = end_of_global + round(settings.test_fraction * (len(rows) - end_of_global))
         for part, piece in zip(parts, np.split(rows, [end_of_global, end_of_tests]), strict=True):
             part.append(piece)
     of_global, tests, may_train = (np.concatenate(part) for part in parts)
     return of_global, may_train, tests
 
 
-def _equal_shares(rows: Rows, settings: ImageUserSettings) -> list[Rows]:
+def _equal_fractions(rows: Rows, settings: ImageUserSettings) -> list[Rows]:
     count = len(rows) // settings.samples_per_user
     if count < 2:
         raise NotEnoughUsersError(
@@ -151,13 +151,13 @@ def _choose(pool: Rows, labels: Rows, count: int, shares: NDArray[np.float64], g
     left = np.asarray([len(rows) for rows in of_class])
     wanted = np.zeros(len(shares), dtype=np.int64)
     while wanted.sum() < count:
-        open_shares = np.where(wanted < left, shares, 0.0)
-        if not open_shares.sum() > 0:
+        open_fractions = np.where(wanted < left, shares, 0.0)
+        if not open_fractions.sum() > 0:
             raise NotEnoughUsersError(
                 f"A user wants {count} images and its classes have {int(wanted.sum())}; take fewer samples per user, "
                 "a larger class width or more images."
             )
-        more = generator.multinomial(count - wanted.sum(), open_shares / open_shares.sum())
+        more = generator.multinomial(count - wanted.sum(), open_fractions / open_fractions.sum())
         wanted = np.minimum(wanted + more, left)
     chosen = [generator.choice(rows, number, replace=False) for rows, number in zip(of_class, wanted, strict=True)]
     return np.concatenate(chosen)

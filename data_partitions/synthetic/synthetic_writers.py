@@ -15,7 +15,7 @@ from persephonee.data_partitions.errors import DataSettingsError
 from persephonee.data_partitions.samples import UserSamples, check_index
 from persephonee.data_partitions.synthetic.glyphs import CLASS_NAMES, Form, forms_of
 from persephonee.data_partitions.synthetic.rasteriser import SIDE, draw
-from persephonee.data_partitions.synthetic.writer_style import Floats, Hand, draw_hand, habitual_points
+from persephonee.data_partitions.synthetic.writer_style import Floats, WriterStyle, draw_writer_style, habitual_points
 
 MAX_WRITERS = 3550
 MAX_EXTENT_PX = 25.0
@@ -76,7 +76,7 @@ class SyntheticWriters:
         check_index(index, self.num_partitions)
         generator = self._generator(index, _SAMPLES, hand)
         number = self._count(index) if count is None else count
-        labels = generator.choice(self.num_classes, size=number, p=_class_shares())
+        labels = generator.choice(self.num_classes, size=number, p=_class_fractions())
         images = write(self.hand(index, hand), labels, generator)
         return UserSamples(
             client_id=self.client_ids[index],
@@ -85,9 +85,9 @@ class SyntheticWriters:
             domain=f"hand={hand}" if hand else None,
         )
 
-    def hand(self, index: int, hand: int = 0) -> Hand:
+    def hand(self, index: int, hand: int = 0) -> WriterStyle:
         """Return the habits behind a writer's hand."""
-        return draw_hand(self._generator(index, _HAND, hand))
+        return draw_writer_style(self._generator(index, _HAND, hand))
 
     def _generator(self, writer: int, purpose: int, hand: int = 0) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self._seed, writer, purpose, hand]))
@@ -99,7 +99,7 @@ class SyntheticWriters:
         return int(np.clip(round(generator.normal(centre, spread)), 12, 480))
 
 
-def write(hand: Hand, labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.uint8]:
+def write(hand: WriterStyle, labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.uint8]:
     """Write characters in a hand, each sample a little different.
 
     Args:
@@ -127,7 +127,7 @@ def write(hand: Hand, labels: NDArray[np.int64], generator: np.random.Generator)
     return np.rint(255 * (1 - ink)).astype(np.uint8)
 
 
-def _choose(hand: Hand, labels: NDArray[np.int64], generator: np.random.Generator) -> list[tuple[Floats, Form]]:
+def _choose(hand: WriterStyle, labels: NDArray[np.int64], generator: np.random.Generator) -> list[tuple[Floats, Form]]:
     """Return the habitual control points and the form of every sample; a slip takes any form of the character."""
     known: dict[tuple[str, str], tuple[Floats, Form]] = {}
     chosen = []
@@ -141,7 +141,11 @@ def _choose(hand: Hand, labels: NDArray[np.int64], generator: np.random.Generato
 
 
 def _place(
-    points: Floats, sample: NDArray[np.int64], starts: NDArray[np.int64], hand: Hand, generator: np.random.Generator
+    points: Floats,
+    sample: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    hand: WriterStyle,
+    generator: np.random.Generator,
 ) -> Floats:
     """Slant, turn, scale and centre the control points; return pixels, [P, 2]."""
     count = len(starts)
@@ -161,6 +165,6 @@ def _place(
     return np.asarray(placed, dtype=np.float32)
 
 
-def _class_shares() -> NDArray[np.float64]:
+def _class_fractions() -> NDArray[np.float64]:
     letters = np.asarray([float(word[1:]) for word in _LETTERS.split()])
     return np.concatenate([np.full(10, 0.05), 0.5 * letters / letters.sum()])

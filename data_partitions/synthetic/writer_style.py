@@ -12,7 +12,7 @@ NOMINAL_X_HEIGHT = 0.55
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hand:
+class WriterStyle:
     """The habits of one writer; lengths in capital heights unless the name says pixels."""
 
     forms: dict[str, str]
@@ -55,7 +55,7 @@ class Hand:
     """Standard deviation of a control point from one sample to the next."""
 
     slip_rate: float
-    """Share of samples in another form than the usual one."""
+    """Fraction of samples in another form than the usual one."""
 
     warp: Floats
     """[2, 4], a slow bend of the plane that all glyphs share."""
@@ -64,10 +64,10 @@ class Hand:
     """Where the lasting deviations of each glyph from its skeleton start from."""
 
 
-def draw_hand(generator: np.random.Generator) -> Hand:
+def draw_writer_style(generator: np.random.Generator) -> WriterStyle:
     """Draw a hand from the population of hands."""
     normal, uniform = generator.normal, generator.uniform
-    return Hand(
+    return WriterStyle(
         forms=choose_forms(generator),
         slant=float(np.clip(normal(0.10, 0.17), -0.35, 0.55)),
         rotation=float(normal(0.0, 0.06)),
@@ -87,7 +87,7 @@ def draw_hand(generator: np.random.Generator) -> Hand:
     )
 
 
-def habitual_points(hand: Hand, character: str, form_name: str) -> tuple[Floats, Form]:
+def habitual_points(hand: WriterStyle, character: str, form_name: str) -> tuple[Floats, Form]:
     """Return a glyph's control points [P, 2] as this hand usually sets them, in capital heights, and its form."""
     form = forms_of(character)[form_name]
     own = np.random.default_rng([hand.offsets_seed, CLASS_NAMES.index(character), len(form_name), ord(form_name[0])])
@@ -102,7 +102,7 @@ def habitual_points(hand: Hand, character: str, form_name: str) -> tuple[Floats,
     return (points + waves @ hand.warp.T).astype(np.float32), form
 
 
-def _resize_small(points: NDArray[np.float64], hand: Hand) -> NDArray[np.float64]:
+def _resize_small(points: NDArray[np.float64], hand: WriterStyle) -> NDArray[np.float64]:
     """Set x-height, ascenders and descenders to the hand's; widths follow the x-height."""
     x, y = points[:, 0], points[:, 1]
     scale = hand.x_height / NOMINAL_X_HEIGHT

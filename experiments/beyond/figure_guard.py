@@ -18,7 +18,7 @@ STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
 
 
 def draw(measured: Measured) -> FigureResult:
-    """Draw the share of users whom an exit hurts on their test part, with the guard and without."""
+    """Draw the fraction of users whom an exit hurts on their test part, with the guard and without."""
     numbers = table(measured)
     schemes = [name for name in measured.study.schemes if name != "self-supervision"]
     with figure_style():

@@ -40,7 +40,7 @@ def draw(measured: Measured, other: Measured) -> FigureResult:
             for head, style in STYLES.items():
                 rows = numbers[(numbers["head"] == head) & (numbers.scheme == scheme)]
                 for name, stage in (("before", "before"), (scheme, "after")):
-                    axes.plot(100 * rows.cost_share, rows[stage], style, markersize=4.5, linewidth=1.4,
+                    axes.plot(100 * rows.cost_fraction, rows[stage], style, markersize=4.5, linewidth=1.4,
                               color=COLOURS[name], label=f"{head}, {name}")  # fmt: skip
             axes.axhline(original, color=COLOURS["original"], linewidth=0.9, label="original")
             axes.set(xlabel="MACs of a network with this exit / original (%)", title=scheme)
@@ -60,7 +60,7 @@ def table(both: tuple[Measured, Measured]) -> pd.DataFrame:
         for scheme in SCHEMES:
             means = exit_means(measured, scheme)[["before", "after", "macs"]]
             early = means.iloc[:-1].reset_index().assign(head=measured.study.model.head, scheme=scheme)
-            early["cost_share"] = early.macs / means.macs.iloc[-1]
+            early["cost_fraction"] = early.macs / means.macs.iloc[-1]
             early["head_macs"], early["head_params"] = [r.head_macs for r in rows], [r.head_params for r in rows]
             parts.append(early)
     return pd.concat(parts, ignore_index=True)

@@ -39,7 +39,7 @@ def variants(study: Study) -> dict[str, Study]:
     """Return the study with users of each number of images."""
     fewer = replace(study, schemes=SCHEMES, sample_counts=(), num_users=min(USERS, study.num_users))
     return {
-        f"images_{images}": replace(fewer, data=replace(study.data, class_width=WIDTH, samples_per_user=images))
+        f"images_{images}": replace(fewer, data=replace(study.data, label_skew_width=WIDTH, samples_per_user=images))
         for images in IMAGES
     }
 

@@ -32,7 +32,7 @@ def draw(measured: Measured) -> FigureResult:
         shares.bar(x, 100 * shown.helped, color=HELPED, width=0.7, label="helped")
         shares.bar(x, -100 * shown.hurt, color=HURT, width=0.7, label="hurt")
         shares.axhline(0, color=COLOURS["original"], linewidth=0.8)
-        shares.set(ylabel="share of users (%)", ylim=(-100, 100))
+        shares.set(ylabel="fraction of users (%)", ylim=(-100, 100))
         shares.set_yticks([-100, -50, 0, 50, 100], ["100", "50", "0", "50", "100"])
         spread.vlines(x, 100 * shown.p5, 100 * shown.p95, color=HELPED, linewidth=1.2, label="p5 to p95")
         spread.vlines(x, 100 * shown.p25, 100 * shown.p75, color=HELPED, linewidth=5, label="p25 to p75")

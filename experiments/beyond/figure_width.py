@@ -27,9 +27,9 @@ USERS = 12
 def variants(study: Study) -> dict[str, Study]:
     """Return the study with users of each other width."""
     fewer = replace(study, schemes=SCHEMES, sample_counts=(), num_users=min(USERS, study.num_users))
-    widths = [factor * study.data.class_width for factor in FACTORS]
+    widths = [factor * study.data.label_skew_width for factor in FACTORS]
     return {
-        f"width_{width:g}".replace(".", "_"): replace(fewer, data=replace(study.data, class_width=width))
+        f"width_{width:g}".replace(".", "_"): replace(fewer, data=replace(study.data, label_skew_width=width))
         for width in widths
     }
 
@@ -60,8 +60,8 @@ def draw(measured: Measured, **others: Measured) -> FigureResult:
 def table(all_measured: tuple[Measured, ...]) -> pd.DataFrame:
     """Return a row per width and scheme: the deepest early exit before and after, and the original."""
     rows = []
-    for measured in sorted(all_measured, key=lambda one: one.study.data.class_width):
-        width = measured.study.data.class_width
+    for measured in sorted(all_measured, key=lambda one: one.study.data.label_skew_width):
+        width = measured.study.data.label_skew_width
         for scheme in SCHEMES:
             means = exit_means(measured, scheme)
             deepest = means.iloc[-2]
@@ -81,8 +81,8 @@ def table(all_measured: tuple[Measured, ...]) -> pd.DataFrame:
 
 def popular_classes(num_classes: int, width: float, share: float = 0.95) -> int:
     """Return how many of the most popular classes together hold `share` of a user's images."""
-    places = np.arange(num_classes) - (num_classes - 1) / 2
-    popularity = np.sort(np.exp(-0.5 * (places / width) ** 2))[::-1]
+    paths = np.arange(num_classes) - (num_classes - 1) / 2
+    popularity = np.sort(np.exp(-0.5 * (paths / width) ** 2))[::-1]
     return int(np.searchsorted(np.cumsum(popularity / popularity.sum()), share) + 1)
 
 

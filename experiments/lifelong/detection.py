@@ -60,7 +60,7 @@ class Detection:
         rule: the drift rule.
         delay: median number of samples, explored or not, from the shift to the alarm; inf where most were missed.
         delay_high: 90th percentile.
-        noticed: share of the shifts that were noticed within `PATIENCE` samples, after no false alarm.
+        noticed: fraction of the shifts that were noticed within `PATIENCE` samples, after no false alarm.
         false_alarms: per 10,000 samples without a shift.
         false_alarms_worst: the same on the device that has most.
     """
@@ -102,7 +102,7 @@ def measure(watched: Sequence[Watched], settings: DriftSettings, p_expl: float, 
     Args:
         watched: devices.
         settings: the rule.
-        p_expl: share of the samples that is explored.
+        p_expl: fraction of the samples that is explored.
         repeats: random orders per device.
         seed: of the orders.
     """

@@ -28,7 +28,7 @@ from persephonee.experiments.lifelong.device_life import (
     LifeRecord,
     live,
     orchestrator_settings,
-    original_answers,
+    original_predictions,
 )
 from persephonee.experiments.lifelong.figure import WINDOW, draw_lives
 from persephonee.experiments.lifelong.streams import SAMPLES_PER_DAY, Stream, qmnist_streams, synthetic_streams
@@ -84,7 +84,7 @@ def main(
     data: Annotated[str, typer.Option(help="qmnist or synthetic-writers.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     scale: Annotated[str, typer.Option(help="smoke or quick.")] = "smoke",
-    p_expl: Annotated[float, typer.Option(help="Share of the samples that is explored.")] = 0.2,
+    p_expl: Annotated[float, typer.Option(help="Fraction of the samples that is explored.")] = 0.2,
     rule: Annotated[str, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
 ) -> None:
     """Live, measure, draw and print."""
@@ -99,7 +99,7 @@ def main(
         # one after the other, so that what else this machine does touches all strategies' latencies alike
         for strategy, records in lives.items():
             records.append(live(network, stream, orchestrator_settings(strategy, p_expl, rule), seed=0))
-    originals = [original_answers(network, stream) for stream in lived]
+    originals = [original_predictions(network, stream) for stream in lived]
     what = {
         "qmnist": "QMNIST: from census employees to students",
         "synthetic-writers": "Built-in writers changing hand",

@@ -53,7 +53,7 @@ def draw_lives(lives: Lives, originals: Sequence[NDArray[np.bool_]], title: str)
         names = (
             "devices",
             "accuracy",
-            "share of samples\nby exit",
+            "fraction of samples\nby exit",
             "cost / original",
             "median\nlatency (ms)",
             "threshold",
@@ -67,7 +67,7 @@ def draw_lives(lives: Lives, originals: Sequence[NDArray[np.bool_]], title: str)
         handles, labels = axes[2, -1].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right center", fontsize=8)
         patches = (
-            Patch(color=INFERENCE, label="inference, a share of it explored"),
+            Patch(color=INFERENCE, label="inference, a fraction of it explored"),
             Line2D([], [], marker="v", color=WAITING, linestyle="", label="shift noticed (rightly or not)"),
             Patch(color=WAITING, label="waiting for the charger"),
             Patch(color=ROUND, label="personalisation by night"),

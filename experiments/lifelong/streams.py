@@ -51,7 +51,7 @@ def qmnist_streams(path: Path, trained_on: Collection[str], count: int, people: 
         seed: of the choice of writers, of whom none uses two devices, and of the order of their samples.
 
     Raises:
-        NotEnoughUsersError: fewer unseen writers than that.
+        NotEnoughUsersError: fewer held-out writers than that.
     """
     users = ParquetUsers(path, user_column="writer_id", label_column="character")
     ranked = choose_users(users.client_ids, None, seed, trained_on)
@@ -66,7 +66,7 @@ def qmnist_streams(path: Path, trained_on: Collection[str], count: int, people: 
     for domain, half in halves.items():
         if len(half) < count * people:
             raise NotEnoughUsersError(
-                f"{count} devices of {people} writers were asked for, and there are {len(half)} unseen writers of "
+                f"{count} devices of {people} writers were asked for, and there are {len(half)} held-out writers of "
                 f"{domain} with {LEAST_SAMPLES} samples; ask for fewer."
             )
     before, after = ([half[i * people : (i + 1) * people] for i in range(count)] for half in halves.values())

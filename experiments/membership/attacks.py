@@ -61,7 +61,7 @@ def logit_confidence(log_probabilities: Floats) -> Floats:
 
 
 def area_under_curve(scores: Floats, members: Booleans) -> float:
-    """Return the share of pairs in which the member scores higher, ties counting half; 0.5 is guessing.
+    """Return the fraction of pairs in which the member scores higher, ties counting half; 0.5 is guessing.
 
     Both shape [N]; NaN where one of the two kinds is missing.
     """
@@ -82,7 +82,7 @@ def advantage(scores: Floats, members: Booleans) -> float:
 
 
 def true_positive_rate(scores: Floats, members: Booleans, false_positive_rate: float) -> float:
-    """Return the largest share of members found while at most so many of the others are accused."""
+    """Return the largest fraction of members found while at most so many of the others are accused."""
     true, false = _rates(scores, members)
     return float(true[false <= false_positive_rate].max())
 

@@ -44,7 +44,7 @@ from persephonee.experiments.membership.attacks import (
     loss_scores,
 )
 from persephonee.experiments.membership.figure import draw_attacks, markdown, summarise
-from persephonee.experiments.meta_learning.experiment import unseen_users
+from persephonee.experiments.meta_learning.experiment import held_out_users
 from persephonee.experiments.results_page.page_marks import put_between
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.differential_privacy import clipped
@@ -204,7 +204,7 @@ def main(
     ]
     partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
     rows: list[dict[str, Any]] = []
-    chosen = unseen_users(partitions, set(metadata.trained_on), users)
+    chosen = held_out_users(partitions, set(metadata.trained_on), users)
     for number, (samples, split) in enumerate(track(chosen, "users", console=Console(stderr=True))):
         victim = Victim(network, samples, split, epochs)
         rows += attack_user(victim, samples.client_id, shadow_pairs, privacies, np.random.default_rng([SEED, number]))

@@ -68,9 +68,9 @@ def draw_attacks(table: pd.DataFrame, title: str) -> Figure:
         axes = figure.subplots()
         for number, (attack, colour) in enumerate(COLOURS.items()):
             part = table[table.attack == attack]
-            places = [releases.index(release) + 0.12 * (number - 1) for release in part.release]
+            paths = [releases.index(release) + 0.12 * (number - 1) for release in part.release]
             axes.errorbar(
-                places,
+                paths,
                 part.auc,
                 yerr=2 * part.auc_se,
                 fmt="o",

@@ -77,7 +77,7 @@ def _took_part(run: Path) -> set[str]:
     return set(pd.read_parquet(table, columns=["client_id"]).client_id) if table.exists() else set()
 
 
-def unseen_users(partitions: Partitions, seen: set[str], count: int) -> list[tuple[UserSamples, SampleSplit]]:
+def held_out_users(partitions: Partitions, seen: set[str], count: int) -> list[tuple[UserSamples, SampleSplit]]:
     """Return `count` users, or as many as there are, who have samples enough for every number of `SAMPLES`."""
     ids = partitions.client_ids
     candidates = [index for index in range(len(ids)) if ids[index] not in seen]
@@ -148,7 +148,7 @@ def main(
     start: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a model with other exits; repeat it.")] = None,
     dataset: Annotated[str, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
-    users: Annotated[int, typer.Option(help="Unseen users to judge on.")] = 20,
+    users: Annotated[int, typer.Option(help="Held-out users to judge on.")] = 20,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
 ) -> None:
     """Measure, draw and print."""
@@ -156,18 +156,18 @@ def main(
     pairs = [text.partition("=") for text in start or []]
     network, starts, seen = load_starts(model, {key: Path(path) for key, _, path in pairs})
     partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
-    chosen = unseen_users(partitions, seen, users)
+    chosen = held_out_users(partitions, seen, users)
     if not chosen:
-        raise ClientSettingsError(f"no user of {partitions.name} is unseen and large enough: take other data.")
+        raise ClientSettingsError(f"no user of {partitions.name} is held-out and large enough: take other data.")
     rows: list[dict[str, Any]] = []
-    for samples, split in track(chosen, "unseen users", console=Console(stderr=True)):
+    for samples, split in track(chosen, "held-out users", console=Console(stderr=True)):
         rows += measure_user(network, starts, samples, split)
     table, file = pd.DataFrame(rows), f"meta-learning-{name or dataset}"
     means = summarise(table)
     write_bytes_atomically(out / f"{file}.parquet", table.to_parquet(index=False))
     write_text_atomically(out / f"{file}.csv", means.to_csv(index=False, float_format="%.5f"))
     with figure_style():
-        save_figure(draw_starts(means, f"{name or dataset}, {len(chosen)} unseen users"), out, file)
+        save_figure(draw_starts(means, f"{name or dataset}, {len(chosen)} held-out users"), out, file)
     _print(Console(), means, network.num_exits)
 
 

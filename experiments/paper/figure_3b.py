@@ -24,7 +24,7 @@ PAPER = {"before": 0.40, "hard labels": 0.75, "original": 0.60}
 
 
 def draw(measured: Measured) -> FigureResult:
-    """Draw the share of users that reach an accuracy; the paper's shares at 90% as hollow diamonds."""
+    """Draw the fraction of users that reach an accuracy; the paper's shares at 90% as hollow diamonds."""
     panels = {"exit 0": _of_exit_0(measured), "whole policy": _of_policy(measured)}
     with figure_style():
         figure = new_figure()
@@ -39,7 +39,7 @@ def draw(measured: Measured) -> FigureResult:
                     axes.plot([REACHED], [share], "D", mfc="none", mec=COLOURS[name], markersize=7, clip_on=False)
             low = min(float(values.min()) for values in columns.values())
             axes.set(xlabel="accuracy of a user", title=title, ylim=(0, 1.02), xlim=(max(0, low - 0.05), 1))
-        figure.axes[0].set_ylabel("share of users who reach it")
+        figure.axes[0].set_ylabel("fraction of users who reach it")
         figure.axes[0].plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper, MobileNetV2 on FEMNIST")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)

@@ -28,7 +28,7 @@ NAMES = {"params": "parameters", "macs": "MACs"}
 
 
 def draw(measured: Measured) -> FigureResult:
-    """Draw the four panels over the share of the original's cost; the paper's points as hollow diamonds."""
+    """Draw the four panels over the fraction of the original's cost; the paper's points as hollow diamonds."""
     original, early = original_accuracy(measured), measured.network.num_exits
     numbers = []
     with figure_style():
@@ -42,7 +42,7 @@ def draw(measured: Measured) -> FigureResult:
             for name, stage in (("before", "before"), (scheme, "after")):
                 gain = 100 * (table[stage] - original)
                 numbers.append(
-                    pd.DataFrame({"panel": letter, "stage": stage, "cost_share": shares, "gain_points": gain})
+                    pd.DataFrame({"panel": letter, "stage": stage, "cost_fraction": shares, "gain_points": gain})
                 )
                 axes.plot(shares[:early], gain[:early], "o-", markersize=4, color=COLOURS[name], label=name)
             axes.plot([1], [0], "*", markersize=11, color=COLOURS["original"], label="original", zorder=3)

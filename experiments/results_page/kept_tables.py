@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from persephonee.experiments.results_page.sharing_section import unseen_means
+from persephonee.experiments.results_page.sharing_section import held_out_means
 from persephonee.experiments.results_page.sources import Sources
 from persephonee.multi_exit.atomic_files import write_text_atomically
 
@@ -16,7 +16,7 @@ def keep_tables(sources: Sources, folder: Path) -> None:
     """Write what the page was made from into `folder`; what is there from other sources stays.
 
     figure-NAME-STUDY.csv has a row for each mark of a figure, run-NAME.json the summary of a simulation,
-    sharing-NAME.csv the means over unseen users for each round, stage and exit; the tables of meta-learning and of
+    sharing-NAME.csv the means over held-out users for each round, stage and exit; the tables of meta-learning and of
     membership inference keep their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,8 +25,8 @@ def keep_tables(sources: Sources, folder: Path) -> None:
             if not path.stem.endswith("-claims"):
                 _write(pd.read_parquet(path), folder / f"{path.stem}.csv")
     for run in sources.runs:
-        if run.has_unseen_users:
-            _write(unseen_means(run), folder / f"sharing-{run.path.name}.csv")
+        if run.has_held_out_users:
+            _write(held_out_means(run), folder / f"sharing-{run.path.name}.csv")
         else:
             shutil.copyfile(run.path / "summary.json", folder / f"run-{run.path.name}.json")
     for path in (*sources.starts, *sources.attacks):

@@ -24,10 +24,10 @@ RUN_OPTIONS = {
     "share-exits": False,
     "strategy": "fedavg",
     "server-learning-rate": 0.01,
-    "sharing-share": 1.0,
+    "sharing-fraction": 1.0,
     "share-dtype": "float32",
     "proximal-mu": 0.0,
-    "unseen-share": 0.0,
+    "held-out-fraction": 0.0,
     "seed": 0,
 }
 """Further options of `simulate`, and their defaults; one that has its default is left out."""
@@ -47,7 +47,7 @@ def render_runs(sources: Sources) -> list[str]:
     """Return the lines of all runs of a single round, nothing where there are none."""
     lines: list[str] = []
     for run in sources.runs:
-        if not run.has_unseen_users:
+        if not run.has_held_out_users:
             lines += _run(run, sources)
     return lines
 
@@ -64,19 +64,19 @@ def render_models(sources: Sources) -> list[str]:
         best = history[settings["best_epoch"] - 1]
         exits = [f"{100 * accuracy:.1f}%" for accuracy in best["validation_accuracy"]]
         names = [*(f"exit {exit}" for exit in range(len(exits) - 1)), "last exit"]
-        lines += shell_block(_pretrain_words(name, described, users[0].config))
+        lines += shell_block(_pretrain_text(name, described, users[0].config))
         lines += [
             f"| `{name}`, fingerprint {fingerprint[:12]} | {' | '.join(names)} |",
             "|---" * (len(exits) + 1) + "|",
         ]
         samples = (
-            f"epoch {best['epoch']} of {settings['epochs']}, {settings['num_validation']:,} samples of unseen users"
+            f"epoch {best['epoch']} of {settings['epochs']}, {settings['num_validation']:,} samples of held-out users"
         )
         lines += [f"| {samples} | {' | '.join(exits)} |", ""]
     return lines
 
 
-def simulate_words(run: Run, models: Mapping[str, tuple[str, dict[str, Any]]]) -> list[str]:
+def simulate_text(run: Run, models: Mapping[str, tuple[str, dict[str, Any]]]) -> list[str]:
     """Return the command that makes a run again, from its config.json."""
     config = run.config
     model = models.get(config.get("model", ""), ("MODEL", {}))[0]
@@ -107,7 +107,7 @@ def _run(run: Run, sources: Sources) -> list[str]:
         f"{counts['asked']} users asked, {counts['ok']} with figures{small}{f', {failed} failed' if failed else ''}; "
         f"on average {summary['num_train']['mean']:.0f} samples train and {summary['num_test']['mean']:.0f} test.",
         "",
-        *shell_block(simulate_words(run, sources.models)),
+        *shell_block(simulate_text(run, sources.models)),
         "| exit | MMAC | of the original | accuracy before | after | users helped | users hurt |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -115,17 +115,17 @@ def _run(run: Run, sources: Sources) -> list[str]:
         name = "last" if row["is_last"] else str(row["exit"])
         change = row["change"]
         lines.append(
-            f"| {name} | {row['macs'] / 1e6:.1f} | {percent(row['cost_share'], 0)} | "
+            f"| {name} | {row['macs'] / 1e6:.1f} | {percent(row['cost_fraction'], 0)} | "
             f"{percent(row['accuracy_before']['mean'])} | {percent(row['accuracy_after']['mean'])} | "
             f"{percent(change['helped'], 0)} | {percent(change['hurt'], 0)} |"
         )
-    return [*lines, "", _policy_words(policy, run.config["drop-tolerance"]), ""]
+    return [*lines, "", _policy_text(policy, run.config["drop-tolerance"]), ""]
 
 
-def _policy_words(policy: Mapping[str, Any], drop_tolerance: float) -> str:
+def _policy_text(policy: Mapping[str, Any], drop_tolerance: float) -> str:
     before, after, original = (percent(policy[f"accuracy_{name}"]["mean"]) for name in ("before", "after", "original"))
     change, against = policy["change"], policy["against_original"]
-    macs, share = policy["mean_macs_after"] / 1e6, percent(policy["cost_share_after"]["mean"], 0)
+    macs, share = policy["mean_macs_after"] / 1e6, percent(policy["cost_fraction_after"]["mean"], 0)
     return (
         f"The whole policy, calibrated for a drop of at most {percent(drop_tolerance, 0)}: accuracy {before} before, "
         f"{after} after, the original {original}; on average {macs:.1f} MMAC a sample, {share} of the original's "
@@ -147,7 +147,7 @@ def _options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str
     return words
 
 
-def _pretrain_words(name: str, described: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+def _pretrain_text(name: str, described: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     spec, settings = described["spec"], described["metadata"]["settings"]
     words = ["persephonee pretrain", f"--backbone {spec['backbone']}", f"--num-exits {len(spec['cuts'])}"]
     words += _options(data, DATA_OPTIONS)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from persephonee.experiments.results_page.runs_section import data_name, heading, simulate_words
+from persephonee.experiments.results_page.runs_section import data_name, heading, simulate_text
 from persephonee.experiments.results_page.sources import Run, Sources, percent, shell_block
 from persephonee.server.report.figure_style import figure_style, new_figure, save_figure
 
@@ -19,11 +19,11 @@ EXITS_SHOWN = 3
 
 
 def render_sharing(sources: Sources, images: Path) -> list[str]:
-    """Return the lines of all runs that measured unseen users, by data set, and draw their curves into `images`."""
+    """Return the lines of all runs that measured held-out users, by data set, and draw their curves into `images`."""
     lines: list[str] = []
-    for name in dict.fromkeys(data_name(run.config) for run in sources.runs if run.has_unseen_users):
-        runs = [run for run in sources.runs if run.has_unseen_users and data_name(run.config) == name]
-        tables = {strategy_of(run): unseen_means(run) for run in runs}
+    for name in dict.fromkeys(data_name(run.config) for run in sources.runs if run.has_held_out_users):
+        runs = [run for run in sources.runs if run.has_held_out_users and data_name(run.config) == name]
+        tables = {strategy_of(run): held_out_means(run) for run in runs}
         picture = f"results-sharing-{runs[0].config['dataset']}"
         with figure_style():
             save_figure(draw_rounds(tables, name), images, picture)
@@ -31,7 +31,7 @@ def render_sharing(sources: Sources, images: Path) -> list[str]:
         lines += [f"### {heading(name)}", "", f"![Accuracy over rounds]({images.name}/{picture}.png)", ""]
         lines += _table(tables)
         for run in runs:
-            lines += [f"{strategy_of(run)}:", "", *shell_block(simulate_words(run, sources.models))]
+            lines += [f"{strategy_of(run)}:", "", *shell_block(simulate_text(run, sources.models))]
     return lines
 
 
@@ -44,7 +44,7 @@ def render_starts(sources: Sources, images: Path) -> list[str]:
         early = means[means.exit < means.exit.max()]
         name = path.stem.removeprefix("meta-learning-")
         starts = list(dict.fromkeys(early.start))
-        lines += [f"### {name}, {int(early.users.max())} unseen users", ""]
+        lines += [f"### {name}, {int(early.users.max())} held-out users", ""]
         lines += _copied(path.with_suffix(".png"), f"Where new users' exits start, {name}", images)
         lines += [f"| samples | epochs | {' | '.join(starts)} |", "|---" * (2 + len(starts)) + "|"]
         for (samples, epochs), part in early.groupby(["samples", "epochs"], sort=False):
@@ -92,15 +92,15 @@ def strategy_of(run: Run) -> str:
     return str(run.config["strategy"]) if run.config.get("share-exits") else METRICS_ONLY
 
 
-def unseen_means(run: Run) -> pd.DataFrame:
-    """Return means over unseen users: round, stage, exit, accuracy."""
-    table = pd.read_parquet(run.path / "unseen.parquet")
+def held_out_means(run: Run) -> pd.DataFrame:
+    """Return means over held-out users: round, stage, exit, accuracy."""
+    table = pd.read_parquet(run.path / "held_out.parquet")
     table = table[table.status == "ok"]
     return table.groupby(["round", "stage", "exit"]).accuracy.mean().reset_index()
 
 
 def draw_rounds(tables: dict[str, pd.DataFrame], title: str) -> Figure:
-    """Draw the global exits' accuracy on unseen users after each round, a panel for each shallow exit."""
+    """Draw the global exits' accuracy on held-out users after each round, a panel for each shallow exit."""
     figure = new_figure()
     axes_of = figure.subplots(1, EXITS_SHOWN)
     for exit, axes in enumerate(axes_of):

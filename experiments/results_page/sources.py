@@ -28,9 +28,9 @@ class Run:
     summary: dict[str, Any]
 
     @property
-    def has_unseen_users(self) -> bool:
+    def has_held_out_users(self) -> bool:
         """Whether users who took no part were measured after each round."""
-        return (self.path / "unseen.parquet").exists()
+        return (self.path / "held_out.parquet").exists()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def shell_block(words: Sequence[str]) -> list[str]:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share as "95.3%", a dash where there is none."""
+    """Return a fraction as "95.3%", a dash where there is none."""
     return "–" if share is None else f"{100 * share:.{digits}f}%"
 
 

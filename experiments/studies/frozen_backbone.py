@@ -206,8 +206,8 @@ def evaluate_heads(heads: nn.ModuleList, features: PoolFeatures) -> tuple[float,
     heads.eval()
     pieces = features.validation.split(BATCH)
     truth = features.labels[features.validation]
-    answers = [torch.cat([head(features.rows(exit, piece)) for piece in pieces]) for exit, head in enumerate(heads)]
-    return tuple(_accuracy(logits, truth) for logits in answers)
+    predictions = [torch.cat([head(features.rows(exit, piece)) for piece in pieces]) for exit, head in enumerate(heads)]
+    return tuple(_accuracy(logits, truth) for logits in predictions)
 
 
 def _pool_features(network: MultiExitNetwork, train: SampleTable, validation: SampleTable, cache: Path) -> PoolFeatures:

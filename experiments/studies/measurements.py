@@ -1,6 +1,6 @@
 """What the figures share: a study's global model, and every user's rounds under each scheme, as parquet.
 
-OUT/shared/models/DIGEST/   a global model, which studies share that make it in the same way, and time.parquet: one
+OUT/shared/models/DIGEST/   a global model, which studies fraction that make it in the same way, and time.parquet: one
                             row, the CPU seconds that it took
 OUT/shared/features/        cached features of the global pool; may be deleted
 OUT/shared/STUDY-DIGEST/

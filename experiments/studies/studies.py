@@ -11,7 +11,7 @@ from persephonee.clients.errors import ClientSettingsError
 from persephonee.data_partitions.opening import DataSettings
 from persephonee.experiments.studies.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
 from persephonee.multi_exit.losses import LossWeights
-from persephonee.server.training.global_model import GlobalModelSettings, UserShares
+from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
 SCALES = ("smoke", "quick", "full")
@@ -74,7 +74,7 @@ class Study:
     def pool(self) -> DataSettings:
         """The data as it matters to the global model: the tastes of those who personalise do not."""
         share = POOL_SHARE if self.data.dataset == "imagefolder" else self.data.samples_per_user
-        return replace(self.data, num_users=1, class_width=1.0, samples_per_user=share)
+        return replace(self.data, num_users=1, label_skew_width=1.0, samples_per_user=share)
 
     def seeded(self, seed: int) -> "Study":
         """Return the study with another seed; handwriting keeps its pool of writers and its global model."""
@@ -128,7 +128,7 @@ def _smoke() -> Study:
             backbone=f"{SMOKE_SOURCE}:build",
             num_exits=2,
             head="pooled",
-            users=UserShares(personal_users=6, max_users=12),
+            users=UserFractions(personal_users=6, max_users=12),
             training=PretrainSettings(epochs=4, batch_size=32, max_samples=1_000),
             sources=(SMOKE_SOURCE,),
         ),
@@ -146,7 +146,7 @@ def _writers(scale: str, model_folder: Path | None) -> Study:
         title="built-in writers, MobileNetV2 from scratch",
         data=DataSettings(),
         model=GlobalModelSettings(
-            users=UserShares(personal_users=250, max_users=None if full else 500), training=training
+            users=UserFractions(personal_users=250, max_users=None if full else 500), training=training
         ),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=250,
@@ -166,7 +166,7 @@ def _qmnist(scale: str, real_data: Path, model_folder: Path | None) -> Study:
         name="qmnist",
         title="QMNIST by writer, MobileNetV2 from scratch",
         data=DataSettings(dataset="parquet", data_path=real_data / "qmnist-by-writer" / "train.parquet"),
-        model=GlobalModelSettings(users=UserShares(personal_users=100), training=training),
+        model=GlobalModelSettings(users=UserFractions(personal_users=100), training=training),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=100,
     )
@@ -186,7 +186,7 @@ def _photographs(name: str, scale: str, real_data: Path, work: Path) -> Study:
             data_path=tiny,
             num_users=250 if full else 40,
             samples_per_user=3_600 if full else 400,
-            class_width=CLASS_WIDTH[scale],
+            label_skew_width=CLASS_WIDTH[scale],
             image_size=size,
         ),
         model=GlobalModelSettings(
@@ -194,7 +194,7 @@ def _photographs(name: str, scale: str, real_data: Path, work: Path) -> Study:
             weights=weights.resolve(),
             mean=known.mean,
             std=known.std,
-            users=UserShares(personal_users=0),
+            users=UserFractions(personal_users=0),
             training=PretrainSettings(
                 mode="exits",
                 epochs=10 if full else 5,

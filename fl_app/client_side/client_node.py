@@ -54,8 +54,8 @@ class ClientNode:
     sharing_allowed: bool
     """Whether the device's owner lets exits leave it; a simulated node asks `permits_sharing` once it plays a user."""
 
-    sharing_share: float = 0.0
-    """Share of a simulation's users who let exits leave their devices."""
+    sharing_fraction: float = 0.0
+    """Fraction of a simulation's users who let exits leave their devices."""
 
     seed: int = 0
 
@@ -75,17 +75,17 @@ class ClientNode:
             return cls._device({k: v for k, v in node_config.items() if k not in _IN_SIMULATION})
         if "partition-id" not in node_config:
             raise RunConfigError("The node configuration has no client-id; start the SuperNode with one.")
-        places = settings.places
+        paths = settings.paths
         return cls(
             client_id="",
             partition_id=int(node_config["partition-id"]),
             data=settings.data,
-            stores=places.client_store or settings.run_folder(run_id) / "clients",
-            model_store=places.model_store,
+            stores=paths.client_store or settings.run_folder(run_id) / "clients",
+            model_store=paths.model_store,
             model_seen=settings.model_folder(run_id),
             sources=settings.sources,
-            sharing_allowed=settings.sharing.sharing_share == 1,
-            sharing_share=settings.sharing.sharing_share,
+            sharing_allowed=settings.sharing.sharing_fraction == 1,
+            sharing_fraction=settings.sharing.sharing_fraction,
             seed=settings.seed,
         )
 
@@ -123,7 +123,7 @@ class ClientNode:
         if not self.is_simulated:
             return self.sharing_allowed
         digest = hashlib.sha256(f"{self.seed}/{user}/sharing permission".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64 < self.sharing_share
+        return int.from_bytes(digest[:8], "big") / 2**64 < self.sharing_fraction
 
     def samples(self, user: str, network: MultiExitNetwork, metadata: ModelMetadata) -> UserSamples:
         """Load the user's samples, which the network is to take.

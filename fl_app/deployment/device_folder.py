@@ -83,7 +83,7 @@ def enrol_device(folder: Path, device: DeviceMembership, data: DataSettings, roo
     store = device.store.expanduser().absolute()
     store.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     private, public = _key_pair(device.client_id)
-    words = supernode_words(folder, device)
+    words = supernode_command(folder, device)
     unit = supernode_unit(words, directory=folder, writable=(store, folder / "flower"))
     connection = {"superlink": device.superlink}
     files = {
@@ -98,7 +98,7 @@ def enrol_device(folder: Path, device: DeviceMembership, data: DataSettings, roo
     return public.strip()
 
 
-def supernode_words(folder: Path, device: DeviceMembership) -> tuple[str, ...]:
+def supernode_command(folder: Path, device: DeviceMembership) -> tuple[str, ...]:
     """Return the command that starts the SuperNode of a device's folder."""
     return (
         program("flower-supernode"),

@@ -22,7 +22,7 @@ _LOOPBACK = ("localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerPlace:
+class ServerAddress:
     """Where a SuperLink is to be.
 
     Raises:
@@ -44,7 +44,7 @@ class ServerPlace:
             raise AppError(f"--port {self.port} is no port; give 1 to 65535.")
 
 
-def init_server(folder: Path, place: ServerPlace, days: int) -> list[str]:
+def init_server(folder: Path, place: ServerAddress, days: int) -> list[str]:
     """Make the server's folder, and return the steps that come next, one line each.
 
     Raises:
@@ -54,7 +54,7 @@ def init_server(folder: Path, place: ServerPlace, days: int) -> list[str]:
     folder = folder.expanduser().absolute()
     check_free(folder)
     made = make_certificates((*place.hosts, *_LOOPBACK), days)
-    words = superlink_words(folder, place)
+    words = superlink_command(folder, place)
     connection = (
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f"address = {toml_value(join_address(place.hosts[0], place.port))}\n"
@@ -72,7 +72,7 @@ def init_server(folder: Path, place: ServerPlace, days: int) -> list[str]:
     return _next_steps(folder, place)
 
 
-def superlink_words(folder: Path, place: ServerPlace) -> Sequence[str]:
+def superlink_command(folder: Path, place: ServerAddress) -> Sequence[str]:
     """Return the command that starts the SuperLink of a server's folder."""
     return (
         program("flower-superlink"),
@@ -87,7 +87,7 @@ def superlink_words(folder: Path, place: ServerPlace) -> Sequence[str]:
     )
 
 
-def _next_steps(folder: Path, place: ServerPlace) -> list[str]:
+def _next_steps(folder: Path, place: ServerAddress) -> list[str]:
     address = join_address(place.hosts[0], place.port)
     home = f"export FLWR_HOME={shlex.quote(str(folder / 'flwr'))}"
     return [

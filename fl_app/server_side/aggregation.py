@@ -35,7 +35,7 @@ _MAKERS: Mapping[str, Callable[[SharingSettings], FedAvg]] = {
     "fedadam": lambda s: FedAdam(eta=s.server_learning_rate),
     "fedyogi": lambda s: FedYogi(eta=s.server_learning_rate),
     "fedmedian": lambda _: FedMedian(),
-    "fedtrimmedavg": lambda s: FedTrimmedAvg(beta=s.trimmed_share),
+    "fedtrimmedavg": lambda s: FedTrimmedAvg(beta=s.trimmed_fraction),
     "krum": lambda s: Krum(num_malicious_nodes=s.malicious_clients),
 }
 

@@ -34,7 +34,7 @@ class Checkpoint:
     """Names the run in messages, whatever process serves it."""
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
     """What the server's noise follows from."""
-    unseen: Sequence[str] | None = None
+    held_out: Sequence[str] | None = None
     """Clients that never take part, also where they are missing for a while; None before they were drawn."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """Of the sharing; JSON types only."""
@@ -42,7 +42,7 @@ class Checkpoint:
 
     def write(self, run_dir: Path) -> None:
         """Write the checkpoint, and remove those from before the last round, which nothing asks for any more."""
-        values = {"round": self.round, "run": self.run, "secret": self.secret, "unseen": self.unseen}
+        values = {"round": self.round, "run": self.run, "secret": self.secret, "held_out": self.held_out}
         values["info"] = dict(self.info)
         data = safetensors.numpy.save(dict(self.arrays), metadata={"state": json.dumps(values)})
         write_bytes_atomically(_path(run_dir, self.round), data)

@@ -33,7 +33,7 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
         MultiExitError: the backbone, the exits or the weights do not fit.
         DataError: the data is missing or broken.
     """
-    if settings.places.model is not None:
+    if settings.paths.model is not None:
         return folder
     if (folder / MODEL_NAME).exists():
         log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)

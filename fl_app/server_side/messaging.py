@@ -42,7 +42,7 @@ QUICK_PER_CORE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Reply:
     """What became of one message."""
 
     node_id: int
@@ -52,15 +52,15 @@ class Answer:
     """Why there is none, in words; empty when there is a reply."""
 
 
-def exchange(
+def send_and_receive(
     grid: Grid,
     messages: Sequence[Message],
     deadline: float,
-    on_answer: Callable[[Answer], None] = lambda _: None,
-    counts: Callable[[Answer], bool] = lambda answer: answer.content is not None,
+    on_answer: Callable[[Reply], None] = lambda _: None,
+    counts: Callable[[Reply], bool] = lambda answer: answer.content is not None,
     enough: int | None = None,
     quick: bool = False,
-) -> list[Answer]:
+) -> list[Reply]:
     """Send each message to its node and return one answer per message, in the order of the messages.
 
     Args:
@@ -76,7 +76,7 @@ def exchange(
     at_once = _messages_at_once(grid, len(messages), quick)
     queue, node_of = deque(messages), dict[str, int]()
     waiting, unsent = set[str](), set[int]()
-    answers: dict[int, Answer] = {}
+    predictions: dict[int, Reply] = {}
     poll = FIRST_POLL_SECONDS
     counted = 0
     while (queue or waiting) and time.monotonic() < end and (enough is None or counted < enough):
@@ -97,7 +97,7 @@ def exchange(
             if message_id in waiting:
                 waiting.discard(message_id)
                 answer = _answer(node_of[message_id], reply)
-                answers[answer.node_id] = answer
+                predictions[answer.node_id] = answer
                 on_answer(answer)
                 counted += counts(answer)
         if waiting:
@@ -109,8 +109,8 @@ def exchange(
     nodes = [message.metadata.dst_node_id for message in messages]
     for node_id in nodes:
         cause = "the message could not be sent" if node_id in unsent else late
-        answers.setdefault(node_id, Answer(node_id=node_id, content=None, cause=cause))
-    return [answers[node_id] for node_id in nodes]
+        predictions.setdefault(node_id, Reply(node_id=node_id, content=None, cause=cause))
+    return [predictions[node_id] for node_id in nodes]
 
 
 def _messages_at_once(grid: Grid, nodes: int, quick: bool) -> int:
@@ -128,7 +128,7 @@ def _cores() -> int:
     return int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
 
 
-def cause_in_words(code: int, reason: str) -> str:
+def cause_in_text(code: int, reason: str) -> str:
     """Return an error of a node as one phrase, without colour codes and tracebacks."""
     words = _WORDS.get(code, f"the node answered with error {code}")
     if code not in _WITH_REASON and code in _WORDS:
@@ -138,8 +138,8 @@ def cause_in_words(code: int, reason: str) -> str:
     return f"{words} ({last.removesuffix(chr(39) + '>')[:200]})" if last else words
 
 
-def _answer(node_id: int, reply: Message) -> Answer:
+def _answer(node_id: int, reply: Message) -> Reply:
     if reply.has_error():
-        cause = cause_in_words(reply.error.code, reply.error.reason or "")
-        return Answer(node_id=node_id, content=None, cause=cause)
-    return Answer(node_id=node_id, content=reply.content, cause="")
+        cause = cause_in_text(reply.error.code, reply.error.reason or "")
+        return Reply(node_id=node_id, content=None, cause=cause)
+    return Reply(node_id=node_id, content=reply.content, cause="")

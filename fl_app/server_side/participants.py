@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from persephonee.fl_app.errors import RunFailedError, WireError
-from persephonee.fl_app.server_side.messaging import Answer, exchange
+from persephonee.fl_app.server_side.messaging import Reply, send_and_receive
 from persephonee.fl_app.settings.app_settings import RoundSettings
 from persephonee.fl_app.wire import records as wire
 
@@ -30,7 +30,7 @@ class Client:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enrolment:
+class Participants:
     """Who takes part in a run."""
 
     clients: tuple[Client, ...]
@@ -41,7 +41,9 @@ class Enrolment:
     """Nodes that did not say who they are."""
 
 
-def enrol(grid: Grid, settings: RoundSettings, request: RecordDict, users: Callable[[int], Sequence[str]]) -> Enrolment:
+def enrol(
+    grid: Grid, settings: RoundSettings, request: RecordDict, users: Callable[[int], Sequence[str]]
+) -> Participants:
     """Wait for nodes and ask who they are.
 
     Args:
@@ -58,7 +60,7 @@ def enrol(grid: Grid, settings: RoundSettings, request: RecordDict, users: Calla
     devices: list[Client] = []
     simulated: dict[int, Client] = {}
     causes: list[str] = []
-    for answer in exchange(grid, messages, settings.node_wait, quick=True):
+    for answer in send_and_receive(grid, messages, settings.node_wait, quick=True):
         try:
             status = _status(answer)
         except WireError as error:
@@ -76,7 +78,7 @@ def enrol(grid: Grid, settings: RoundSettings, request: RecordDict, users: Calla
     playing = users(min(len(simulated), settings.clients or len(simulated))) if simulated else ()
     # the i-th user is played by the i-th partition
     played = [replace(simulated[i], client_id=u) for u, i in zip(playing, sorted(simulated), strict=False)]
-    return _enrolment([*devices, *played], settings.clients, nameless=len(causes))
+    return _participants([*devices, *played], settings.clients, nameless=len(causes))
 
 
 def _wait_for_nodes(grid: Grid, settings: RoundSettings) -> list[int]:
@@ -93,13 +95,13 @@ def _wait_for_nodes(grid: Grid, settings: RoundSettings) -> list[int]:
     return nodes
 
 
-def _status(answer: Answer) -> dict[str, Any]:
+def _status(answer: Reply) -> dict[str, Any]:
     if answer.content is None:
         raise WireError(answer.cause)
     return dict(wire.check_status(answer.content))
 
 
-def _client(answer: Answer, status: dict[str, Any], bytes_down: int) -> Client:
+def _client(answer: Reply, status: dict[str, Any], bytes_down: int) -> Client:
     return Client(
         node_id=answer.node_id,
         client_id=status["client-id"],
@@ -110,10 +112,10 @@ def _client(answer: Answer, status: dict[str, Any], bytes_down: int) -> Client:
     )
 
 
-def _enrolment(clients: Sequence[Client], wanted: int, nameless: int) -> Enrolment:
+def _participants(clients: Sequence[Client], wanted: int, nameless: int) -> Participants:
     """Sort the clients, and leave out those whose id another node has too: their stores would overwrite each other."""
     ids = [client.client_id for client in clients]
     twins = sorted({name for name in ids if ids.count(name) > 1})
     alone = sorted((c for c in clients if c.client_id not in twins), key=lambda client: client.client_id)
     left_out = {name: f"{wire.REFUSED}: {ids.count(name)} nodes say that they are this client" for name in twins}
-    return Enrolment(clients=tuple(alone[: wanted or len(alone)]), left_out=left_out, nameless=nameless)
+    return Participants(clients=tuple(alone[: wanted or len(alone)]), left_out=left_out, nameless=nameless)

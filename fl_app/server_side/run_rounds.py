@@ -12,7 +12,7 @@ from persephonee.fl_app.server_side import checkpoint
 from persephonee.fl_app.server_side.checkpoint import Checkpoint
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
 from persephonee.fl_app.server_side.global_model import as_global_model, save_merged_model
-from persephonee.fl_app.server_side.participants import Client, Enrolment
+from persephonee.fl_app.server_side.participants import Client, Participants
 from persephonee.fl_app.server_side.run_status import RunStatus, StatusFile
 from persephonee.fl_app.server_side.strategy import PersonalisationStrategy, check_quota
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -77,11 +77,11 @@ class Rounds:
             RunFailedError: no node came, or a round had too few valid replies.
         """
         self._say("waiting for clients")
-        enrolment, unseen = self._divided(self._strategy.enrol(self._users))
+        participants, held_out = self._divided(self._strategy.enrol(self._users))
         last = self._settings.rounds.num_server_rounds
         for number in range(1, last + 1):
             if number not in self._folder.completed_rounds:
-                self._run_round(number, enrolment, unseen, is_last=number == last)
+                self._run_round(number, participants, held_out, is_last=number == last)
             # also of rounds that a resumed run finds: one that failed stays failed
             tables = self._folder.tables()
             row = next(row for row in tables.rounds.to_pylist() if row["round"] == number)
@@ -92,20 +92,20 @@ class Rounds:
             if self._settings.privacy.is_on:
                 log.info(write_spent(self._settings.privacy, self._sharing.releases, self._folder.path))
 
-    def _run_round(self, number: int, enrolment: Enrolment, unseen: Sequence[Client], is_last: bool) -> None:
+    def _run_round(self, number: int, participants: Participants, held_out: Sequence[Client], is_last: bool) -> None:
         measured: list[dict[str, Any]] = []
-        if self._begun.unseen and number == 1:
-            measured += self._measure(0, unseen, personalise=True)
-        self._say("personalising", round=number, asked=len(enrolment.clients))
+        if self._begun.held_out and number == 1:
+            measured += self._measure(0, held_out, personalise=True)
+        self._say("personalising", round=number, asked=len(participants.clients))
         if self._sharing is not None and self._sharing.spends_by_asking():
             # before anything leaves a client: a kill in this round must not lose count of it
             self._keep_state(number - 1)
-        result = self._strategy.run_round(number, enrolment)
-        if self._begun.unseen and self._sharing is not None:
-            measured += self._measure(number, unseen, personalise=is_last)
+        result = self._strategy.run_round(number, participants)
+        if self._begun.held_out and self._sharing is not None:
+            measured += self._measure(number, held_out, personalise=is_last)
         self._keep_state(number)
         row = {"round": number, "replies": result.replies, "failures": result.failures, "seconds": result.seconds}
-        self._folder.append_round(result.exits, result.clients, row, sharing=result.sharing, unseen=measured)
+        self._folder.append_round(result.exits, result.clients, row, sharing=result.sharing, held_out=measured)
         log.info("Round %d: %d replies, %d failures", number, result.replies, result.failures)
 
     def _keep_state(self, number: int) -> None:
@@ -113,32 +113,32 @@ class Rounds:
         after: Checkpoint = replace(self._begun, round=number, arrays=arrays, info=info)
         after.write(self._folder.path)
 
-    def _measure(self, number: int, unseen: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
-        self._say("measuring on unseen users", round=max(number, 1), asked=len(unseen))
-        away = sorted(set(self._begun.unseen or ()) - {client.client_id for client in unseen})
+    def _measure(self, number: int, held_out: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
+        self._say("measuring on held-out users", round=max(number, 1), asked=len(held_out))
+        away = sorted(set(self._begun.held_out or ()) - {client.client_id for client in held_out})
         missing = [{"round": number, "client_id": name, "status": f"{wire.FAILED}: {_AWAY}"} for name in away]
-        return self._strategy.evaluate(number, unseen, personalise) + missing
+        return self._strategy.evaluate(number, held_out, personalise) + missing
 
-    def _divided(self, enrolment: Enrolment) -> tuple[Enrolment, tuple[Client, ...]]:
+    def _divided(self, participants: Participants) -> tuple[Participants, tuple[Client, ...]]:
         """Return who takes part, and who never does."""
         if self._folder.completed_rounds:
             # counted when the run began: tables do not tell whether a run was resumed
-            for client in enrolment.clients:
+            for client in participants.clients:
                 client.bytes_up = client.bytes_down = 0
-        is_new = self._begun.unseen is None
+        is_new = self._begun.held_out is None
         if is_new:
-            names = [client.client_id for client in enrolment.clients]
-            count = self._settings.rounds.num_unseen(len(names))
+            names = [client.client_id for client in participants.clients]
+            count = self._settings.rounds.num_held_out(len(names))
             drawn = choose_users(names, count, self._settings.seed) if count else ()
             # for good: drawn among who is there at a resumption, one of them may have trained before
-            self._begun = replace(self._begun, unseen=drawn)
-        apart = set(self._begun.unseen or ())
-        taking_part = tuple(client for client in enrolment.clients if client.client_id not in apart)
-        unseen = tuple(client for client in enrolment.clients if client.client_id in apart)
+            self._begun = replace(self._begun, held_out=drawn)
+        apart = set(self._begun.held_out or ())
+        taking_part = tuple(client for client in participants.clients if client.client_id not in apart)
+        held_out = tuple(client for client in participants.clients if client.client_id in apart)
         self._settings.sharing.check_participants(len(taking_part))
         if is_new:
             self._begun.write(self._folder.path)
-        return replace(enrolment, clients=taking_part), unseen
+        return replace(participants, clients=taking_part), held_out
 
     def _users(self, count: int) -> Sequence[str]:
         # only a simulation's server opens data: it runs on the machine that owns it

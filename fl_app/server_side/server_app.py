@@ -60,8 +60,8 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path) -> Path
     folder = RunFolder.create(
         run_dir,
         config_of(settings, network),
-        overwrite=settings.places.overwrite,
-        resume=settings.places.resume,
+        overwrite=settings.paths.overwrite,
+        resume=settings.paths.resume,
         may_differ=MAY_DIFFER,
     )
     file = StatusFile(folder.path)

@@ -21,8 +21,8 @@ from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.fl_app.errors import RunFailedError, WireError
 from persephonee.fl_app.server_side.aggregation import Contribution
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
-from persephonee.fl_app.server_side.messaging import Answer, exchange
-from persephonee.fl_app.server_side.participants import Client, Enrolment, enrol
+from persephonee.fl_app.server_side.messaging import Reply, send_and_receive
+from persephonee.fl_app.server_side.participants import Client, Participants, enrol
 from persephonee.fl_app.settings.app_settings import RoundSettings
 from persephonee.fl_app.wire import records as wire
 
@@ -84,7 +84,7 @@ class PersonalisationStrategy:
         self._sharing = sharing
         self._on_progress = on_progress
 
-    def enrol(self, users: Callable[[int], Sequence[str]]) -> Enrolment:
+    def enrol(self, users: Callable[[int], Sequence[str]]) -> Participants:
         """Wait for nodes and ask who they are; `users` names whom so many simulated nodes play.
 
         Raises:
@@ -93,13 +93,13 @@ class PersonalisationStrategy:
         request = wire.make_request(round_number=0, model=self._model.fingerprint, code=self._code)
         return enrol(self._grid, self._settings, request, users)
 
-    def run_round(self, number: int, enrolment: Enrolment) -> RoundResult:
+    def run_round(self, number: int, participants: Participants) -> RoundResult:
         """Ask every client for one personalisation round, merge what they share, and return what arrived in time."""
         start = time.monotonic()
-        replies = self._ask(wire.TRAIN, number, enrolment.clients)
+        replies = self._ask(wire.TRAIN, number, participants.clients)
         reports = {name: reply.report for name, reply in replies.items()}
-        result = _result(number, enrolment, reports, time.monotonic() - start)
-        for client in enrolment.clients:
+        result = _result(number, participants, reports, time.monotonic() - start)
+        for client in participants.clients:
             client.bytes_up = client.bytes_down = 0
         return result if self._sharing is None else replace(result, sharing=self._merge(number, replies))
 
@@ -112,7 +112,7 @@ class PersonalisationStrategy:
             personalise: let each of them personalise first, for the figures after; nothing of it is kept.
 
         Returns:
-            Rows of unseen.parquet; one with a status alone for a client that has no figures.
+            Rows of held_out.parquet; one with a status alone for a client that has no figures.
         """
         rows: list[dict[str, Any]] = []
         for client_id, reply in self._ask(wire.EVALUATE, number, clients, personalise).items():
@@ -132,7 +132,7 @@ class PersonalisationStrategy:
         """Return each client's reply; a client that turns out to lack the model is sent it, within the deadline."""
         start = time.monotonic()
         make = partial(self._message, kind, number, personalise=personalise)
-        enough = math.ceil(self._settings.enough_share * len(clients))
+        enough = math.ceil(self._settings.enough_fraction * len(clients))
         replies = self._collect(number, clients, make, self._settings.round_deadline, enough)
         lacking = [c for c in clients if replies[c.client_id].report.status.startswith(wire.MODEL_MISSING)]
         for client in lacking:
@@ -155,17 +155,17 @@ class PersonalisationStrategy:
         messages = [make(client, deadline) for client in clients]
         replies: dict[int, _Reply] = {}
 
-        def keep(answer: Answer) -> None:
+        def keep(answer: Reply) -> None:
             # as they arrive: the bytes of shared exits are let go, one message after the other
             replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
             self._on_progress(len(replies), len(messages))
 
-        def counts(answer: Answer) -> bool:
+        def counts(answer: Reply) -> bool:
             # a client that refuses does so at once: it must not end the round before others have trained
             return is_valid(replies[answer.node_id].report.status)
 
-        answers = exchange(self._grid, messages, deadline, keep, counts, enough)
-        for answer in answers:
+        predictions = send_and_receive(self._grid, messages, deadline, keep, counts, enough)
+        for answer in predictions:
             if answer.node_id not in replies:
                 replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
         return {client.client_id: replies[client.node_id] for client in clients}
@@ -187,7 +187,7 @@ class PersonalisationStrategy:
         client.bytes_down += wire.content_bytes(content)
         return Message(content, client.node_id, kind, ttl=max(deadline, 1.0), group_id=str(number))
 
-    def _reply(self, number: int, client: Client, answer: Answer) -> "_Reply":
+    def _reply(self, number: int, client: Client, answer: Reply) -> "_Reply":
         if answer.content is None:
             return _Reply(wire.no_report(client.client_id, f"{wire.FAILED}: {answer.cause}"))
         client.bytes_up += wire.content_bytes(answer.content)
@@ -231,30 +231,30 @@ def check_quota(settings: RoundSettings, row: Mapping[str, Any], statuses: Seque
         RunFailedError: says how many there were, and the most frequent cause.
     """
     asked, ok = row["replies"] + row["failures"], statuses.count(wire.OK)
-    if ok and row["replies"] >= settings.min_reply_share * asked:
+    if ok and row["replies"] >= settings.min_reply_fraction * asked:
         return
     causes = [status.rstrip(".") for status in statuses if status != wire.OK]
     common = max(sorted(set(causes)), key=causes.count) if causes else "they did not say who they are"
-    needed = f"min-reply-share is {settings.min_reply_share:g}" if ok else "one at least is needed"
+    needed = f"min-reply-fraction is {settings.min_reply_fraction:g}" if ok else "one at least is needed"
     raise RunFailedError(
         f"Round {row['round']}: {ok} of {asked} clients personalised ({needed}); most frequent cause: {common}."
     )
 
 
 def _result(
-    number: int, enrolment: Enrolment, reports: dict[str, PersonalisationReport], seconds: float
+    number: int, participants: Participants, reports: dict[str, PersonalisationReport], seconds: float
 ) -> RoundResult:
     exits: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for client in enrolment.clients:
+    for client in participants.clients:
         report = reports[client.client_id]
         key: dict[str, Any] = {"round": number, "client_id": client.client_id}
         figures = asdict(report) if report.status == wire.OK else {}
         exits += [{**metrics, **key} for metrics in figures.pop("exits", ())]
         traffic = {"bytes_up": client.bytes_up, "bytes_down": client.bytes_down}
         rows.append({**figures, **key, "status": report.status, **traffic})
-    for client_id, status in enrolment.left_out.items():
+    for client_id, status in participants.left_out.items():
         rows.append({"round": number, "client_id": client_id, "status": status})
     replies = sum(is_valid(row["status"]) for row in rows)
-    failures = len(rows) - replies + enrolment.nameless
+    failures = len(rows) - replies + participants.nameless
     return RoundResult(exits=exits, clients=rows, replies=replies, failures=failures, seconds=seconds)

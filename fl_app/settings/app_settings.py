@@ -38,14 +38,15 @@ class RoundSettings:
     clients: int = 0
     """How many clients take part; 0 takes every node that is there."""
 
-    unseen_share: float = 0.0
-    """Share of these clients that never takes part, in [0, 1): the merged exits are measured on them."""
+    held_out_fraction: float = 0.0
+    """Fraction of these clients that never takes part, in [0, 1): the merged exits are measured on them."""
 
-    min_reply_share: float = 0.5
-    """The run fails when a smaller share of the clients asked sends a valid reply, in [0, 1]; one must in any case."""
+    min_reply_fraction: float = 0.5
+    """The run fails when a smaller fraction of the clients asked sends a valid reply, in [0, 1]; one must in any
+    case."""
 
-    enough_share: float = 1.0
-    """A round ends once this share of the clients asked sent a valid reply, in (0, 1]; who is late is dropped."""
+    enough_fraction: float = 1.0
+    """A round ends once this fraction of the clients asked sent a valid reply, in (0, 1]; who is late is dropped."""
 
     round_deadline: float = 3600.0
     """Seconds after which a round ends with the replies that are there."""
@@ -58,22 +59,26 @@ class RoundSettings:
             raise RunConfigError(f"num-server-rounds={self.num_server_rounds} is below 1; ask for 1 or more.")
         if self.clients < 0:
             raise RunConfigError(f"clients={self.clients} is negative; give a number of clients, or 0 for all nodes.")
-        if not 0 <= self.unseen_share < 1:
-            raise RunConfigError(f"unseen-share={self.unseen_share} is out of range; give a number in [0, 1).")
-        if not 0 <= self.min_reply_share <= 1:
-            raise RunConfigError(f"min-reply-share={self.min_reply_share} is not a share; give a number in [0, 1].")
-        if not self.min_reply_share <= self.enough_share or not 0 < self.enough_share <= 1:
+        if not 0 <= self.held_out_fraction < 1:
             raise RunConfigError(
-                f"enough-share={self.enough_share} is out of range; give a number in (0, 1], and no less than "
-                f"min-reply-share={self.min_reply_share:g}."
+                f"held-out-fraction={self.held_out_fraction} is out of range; give a number in [0, 1)."
+            )
+        if not 0 <= self.min_reply_fraction <= 1:
+            raise RunConfigError(
+                f"min-reply-fraction={self.min_reply_fraction} is not a fraction; give a number in [0, 1]."
+            )
+        if not self.min_reply_fraction <= self.enough_fraction or not 0 < self.enough_fraction <= 1:
+            raise RunConfigError(
+                f"enough-fraction={self.enough_fraction} is out of range; give a number in (0, 1], and no less than "
+                f"min-reply-fraction={self.min_reply_fraction:g}."
             )
         for name in ("round_deadline", "node_wait"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RunConfigError(f"{key_of(name)}={getattr(self, name)} is no time; give seconds, above 0.")
 
-    def num_unseen(self, clients: int) -> int:
+    def num_held_out(self, clients: int) -> int:
         """Return how many of so many clients never take part: one at least on either side where there are two."""
-        return min(max(round(self.unseen_share * clients), 1), clients - 1) if self.unseen_share else 0
+        return min(max(round(self.held_out_fraction * clients), 1), clients - 1) if self.held_out_fraction else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ class LossSettings:
     """T of the soft answers, above 0."""
 
     def weights(self, labelled: float) -> LossWeights:
-        """Return the weights for a user of whose samples the share `labelled` has labels.
+        """Return the weights for a user of whose samples the fraction `labelled` has labels.
 
         Raises:
             ValueError: the scheme is unknown, or the weights exclude each other or are out of range.
@@ -111,7 +116,7 @@ class LossSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlaceSettings:
+class PathSettings:
     """Where things lie: on the server, and on simulated clients; a device's places stand in its node configuration."""
 
     model: Path | None = None
@@ -154,7 +159,7 @@ class AppSettings:
     rounds: RoundSettings = field(default_factory=RoundSettings)
     sharing: SharingSettings = field(default_factory=SharingSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
-    places: PlaceSettings = field(default_factory=PlaceSettings)
+    paths: PathSettings = field(default_factory=PathSettings)
     seed: int = 0
     """All randomness follows from it, together with the client, the round and the purpose."""
 
@@ -163,7 +168,7 @@ class AppSettings:
             raise RunConfigError(f"seed={self.seed} is out of range; give a whole number in [0, 2**63).")
         self.privacy.check_sharing(self.sharing)
         if clients := self.rounds.clients:
-            self.sharing.check_participants(clients - self.rounds.num_unseen(clients))
+            self.sharing.check_participants(clients - self.rounds.num_held_out(clients))
         weights = self.loss.weights(self.split.labels)
         training = replace(self.pretraining.training, seed=self.seed)
         object.__setattr__(self, "personalisation", replace(self.personalisation, weights=weights))
@@ -192,16 +197,16 @@ class AppSettings:
 
     def run_folder(self, run_id: int) -> Path:
         """Return the folder of the run: the one that was named, or one for this run id below runs/ where we stand."""
-        return self.places.run_dir or Path.cwd() / "runs" / f"flwr-{run_id}"
+        return self.paths.run_dir or Path.cwd() / "runs" / f"flwr-{run_id}"
 
     def model_folder(self, run_id: int) -> Path:
         """Return the folder of the global model: the one that was named, or one that belongs to these settings."""
         made_by = [self.to_run_config()[key] for key in sorted(keys_below(type(self), "data", "pretraining"))]
         digest = hashlib.sha256(json.dumps([self.seed, *made_by]).encode()).hexdigest()[:8]
         name = f"{self.pretraining.backbone}-{self.data.dataset}-{digest}"
-        return self.places.model or self.run_folder(run_id).parent / "models" / re.sub(r"[^\w.-]", "-", name)
+        return self.paths.model or self.run_folder(run_id).parent / "models" / re.sub(r"[^\w.-]", "-", name)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Where a simulation's backbones may come from."""
-        return tuple(name.strip() for name in self.places.sources.split(","))
+        return tuple(name.strip() for name in self.paths.sources.split(","))

@@ -122,7 +122,7 @@ def _numbers(key: str, value: Value) -> tuple[float, ...]:
 
 
 def parse_labels(value: Value) -> float:
-    """Return the labelled share that `all`, `none` or a fraction such as 0.25 means.
+    """Return the labelled fraction that `all`, `none` or a fraction such as 0.25 means.
 
     Raises:
         RunConfigError: it is none of these.

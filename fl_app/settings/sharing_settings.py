@@ -22,8 +22,8 @@ class SharingSettings:
     share_exits: bool = False
     """Ask the clients for their exits, and merge those of the clients whose owners permit it."""
 
-    sharing_share: float = 1.0
-    """Share of a simulation's users who permit it, in [0, 1]; a device says so in its own node configuration."""
+    sharing_fraction: float = 1.0
+    """Fraction of a simulation's users who permit it, in [0, 1]; a device says so in its own node configuration."""
 
     share_dtype: str = "float32"
     """Of the exits on their way up and down: float32, or float16 at half the bytes."""
@@ -34,8 +34,8 @@ class SharingSettings:
     server_learning_rate: float = 0.01
     """eta of fedadam and fedyogi, above 0."""
 
-    trimmed_share: float = 0.2
-    """fedtrimmedavg: share of the values that is cut off at either end, in [0, 0.5)."""
+    trimmed_fraction: float = 0.2
+    """fedtrimmedavg: fraction of the values that is cut off at either end, in [0, 0.5)."""
 
     malicious_clients: int = 0
     """krum: how many clients may lie; it needs 2 f + 3 clients for f of them."""
@@ -44,12 +44,12 @@ class SharingSettings:
     """An exit is merged where so many clients sent it, and else stays as it was; 1 would publish a client's exit."""
 
     def __post_init__(self) -> None:
-        _require("sharing-share", self.sharing_share, 0 <= self.sharing_share <= 1, "a share in [0, 1]")
+        _require("sharing-fraction", self.sharing_fraction, 0 <= self.sharing_fraction <= 1, "a fraction in [0, 1]")
         _require("share-dtype", self.share_dtype, self.share_dtype in DTYPES, " or ".join(DTYPES))
         _require("strategy", self.strategy, self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
         rate = self.server_learning_rate
         _require("server-learning-rate", rate, 0 < rate < math.inf, "a finite number above 0")
-        _require("trimmed-share", self.trimmed_share, 0 <= self.trimmed_share < 0.5, "a share in [0, 0.5)")
+        _require("trimmed-fraction", self.trimmed_fraction, 0 <= self.trimmed_fraction < 0.5, "a fraction in [0, 0.5)")
         _require("malicious-clients", self.malicious_clients, self.malicious_clients >= 0, "0 or more")
         _require("min-sharers", self.min_sharers, self.min_sharers >= 1, "1 or more")
         if self.strategy != "fedavg" and not self.share_exits:

@@ -1,4 +1,4 @@
-"""One user of a simulation looked at closely: the test images whose answer personalisation changed.
+"""One user of a simulation shown as an example: the test images whose answer personalisation changed.
 
 Only `persephonee simulate` can make this picture, since it runs on the machine that owns the data and the simulated
 clients' stores; in a federation no sample reaches the server.
@@ -21,15 +21,15 @@ from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.fl_app.wire.records import OK
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata
-from persephonee.server.report.example_user_section import CloseUp, Example
+from persephonee.server.report.example_user_section import Example, ExampleUser
 from persephonee.server.results.table_schemas import RunTables
 
 MOST_EXAMPLES = 24
 
 
-def close_up_of(
+def example_user_of(
     settings: AppSettings, network: MultiExitNetwork, metadata: ModelMetadata, tables: RunTables
-) -> CloseUp | None:
+) -> ExampleUser | None:
     """Return the user and the early exit with the largest gain in accuracy, and the images that changed there.
 
     Args:
@@ -45,7 +45,7 @@ def close_up_of(
     if found is None:
         return None
     client_id, exit = found
-    stores = settings.places.client_store or settings.run_folder(0) / "clients"
+    stores = settings.paths.client_store or settings.run_folder(0) / "clients"
     stored = ExitStore(store_of(stores, client_id)).load(network.backbone_fingerprint, client_id)
     if stored is None:
         return None
@@ -57,7 +57,7 @@ def close_up_of(
     network.load_exit_state(stored.exits)
     after = _answers(network, samples, test, exit)
     names = partitions.class_names or tuple(str(k) for k in range(partitions.num_classes))
-    return _close_up(client_id, exit, samples, test, (before, after), names)
+    return _example_user(client_id, exit, samples, test, (before, after), names)
 
 
 def global_exits_of(settings: AppSettings, network: MultiExitNetwork, number: int) -> dict[str, torch.Tensor]:
@@ -87,23 +87,23 @@ def _largest_gain(tables: RunTables, num_exits: int) -> tuple[str, int] | None:
 @torch.no_grad()
 def _answers(network: MultiExitNetwork, samples: UserSamples, test: torch.Tensor, exit: int) -> torch.Tensor:
     maps = compute_features(network, samples.images[test]).maps[exit][torch.arange(len(test))]
-    answers: torch.Tensor = network.heads[exit](maps).argmax(dim=1)
-    return answers
+    predictions: torch.Tensor = network.heads[exit](maps).argmax(dim=1)
+    return predictions
 
 
-def _close_up(
+def _example_user(
     client_id: str,
     exit: int,
     samples: UserSamples,
     test: torch.Tensor,
-    answers: tuple[torch.Tensor, torch.Tensor],
+    predictions: tuple[torch.Tensor, torch.Tensor],
     names: tuple[str, ...],
-) -> CloseUp:
-    before, after = answers
+) -> ExampleUser:
+    before, after = predictions
     truth = samples.labels[test]
-    mended = (before != truth) & (after == truth)
-    broken = (before == truth) & (after != truth)
-    shown = [*mended.nonzero()[:, 0].tolist(), *broken.nonzero()[:, 0].tolist()][:MOST_EXAMPLES]
+    corrected = (before != truth) & (after == truth)
+    worsened = (before == truth) & (after != truth)
+    shown = [*corrected.nonzero()[:, 0].tolist(), *worsened.nonzero()[:, 0].tolist()][:MOST_EXAMPLES]
     examples = tuple(
         Example(
             image=samples.images[test[i]].numpy(),
@@ -113,6 +113,6 @@ def _close_up(
         )
         for i in shown
     )
-    return CloseUp(
-        client_id=client_id, exit=exit, examples=examples, mended=int(mended.sum()), broken=int(broken.sum())
+    return ExampleUser(
+        client_id=client_id, exit=exit, examples=examples, corrected=int(corrected.sum()), worsened=int(worsened.sum())
     )

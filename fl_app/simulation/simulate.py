@@ -23,7 +23,7 @@ from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, STATUS_N
 from persephonee.fl_app.server_side.server_app import MAY_DIFFER, config_of
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation.app_folder import write_app_folder
-from persephonee.fl_app.simulation.example_user import close_up_of
+from persephonee.fl_app.simulation.example_user import example_user_of
 from persephonee.fl_app.simulation.ray_cluster import check_cluster
 from persephonee.fl_app.simulation.resuming import keep_settings, noted_scratch, stop_killed_run
 from persephonee.fl_app.simulation.run_progress import shown_run
@@ -70,30 +70,30 @@ def simulate(settings: AppSettings, ray_address: str = "") -> Path:
 def _look_closely(settings: AppSettings, run_dir: Path) -> None:
     """Draw the report again with one user's images, which the ServerApp never had."""
     network, metadata = load_network(settings.model_folder(0), settings.sources)
-    close_up = close_up_of(settings, network, metadata, RunFolder.open(run_dir).tables())
-    if close_up is not None:
-        draw_report(run_dir, close_up)
+    example_user = example_user_of(settings, network, metadata, RunFolder.open(run_dir).tables())
+    if example_user is not None:
+        draw_report(run_dir, example_user)
 
 
 def _located(settings: AppSettings) -> AppSettings:
-    if settings.places.run_dir is None:
-        if settings.places.resume or settings.places.overwrite:
+    if settings.paths.run_dir is None:
+        if settings.paths.resume or settings.paths.overwrite:
             raise AppError("--resume and --overwrite concern a run folder; name it with --run-dir.")
         name = datetime.now().strftime("simulation-%Y%m%d-%H%M%S")
-        settings = replace(settings, places=replace(settings.places, run_dir=Path("runs") / name))
+        settings = replace(settings, paths=replace(settings.paths, run_dir=Path("runs") / name))
     return settings.with_absolute_paths()
 
 
 def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     """Check everything, cheap things first, and make the run folder and the model that the ServerApp will find."""
-    places = settings.places
-    if places.resume:
+    paths = settings.paths
+    if paths.resume:
         RunFolder.open(run_dir)
     else:
-        check_room(run_dir, places.overwrite)
+        check_room(run_dir, paths.overwrite)
     stop_killed_run(run_dir)
     settings.privacy.check_accountant()
-    if places.model is None:
+    if paths.model is None:
         # what is wrong with the users' data is said before hours of pretraining
         open_partitions(settings.data)
     with shown_progress() as progress:
@@ -104,15 +104,15 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
         partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
     )
     rounds = replace(settings.rounds, clients=len(users))
-    settings = replace(settings, rounds=rounds, places=replace(places, model=model))
-    if not places.resume:
-        _check_disk(places.client_store or run_dir / "clients", network, settings)
+    settings = replace(settings, rounds=rounds, paths=replace(paths, model=model))
+    if not paths.resume:
+        _check_disk(paths.client_store or run_dir / "clients", network, settings)
     config = config_of(settings, network)
-    RunFolder.create(run_dir, config, overwrite=places.overwrite, resume=places.resume, may_differ=MAY_DIFFER)
+    RunFolder.create(run_dir, config, overwrite=paths.overwrite, resume=paths.resume, may_differ=MAY_DIFFER)
     keep_settings(settings, run_dir)
     (run_dir / STATUS_NAME).unlink(missing_ok=True)
     # from here on the folder exists, and the ServerApp goes on in it
-    return replace(settings, places=replace(settings.places, resume=True, overwrite=False))
+    return replace(settings, paths=replace(settings.paths, resume=True, overwrite=False))
 
 
 def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) -> None:

@@ -37,7 +37,7 @@ REPORT: Mapping[str, Kind] = {
 EXIT_FIELDS: Mapping[str, Kind] = {
     "accuracy": PerExit(),  # of this exit alone on the user's test part
     "loss": PerExit(high=1e300),  # nats
-    "exit_rate": PerExit(),  # share of the test samples that leave here
+    "exit_rate": PerExit(),  # fraction of the test samples that leave here
     "kept": PerExit(),  # 1, or 0 once pruned
     "macs": PerExit(high=1e15),  # per sample, to leave here
 }

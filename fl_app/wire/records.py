@@ -181,15 +181,15 @@ def _head(client_id: str, status: str, labels: str) -> ConfigRecord:
 
 def _metrics(report: PersonalisationReport) -> dict[str, Any]:
     by_place = {(metrics.stage, metrics.exit): metrics for metrics in report.exits}
-    places = range(max((place for _, place in by_place), default=0) + 1)
+    paths = range(max((place for _, place in by_place), default=0) + 1)
     values: dict[str, Any] = {}
     for name in _SCALARS:
         value = getattr(report, name)
         values[name] = float(value) if isinstance(METRICS[name], Number) else int(value)
-    values["rolled_back"] = [float(place in report.rolled_back_exits) for place in places]
+    values["rolled_back"] = [float(place in report.rolled_back_exits) for place in paths]
     for stage in STAGES:
         for name in EXIT_FIELDS:
-            values[f"{stage}.{name}"] = [_number(by_place.get((stage, place)), name) for place in places]
+            values[f"{stage}.{name}"] = [_number(by_place.get((stage, place)), name) for place in paths]
     return values
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
     AsJson,
@@ -47,7 +47,8 @@ device_app = typer.Typer(no_args_is_help=True, help="A device that lives with it
 def life_settings(
     *,
     p_expl: Annotated[
-        float, typer.Option(help="Share of the samples of which the last exit is computed too.", rich_help_panel=LIFE)
+        float,
+        typer.Option(help="Fraction of the samples of which the last exit is computed too.", rich_help_panel=LIFE),
     ] = 0.1,
     threshold: Annotated[
         float, typer.Option(help="Confidence at which samples leave until the first round.", rich_help_panel=LIFE)
@@ -91,7 +92,7 @@ def life_settings(
 
 
 @device_app.command("run")
-@takes(data=data_settings, loss=loss_settings, schedule=schedule_settings, life=life_settings)
+@with_groups(data=data_settings, loss=loss_settings, schedule=schedule_settings, life=life_settings)
 def run(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],

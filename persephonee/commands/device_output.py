@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from persephonee.clients.runtime.device_settings import Answer
+    from persephonee.clients.runtime.device_settings import Prediction
     from persephonee.clients.runtime.device_state import Clock
     from persephonee.clients.runtime.device_status import DeviceStatus
     from persephonee.clients.runtime.event_log import Event
@@ -29,7 +29,7 @@ class DeviceLines:
         self._as_json = as_json
         self._quiet = quiet
 
-    def show_answer(self, answer: "Answer") -> None:
+    def show_answer(self, answer: "Prediction") -> None:
         """Print an answer."""
         if self._quiet:
             return

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, data_settings, source_names
 
 if TYPE_CHECKING:
     from persephonee.data_partitions.opening import DataSettings
 
 
-@takes(data=data_settings)
+@with_groups(data=data_settings)
 def enrol(
     *,
     client_id: Annotated[str, typer.Option(help="This device's name, which is also its user's id in DATA.")],
@@ -38,7 +38,7 @@ def enrol(
         KEY_NAME,
         DeviceMembership,
         enrol_device,
-        supernode_words,
+        supernode_command,
     )
     from persephonee.fl_app.deployment.node_config import NODE_CONFIG_NAME
 
@@ -60,4 +60,4 @@ def enrol(
     typer.echo(f"  sudo systemctl daemon-reload && sudo systemctl enable --now {DEVICE_UNIT}")
     typer.echo("or by hand, with this Python's environment activated:")
     flower_home = shlex.quote(str(folder / "flower"))
-    typer.echo(f"  FLWR_HOME={flower_home} {shlex.join(supernode_words(folder, device))}")
+    typer.echo(f"  FLWR_HOME={flower_home} {shlex.join(supernode_command(folder, device))}")

@@ -16,7 +16,7 @@ Group = Callable[..., Any]
 Verb = Callable[..., None]
 
 
-def takes(**groups: Group) -> Callable[[Verb], Verb]:
+def with_groups(**groups: Group) -> Callable[[Verb], Verb]:
     """Add the groups' options to a verb; each group's result arrives as the argument that it is named for.
 
     Options of the same name are one option. It keeps the default of the verb, or else of the first group that has it.

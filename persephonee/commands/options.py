@@ -44,7 +44,7 @@ DEFAULT_SOURCES = "torchvision,timm"
 Labels = Annotated[
     str,
     typer.Option(
-        help="How much of a user's data is labelled: all, none, or a share such as 0.25.",
+        help="How much of a user's data is labelled: all, none, or a fraction such as 0.25.",
         rich_help_panel=PERSONALISATION,
     ),
 ]
@@ -90,7 +90,7 @@ def data_settings(
     samples_per_user: Annotated[
         int, typer.Option(help="imagefolder: images of each user.", rich_help_panel=DATA)
     ] = 600,
-    class_width: Annotated[
+    label_skew_width: Annotated[
         float,
         typer.Option(help="imagefolder: standard deviation of a user's taste, in classes.", rich_help_panel=DATA),
     ] = 10.0,
@@ -121,7 +121,7 @@ def data_settings(
         hub_name=hub_name,
         num_users=num_users,
         samples_per_user=samples_per_user,
-        class_width=class_width,
+        label_skew_width=label_skew_width,
         image_size=image_size,
         seed=data_seed,
     )

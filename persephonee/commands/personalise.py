@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
     AsJson,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.storage import ModelMetadata
 
 
-@takes(data=data_settings, split=split_settings, loss=loss_settings, schedule=schedule_settings)
+@with_groups(data=data_settings, split=split_settings, loss=loss_settings, schedule=schedule_settings)
 def personalise(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],

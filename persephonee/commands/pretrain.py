@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persephonee.commands.meta import OF_META, Start, meta_learn_and_show, meta_settings, refuse_given
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, NETWORK, TRAINING, Seed, Sources, data_settings, source_names
 from persephonee.server.training.meta_settings import MetaSettings
 from persephonee.server.training.pretraining_settings import PretrainSettings
@@ -81,7 +81,7 @@ def training_settings(
     )
 
 
-@takes(training=training_settings, meta=meta_settings, data=data_settings)
+@with_groups(training=training_settings, meta=meta_settings, data=data_settings)
 def pretrain(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
@@ -101,13 +101,13 @@ def pretrain(
     personal_users: Annotated[
         float | None,
         typer.Option(
-            help="Users kept back to personalise: a number, or a share below 1. By default the paper's 250 in 3,500, "
+            help="Users kept back to personalise: a number or a fraction below 1. By default the paper's 250 of 3,500, "
             "but 100 where a third of the users is as many; none of imagefolder, whose users are apart anyway.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
     validation_fraction: Annotated[
-        float, typer.Option(help="Share of the other users who only validate.", rich_help_panel=TRAINING)
+        float, typer.Option(help="Fraction of the other users who only validate.", rich_help_panel=TRAINING)
     ] = 0.1,
     max_writers: Annotated[
         int | None, typer.Option(help="Train and validate on at most so many users.", rich_help_panel=TRAINING)
@@ -122,7 +122,7 @@ def pretrain(
     With --from MODEL --meta METHOD: meta-learn the exits of a trained model instead.
     """
     from persephonee.multi_exit.backbones import source_of
-    from persephonee.server.training.global_model import GlobalModelSettings, UserShares
+    from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
 
     if start is not None:
         meta_learn_and_show(start, meta, data, out, max_users=max_writers, sources=sources, overwrite=overwrite)
@@ -138,7 +138,9 @@ def pretrain(
         weights=weights,
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
-        users=UserShares(personal_users=personal_users, validation_fraction=validation_fraction, max_users=max_writers),
+        users=UserFractions(
+            personal_users=personal_users, validation_fraction=validation_fraction, max_users=max_writers
+        ),
         training=training,
         # whoever names a network of their own on this command line trusts it
         sources=source_names(sources, source_of(backbone)),
@@ -171,7 +173,7 @@ def make_and_show(
 def _summary(network: "MultiExitNetwork", result: "PretrainResult", out: Path) -> str:
     return (
         f"{out}: {network.spec.backbone}, {network.num_exits} exits, trained on {result.num_train} samples; the last "
-        f"exit has {result.accuracies[-1]:.2%} on {result.num_validation} samples of unseen users "
+        f"exit has {result.accuracies[-1]:.2%} on {result.num_validation} samples of held-out users "
         f"(epoch {result.best_epoch} of {len(result.history)})."
     )
 

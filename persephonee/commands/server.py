@@ -34,7 +34,7 @@ def init(
 
     A key must not be foreseen, so the seed plays no part.
     """
-    from persephonee.fl_app.deployment.server_folder import ServerPlace, init_server
+    from persephonee.fl_app.deployment.server_folder import ServerAddress, init_server
 
-    for line in init_server(out, ServerPlace(hosts=tuple(host), listen=listen, port=port), days):
+    for line in init_server(out, ServerAddress(hosts=tuple(host), listen=listen, port=port), days):
         typer.echo(line)

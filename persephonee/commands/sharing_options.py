@@ -16,8 +16,8 @@ def sharing_settings(
     share_exits: Annotated[
         bool, typer.Option("--share-exits", help="Ask users for their exits, and merge them.", rich_help_panel=SHARING)
     ] = False,
-    sharing_share: Annotated[
-        float, typer.Option(help="Share of the users who permit it, in [0, 1].", rich_help_panel=SHARING)
+    sharing_fraction: Annotated[
+        float, typer.Option(help="Fraction of the users who permit it, in [0, 1].", rich_help_panel=SHARING)
     ] = 1.0,
     share_dtype: Annotated[
         str, typer.Option(help="Of the exits on their way: float32 or float16.", rich_help_panel=SHARING)
@@ -32,7 +32,7 @@ def sharing_settings(
     server_learning_rate: Annotated[
         float, typer.Option(help="fedadam, fedyogi: the step, above 0.", rich_help_panel=SHARING)
     ] = 0.01,
-    trimmed_share: Annotated[
+    trimmed_fraction: Annotated[
         float, typer.Option(help="fedtrimmedavg: share cut off at either end, in [0, 0.5).", rich_help_panel=SHARING)
     ] = 0.2,
     malicious_clients: Annotated[
@@ -47,11 +47,11 @@ def sharing_settings(
 
     return SharingSettings(
         share_exits=share_exits,
-        sharing_share=sharing_share,
+        sharing_fraction=sharing_fraction,
         share_dtype=share_dtype,
         strategy=strategy,
         server_learning_rate=server_learning_rate,
-        trimmed_share=trimmed_share,
+        trimmed_fraction=trimmed_fraction,
         malicious_clients=malicious_clients,
         min_sharers=min_sharers,
     )

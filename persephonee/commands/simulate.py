@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.option_groups import takes
+from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
     TRAINING,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from persephonee.clients.personalisation.settings import PersonalisationSettings
     from persephonee.data_partitions.opening import DataSettings
     from persephonee.data_partitions.user_splits import SplitSettings
-    from persephonee.fl_app.settings.app_settings import AppSettings, LossSettings, PlaceSettings, RoundSettings
+    from persephonee.fl_app.settings.app_settings import AppSettings, LossSettings, PathSettings, RoundSettings
     from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
     from persephonee.server.training.global_model import GlobalModelSettings
 
@@ -42,13 +42,13 @@ def network_settings(
     ] = 3,
 ) -> "GlobalModelSettings":
     """Make the settings of a model that is trained because none was named: minutes, not hours."""
-    from persephonee.server.training.global_model import GlobalModelSettings, UserShares
+    from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
 
     return GlobalModelSettings(
         backbone=backbone,
         num_exits=num_exits,
         head=head,
-        users=UserShares(max_users=pretrain_writers),
+        users=UserFractions(max_users=pretrain_writers),
         # few samples make few steps: smaller batches make more of them
         training=PretrainSettings(epochs=pretrain_epochs, batch_size=64, learning_rate=0.05),
     )
@@ -58,14 +58,15 @@ def round_settings(
     *,
     clients: Annotated[int, typer.Option(help="Users who personalise.")] = 20,
     rounds: Annotated[int, typer.Option(help="Personalisation rounds.")] = 1,
-    unseen_share: Annotated[
-        float, typer.Option(help="Share of them who never take part and serve to measure, in [0, 1).")
+    held_out_fraction: Annotated[
+        float, typer.Option(help="Fraction of them who never take part and serve to measure, in [0, 1).")
     ] = 0.0,
-    min_reply_share: Annotated[
-        float, typer.Option(help="The run fails if a smaller share of the clients answers, in [0, 1].")
+    min_reply_fraction: Annotated[
+        float, typer.Option(help="The run fails if a smaller fraction of the clients answers, in [0, 1].")
     ] = 0.5,
-    enough_share: Annotated[
-        float, typer.Option(help="A round ends once this share sent a valid reply, in (0, 1]; who is late is dropped.")
+    enough_fraction: Annotated[
+        float,
+        typer.Option(help="A round ends once this fraction sent a valid reply, in (0, 1]; who is late is dropped."),
     ] = 1.0,
     round_deadline: Annotated[
         float, typer.Option(help="Seconds after which a round ends with the replies that are there.")
@@ -82,15 +83,15 @@ def round_settings(
     return RoundSettings(
         num_server_rounds=rounds,
         clients=clients,
-        unseen_share=unseen_share,
-        min_reply_share=min_reply_share,
-        enough_share=enough_share,
+        held_out_fraction=held_out_fraction,
+        min_reply_fraction=min_reply_fraction,
+        enough_fraction=enough_fraction,
         round_deadline=round_deadline,
         node_wait=node_wait,
     )
 
 
-def place_settings(
+def path_settings(
     *,
     model: Annotated[
         Path | None, typer.Option(help="Folder of the global model; without it, one is pretrained first.")
@@ -101,19 +102,19 @@ def place_settings(
         Path | None, typer.Option(help="Go on with the run in this folder, with the settings that it began with.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
-) -> "PlaceSettings":
+) -> "PathSettings":
     """Say where things lie."""
-    from persephonee.fl_app.settings.app_settings import PlaceSettings
+    from persephonee.fl_app.settings.app_settings import PathSettings
 
     if resume is not None and (overwrite or run_dir not in (None, resume)):
         raise typer.BadParameter("--resume DIR names the run folder itself; leave out --run-dir and --overwrite.")
-    return PlaceSettings(
+    return PathSettings(
         model=model, run_dir=resume or run_dir, sources=sources, resume=resume is not None, overwrite=overwrite
     )
 
 
-@takes(
-    places=place_settings,
+@with_groups(
+    paths=path_settings,
     rounds=round_settings,
     sharing=sharing_settings,
     privacy=privacy_settings,
@@ -125,7 +126,7 @@ def place_settings(
 )
 def simulate(
     *,
-    places: "PlaceSettings",
+    paths: "PathSettings",
     rounds: "RoundSettings",
     sharing: "SharingSettings",
     privacy: "PrivacySettings",
@@ -160,10 +161,10 @@ def simulate(
         rounds=rounds,
         sharing=sharing,
         privacy=privacy,
-        places=places,
+        paths=paths,
         seed=seed,
     )
-    if places.resume:
+    if paths.resume:
         settings = resumed_settings(settings, _without_options())
     run = run_simulation(settings, ray_address)
     print_summary(summarise(RunFolder.open(run).tables()))
@@ -181,5 +182,5 @@ def _without_options() -> "AppSettings":
         personalisation=schedule_settings(),
         pretraining=network_settings(),
         rounds=round_settings(),
-        places=place_settings(),
+        paths=path_settings(),
     )

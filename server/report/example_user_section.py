@@ -1,7 +1,7 @@
-"""One user looked at closely: the images whose answer changed, for the report page.
+"""One user shown as an example: the images whose answer changed, for the report page.
 
 A federation's server never has a sample. Only `persephonee simulate`, which runs on the machine that owns the data,
-can give the page a close-up; it is kept in the run folder (figures/close_up.json), so that redrawing keeps it.
+can give the page an example user; it is kept in the run folder (figures/example_user.json), so that redrawing keeps it.
 """
 
 import base64
@@ -18,7 +18,7 @@ from PIL import Image
 from persephonee.multi_exit.atomic_files import write_json_atomically
 from persephonee.server.errors import ServerError
 
-CLOSE_UP_NAME = "close_up.json"
+CLOSE_UP_NAME = "example_user.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Example:
 
     def __post_init__(self) -> None:
         if self.before == self.after:
-            raise ServerError(f"A close-up shows images whose answer changed; this one was and is {self.after!r}.")
+            raise ServerError(f"A example user shows images whose answer changed; this one was and is {self.after!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloseUp:
+class ExampleUser:
     """One user, and images whose answer changed."""
 
     client_id: str
@@ -48,20 +48,20 @@ class CloseUp:
     """As many as the caller chose to show, in the order in which to show them."""
     exit: int | None = None
     """The exit whose answers are shown; None: those of the whole policy."""
-    mended: int | None = None
+    corrected: int | None = None
     """Test images that went from wrong to right, when `examples` does not hold all of them."""
-    broken: int | None = None
+    worsened: int | None = None
     """Test images that went from right to wrong, likewise."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what figures/close_up.json holds; images are PNGs in base64."""
-        mended = sum(example.after == example.label for example in self.examples)
-        broken = sum(example.before == example.label for example in self.examples)
+        """Return what figures/example_user.json holds; images are PNGs in base64."""
+        corrected = sum(example.after == example.label for example in self.examples)
+        worsened = sum(example.before == example.label for example in self.examples)
         return {
             "client_id": self.client_id,
             "exit": self.exit,
-            "mended": mended if self.mended is None else self.mended,
-            "broken": broken if self.broken is None else self.broken,
+            "mended": corrected if self.corrected is None else self.corrected,
+            "broken": worsened if self.worsened is None else self.worsened,
             "examples": [
                 {
                     "label": example.label,
@@ -74,32 +74,32 @@ class CloseUp:
         }
 
 
-def keep_close_up(figures: Path, close_up: CloseUp) -> None:
-    """Write the close-up into the run's folder of figures.
+def keep_example_user(figures: Path, example_user: ExampleUser) -> None:
+    """Write the example user into the run's folder of figures.
 
     Raises:
         ServerError: an image is not uint8 or has another shape than [H, W], [1, H, W] or [3, H, W].
     """
-    write_json_atomically(figures / CLOSE_UP_NAME, close_up.to_json())
+    write_json_atomically(figures / CLOSE_UP_NAME, example_user.to_json())
 
 
-def read_close_up(figures: Path) -> dict[str, Any] | None:
-    """Return the close-up that was kept, as `CloseUp.to_json` made it, or None when there is none.
+def read_example_user(figures: Path) -> dict[str, Any] | None:
+    """Return the example user that was kept, as `ExampleUser.to_json` made it, or None when there is none.
 
     Raises:
-        ServerError: the file is cut off or is no close-up.
+        ServerError: the file is cut off or is no example user.
     """
     path = figures / CLOSE_UP_NAME
     if not path.exists():
         return None
     try:
-        close_up = json.loads(path.read_bytes())
+        example_user = json.loads(path.read_bytes())
     except ValueError as error:
         raise ServerError(f"{path} is not whole JSON (cut off or overwritten): {error}; remove it.") from None
     wanted = {"client_id", "exit", "mended", "broken", "examples"}
-    if not isinstance(close_up, dict) or set(close_up) != wanted or not _are_examples(close_up["examples"]):
-        raise ServerError(f"{path} holds no close-up of a user; remove it.")
-    return close_up
+    if not isinstance(example_user, dict) or set(example_user) != wanted or not _are_examples(example_user["examples"]):
+        raise ServerError(f"{path} holds no example user of a user; remove it.")
+    return example_user
 
 
 def _are_examples(examples: object) -> bool:
@@ -112,13 +112,15 @@ def _are_examples(examples: object) -> bool:
 def _png(image: NDArray[np.uint8]) -> bytes:
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:
-        raise ServerError(f"An image of a close-up holds {pixels.dtype} values, expected uint8.")
+        raise ServerError(f"An image of an example user holds {pixels.dtype} values, expected uint8.")
     if pixels.ndim == 3 and pixels.shape[0] == 1:
         pixels = pixels[0]
     elif pixels.ndim == 3 and pixels.shape[0] == 3:
         pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     elif pixels.ndim != 2:
-        raise ServerError(f"An image of a close-up has shape {pixels.shape}, expected [H, W], [1, H, W] or [3, H, W].")
+        raise ServerError(
+            f"An image of an example user has shape {pixels.shape}, expected [H, W], [1, H, W] or [3, H, W]."
+        )
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

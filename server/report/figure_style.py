@@ -67,9 +67,9 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width_share: float = 1.0) -> Figure:
+def new_figure(width_fraction: float = 1.0) -> Figure:
     """Return an empty figure of the report's size; without pyplot, so no display and no global state."""
-    return Figure(figsize=(SIZE_INCHES[0] * width_share, SIZE_INCHES[1]), layout="constrained")
+    return Figure(figsize=(SIZE_INCHES[0] * width_fraction, SIZE_INCHES[1]), layout="constrained")
 
 
 def shared_legend(figure: Figure, ncols: int = 4) -> None:

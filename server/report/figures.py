@@ -70,7 +70,7 @@ def draw_accuracy_per_exit(rows: RoundRows, summary: Summary) -> Figure:
 
 
 def draw_users_over_accuracy(rows: RoundRows, summary: Summary) -> Figure:
-    """Draw the cumulative share of users over accuracy, as Fig. 3b of the paper."""
+    """Draw the cumulative fraction of users over accuracy, as Fig. 3b of the paper."""
     figure = new_figure()
     axes = figure.subplots()
     curves = [
@@ -107,7 +107,9 @@ def draw_accuracy_against_cost(rows: RoundRows, summary: Summary) -> Figure:
     axes.plot([cost for cost, _ in users], [accuracy for _, accuracy in users], **ONE_USER)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     macs = summary.policy.original_macs
-    axes.set_xlabel(f"MACs per sample, share of the original network's {macs / 1e6:,.1f} million" if macs else "MACs")
+    axes.set_xlabel(
+        f"MACs per sample, fraction of the original network's {macs / 1e6:,.1f} million" if macs else "MACs"
+    )
     axes.set_xlim(left=0)
     _accuracy_axis(axes.yaxis, axes, "accuracy, mean over users")
     _limit_to(axes, [accuracy for _, accuracy in points], users)
@@ -116,15 +118,15 @@ def draw_accuracy_against_cost(rows: RoundRows, summary: Summary) -> Figure:
 
 
 def draw_exit_rates(rows: RoundRows, summary: Summary) -> Figure:
-    """Draw the mean share of samples that leave at each exit under the policy, before and after."""
+    """Draw the mean fraction of samples that leave at each exit under the policy, before and after."""
     figure = new_figure()
     axes = figure.subplots()
     for stage, offset in (("before", -0.19), ("after", 0.19)):
         rates = [
             (entry.exit_rate_before if stage == "before" else entry.exit_rate_after) or 0 for entry in summary.exits
         ]
-        places = np.arange(len(rates)) + offset
-        bars = axes.bar(places, rates, width=WIDTH, color=STAGE_COLOURS[stage], label=stage)
+        paths = np.arange(len(rates)) + offset
+        bars = axes.bar(paths, rates, width=WIDTH, color=STAGE_COLOURS[stage], label=stage)
         axes.bar_label(bars, labels=[f"{100 * rate:.0f}" for rate in rates], padding=2, fontsize=8, color=ORIGINAL)
     _label_exits(axes, summary, kept=True)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
@@ -143,11 +145,11 @@ def draw_rounds(summary: Summary) -> Figure:
     for label, field, colour in (*lines, ("original network", "accuracy_original", ORIGINAL)):
         style = "--" if colour == ORIGINAL else "o-"
         accuracy.plot(numbers, _floats(summary, field), style, color=colour, markersize=4, label=label)
-    cost.plot(numbers, _floats(summary, "cost_share"), "o-", color=AFTER, markersize=4)
+    cost.plot(numbers, _floats(summary, "cost_fraction"), "o-", color=AFTER, markersize=4)
     cost.margins(y=0.12)
     cost.set_ylim(bottom=0)
     cost.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    cost.set_ylabel("MACs per sample, share of the original's")
+    cost.set_ylabel("MACs per sample, fraction of the original's")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     accuracy.set_ylabel("accuracy, mean over users")
     for axes in (accuracy, cost):
@@ -191,10 +193,10 @@ def _draw_box(axes: Axes, values: list[float], place: float, colour: str) -> Non
 
 
 def _draw_exit_lines(axes: Axes, summary: Summary) -> list[tuple[float, float]]:
-    early = [entry for entry in summary.exits if not entry.is_last and entry.cost_share is not None]
+    early = [entry for entry in summary.exits if not entry.is_last and entry.cost_fraction is not None]
     drawn: list[tuple[float, float]] = []
     for stage in ("before", "after"):
-        points = [(entry.cost_share or 0.0, _mean_accuracy(entry, stage)) for entry in early]
+        points = [(entry.cost_fraction or 0.0, _mean_accuracy(entry, stage)) for entry in early]
         known = [(cost, accuracy) for cost, accuracy in points if accuracy is not None]
         if known:
             costs, accuracies = [cost for cost, _ in known], [accuracy for _, accuracy in known]
@@ -204,7 +206,7 @@ def _draw_exit_lines(axes: Axes, summary: Summary) -> list[tuple[float, float]]:
     for entry in early:
         accuracy = _mean_accuracy(entry, "after")
         if accuracy is not None:
-            place = (entry.cost_share or 0.0, accuracy)
+            place = (entry.cost_fraction or 0.0, accuracy)
             axes.annotate(str(entry.exit), place, (0, -14), textcoords="offset points", ha="center", color=AFTER)
     return drawn
 
@@ -212,8 +214,8 @@ def _draw_exit_lines(axes: Axes, summary: Summary) -> list[tuple[float, float]]:
 def _draw_operating_points(axes: Axes, summary: Summary) -> list[tuple[float, float]]:
     policy = summary.policy
     marks = (
-        ("policy before", policy.cost_share_before, policy.accuracy_before, BEFORE, "D"),
-        ("policy after", policy.cost_share_after, policy.accuracy_after, AFTER, "D"),
+        ("policy before", policy.cost_fraction_before, policy.accuracy_before, BEFORE, "D"),
+        ("policy after", policy.cost_fraction_after, policy.accuracy_after, AFTER, "D"),
     )
     points = []
     for label, cost, accuracy, colour, marker in marks:
@@ -231,7 +233,7 @@ def _label_exits(axes: Axes, summary: Summary, kept: bool = False) -> None:
     labels = []
     for entry in summary.exits:
         name = "last exit" if entry.is_last else f"exit {entry.exit}"
-        detail = "" if entry.cost_share is None else f"{100 * entry.cost_share:.0f} % MACs"
+        detail = "" if entry.cost_fraction is None else f"{100 * entry.cost_fraction:.0f} % MACs"
         if kept and not entry.is_last and entry.kept is not None:
             detail += f"\nkept {100 * entry.kept:.0f} %"
         labels.append(f"{name}\n{detail}")

@@ -1,6 +1,6 @@
 """The report of a run: summary.json, the figures and report.html, drawn from the run's tables alone.
 
-Drawing again gives the same bytes: nothing but the tables, config.json and the close-up that was kept goes in.
+Drawing again gives the same bytes: nothing but the tables, config.json and the example user that was kept goes in.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from markupsafe import Markup
 from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
 from persephonee.server.report import figure_style as figures_style
 from persephonee.server.report import figures
-from persephonee.server.report.example_user_section import CloseUp, keep_close_up, read_close_up
-from persephonee.server.report.sharing_section import draw_unseen, sharing_part, unseen_words
+from persephonee.server.report.example_user_section import ExampleUser, keep_example_user, read_example_user
+from persephonee.server.report.sharing_section import draw_held_out, held_out_text, sharing_part
 from persephonee.server.report.template import STYLE, TEMPLATE
 from persephonee.server.results.results import summarise
 from persephonee.server.results.run_folder import RunFolder
@@ -41,12 +41,12 @@ SUMMARY_NAME = "summary.json"
 FIGURES_NAME = "figures"
 
 
-def draw_report(run: Path, close_up: CloseUp | None = None) -> Path:
+def draw_report(run: Path, example_user: ExampleUser | None = None) -> Path:
     """Draw summary.json, figures/ and report.html of a run again, from its tables.
 
     Args:
         run: the folder of a run with at least one completed round.
-        close_up: one user looked at closely; kept in the run folder, so that later drawings show it too.
+        example_user: one user shown as an example; kept in the run folder, so that later drawings show it too.
 
     Returns:
         The path of report.html.
@@ -58,16 +58,16 @@ def draw_report(run: Path, close_up: CloseUp | None = None) -> Path:
     tables = folder.tables()
     summary = summarise(tables)
     figures_folder = folder.path / FIGURES_NAME
-    if close_up is not None:
-        keep_close_up(figures_folder, close_up)
-    shown = read_close_up(figures_folder)
+    if example_user is not None:
+        keep_example_user(figures_folder, example_user)
+    shown = read_example_user(figures_folder)
     write_json_atomically(folder.path / SUMMARY_NAME, asdict(summary))
     page = render_page(
         name=folder.path.name,
         summary=summary,
         drawn=draw_figures(tables, summary, figures_folder),
-        close_up=_close_up_part(shown, tables, summary) if shown else None,
-        sharing=sharing_part(summary.sharing, summary.unseen, folder.path),
+        example_user=_example_user_part(shown, tables, summary) if shown else None,
+        sharing=sharing_part(summary.sharing, summary.held_out, folder.path),
         config=folder.config,
     )
     write_text_atomically(folder.path / REPORT_NAME, page)
@@ -98,9 +98,9 @@ def draw_figures(tables: RunTables, summary: Summary, folder: Path) -> list[dict
         if len(summary.rounds) > 1:
             svg = figures_style.save_figure(figures.draw_rounds(summary), folder, "rounds")
             drawn.append(_figure_part("rounds", "Over the rounds", rounds_caption(summary), svg))
-        if summary.unseen and len(summary.unseen.rounds) > 1:
-            svg = figures_style.save_figure(draw_unseen(summary.unseen), folder, "unseen")
-            drawn.append(_figure_part("unseen", "Users who took no part", unseen_words(summary.unseen), svg))
+        if summary.held_out and len(summary.held_out.rounds) > 1:
+            svg = figures_style.save_figure(draw_held_out(summary.held_out), folder, "held_out")
+            drawn.append(_figure_part("held_out", "Users who took no part", held_out_text(summary.held_out), svg))
     return drawn
 
 
@@ -108,7 +108,7 @@ def render_page(
     name: str,
     summary: Summary,
     drawn: list[dict[str, Any]],
-    close_up: Mapping[str, Any] | None,
+    example_user: Mapping[str, Any] | None,
     sharing: Mapping[str, Any] | None,
     config: Mapping[str, Any],
 ) -> str:
@@ -122,7 +122,7 @@ def render_page(
         tiles=_tiles(summary) if summary.counts.ok else [],
         figures=drawn,
         exits=_exits_part(summary) if summary.exits else None,
-        close_up=close_up,
+        example_user=example_user,
         sharing=sharing,
         left_out=_left_out_part(summary),
         config=list(_flat(config)),
@@ -138,7 +138,7 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
     threshold, labels = policy.threshold, ", ".join(f"{key}: {count}" for key, count in summary.labels.items())
     tiles = [
         ("Accuracy of the policy", mean_percent(policy.accuracy_after), "after"),
-        ("Mean cost", mean_percent(policy.cost_share_after), ""),
+        ("Mean cost", mean_percent(policy.cost_fraction_after), ""),
         ("Users whom it helped", percent(change.helped if change else None, 0), ""),
         ("Users", f"{summary.counts.ok} of {summary.counts.asked}", ""),
         ("Threshold", f"{threshold.median:.2f}" if threshold else UNKNOWN, ""),
@@ -149,7 +149,7 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
     hurt = percent(change.hurt if change else None, 0)
     notes = [
         f"{mean_percent(policy.accuracy_before)} before; original {mean_percent(policy.accuracy_original)}",
-        f"of {mega_macs(policy.original_macs)}; {mean_percent(policy.cost_share_before)} before",
+        f"of {mega_macs(policy.original_macs)}; {mean_percent(policy.cost_fraction_before)} before",
         f"{hurt} hurt, {percent(change.unchanged if change else None, 0)} as before",
         f"gave a result; labels {labels}" if labels else "gave a result",
         f"median; 5–95 % of users {threshold.p05:.2f}–{threshold.p95:.2f}" if threshold else "",
@@ -173,7 +173,7 @@ def _exit_cells(entry: ExitSummary) -> list[str]:
     return [
         "last (original)" if entry.is_last else str(entry.exit),
         UNKNOWN if entry.macs is None else f"{entry.macs / 1e6:,.1f}",
-        percent(entry.cost_share, 0),
+        percent(entry.cost_fraction, 0),
         mean_percent(entry.accuracy_before),
         mean_percent(entry.accuracy_after),
         percent(change.helped if change else None, 0),
@@ -184,11 +184,11 @@ def _exit_cells(entry: ExitSummary) -> list[str]:
     ]
 
 
-def _close_up_part(shown: Mapping[str, Any], tables: RunTables, summary: Summary) -> dict[str, Any]:
+def _example_user_part(shown: Mapping[str, Any], tables: RunTables, summary: Summary) -> dict[str, Any]:
     where = "the whole policy" if shown["exit"] is None else f"exit {shown['exit']}"
     words = (
-        f"User {shown['client_id']}, answers of {where}: {shown['mended']} test images went from wrong to right and "
-        f"{shown['broken']} from right to wrong. Under each image: the answer before → after."
+        f"User {shown['client_id']}, answers of {where}: {shown['corrected']} test images went from wrong to right and "
+        f"{shown['worsened']} from right to wrong. Under each image: the answer before → after."
     )
     own = [row for row in tables.clients_of(summary.round) if row["client_id"] == shown["client_id"]]
     if own and own[0]["status"] == "ok":

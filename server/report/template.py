@@ -157,11 +157,11 @@ policy still has it.</p>
 {% endif %}
 
 <section class="whole">
-<h2>One user looked at closely</h2>
-{% if close_up %}
-<p class="see">{{ close_up.words }}</p>
+<h2>One user shown as an example</h2>
+{% if example_user %}
+<p class="see">{{ example_user.words }}</p>
 <div class="card">
-{% for group in close_up.groups %}
+{% for group in example_user.groups %}
 <h3>{{ group.title }}</h3>
 <div class="examples">
 {% for example in group.examples %}
@@ -177,7 +177,7 @@ policy still has it.</p>
 {% endfor %}
 </div>
 {% else %}
-<p class="see">This run has no close-up: a server never receives its users' samples. <code>persephonee simulate</code>,
+<p class="see">This run has no example user, since a server never receives samples. <code>persephonee simulate</code>,
 which runs on the machine that owns the data, adds one.</p>
 {% endif %}
 </section>

@@ -1,7 +1,7 @@
 """The tables that only some runs have: what clients shared, and how the exits do on users who took no part.
 
 sharing.parquet   one row per round and client whose report was accepted, in runs that ask for exits
-unseen.parquet    one row per round, unseen user, exit and stage; round 0 is the model that the run began with
+held_out.parquet    one row per round, held-out user, exit and stage; round 0 is the model that the run began with
 """
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ SHARING_SCHEMA = pa.schema(
     ]
 )
 
-UNSEEN_SCHEMA = pa.schema(
+HELD_OUT_SCHEMA = pa.schema(
     [
         pa.field("round", pa.int32(), nullable=False),  # after which the exits were measured; 0 before the first
         pa.field("client_id", pa.string(), nullable=False),
@@ -31,4 +31,4 @@ UNSEEN_SCHEMA = pa.schema(
     ]
 )
 
-OPTIONAL_SCHEMAS = {"sharing": SHARING_SCHEMA, "unseen": UNSEEN_SCHEMA}
+OPTIONAL_SCHEMAS = {"sharing": SHARING_SCHEMA, "held_out": HELD_OUT_SCHEMA}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from persephonee.server.errors import ServerError
-from persephonee.server.results.sharing_results import summarise_sharing, summarise_unseen
+from persephonee.server.results.sharing_results import summarise_held_out, summarise_sharing
 from persephonee.server.results.summary import (
     Change,
     ExitSummary,
@@ -60,7 +60,7 @@ def summarise(tables: RunTables) -> Summary:
         rolled_back=rolled_back,
         rounds=tuple(_round_point(row) for row in round_rows),
         sharing=summarise_sharing(tables),
-        unseen=summarise_unseen(tables),
+        held_out=summarise_held_out(tables),
     )
 
 
@@ -101,8 +101,8 @@ def summarise_policy(exits: Sequence[Row], ok: Sequence[Row]) -> PolicySummary:
         mean_macs_before=_mean(row["mean_macs_before"] for row in ok),
         mean_macs_after=_mean(row["mean_macs"] for row in ok),
         original_macs=_mean(row["original_macs"] for row in ok),
-        cost_share_before=Spread.of(_ratio(row["mean_macs_before"], row["original_macs"]) for row in ok),
-        cost_share_after=Spread.of(_ratio(row["mean_macs"], row["original_macs"]) for row in ok),
+        cost_fraction_before=Spread.of(_ratio(row["mean_macs_before"], row["original_macs"]) for row in ok),
+        cost_fraction_after=Spread.of(_ratio(row["mean_macs"], row["original_macs"]) for row in ok),
         threshold=_spread(ok, "threshold"),
         threshold_counts=dict(sorted(thresholds.items())),
         exits_kept=Spread.of(kept[row["client_id"]] for row in ok) if exits else None,
@@ -134,7 +134,7 @@ def _summarise_exit(number: int, last: int, exits: Sequence[Row], ok: Sequence[R
         exit=number,
         is_last=number == last,
         macs=macs,
-        cost_share=_ratio(macs, original_macs),
+        cost_fraction=_ratio(macs, original_macs),
         accuracy_before=_spread(before.values(), "accuracy"),
         accuracy_after=_spread(after.values(), "accuracy"),
         change=change,
@@ -162,7 +162,7 @@ def _round_point(row: Row) -> RoundPoint:
         accuracy_original=row["accuracy_original"],
         accuracy_before=row["accuracy_before"],
         accuracy_after=row["accuracy_after"],
-        cost_share=_ratio(row["mean_macs"], row["original_macs"]),
+        cost_fraction=_ratio(row["mean_macs"], row["original_macs"]),
     )
 
 

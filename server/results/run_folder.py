@@ -1,7 +1,7 @@
 """The run folder: everything that one run leaves behind, written atomically and never over another run.
 
 config.json        everything that determines the run
-exits.parquet, clients.parquet, rounds.parquet, in some runs sharing.parquet and unseen.parquet
+exits.parquet, clients.parquet, rounds.parquet, in some runs sharing.parquet and held_out.parquet
                    the measurements, see run_folder_tables.py
 summary.json, report.html, figures/
                    drawn from the tables, see report_page.py
@@ -134,7 +134,7 @@ class RunFolder:
         clients: Iterable[Row],
         round_row: Row,
         sharing: Iterable[Row] = (),
-        unseen: Iterable[Row] = (),
+        held_out: Iterable[Row] = (),
     ) -> None:
         """Add one completed round to the tables.
 
@@ -145,7 +145,7 @@ class RunFolder:
             round_row: `round, replies, failures` and, where it is known, `seconds`. The other columns of
                 rounds.parquet follow from `clients` unless they are given.
             sharing: rows of sharing.parquet; without any, there is no such table.
-            unseen: rows of unseen.parquet, likewise; with the first round also those of round 0.
+            held_out: rows of held_out.parquet, likewise; with the first round also those of round 0.
 
         Raises:
             ServerError: the round is there already, or a row does not fit its table.
@@ -155,7 +155,7 @@ class RunFolder:
         if done and (number is None or number <= done[-1]):
             raise ServerError(f"Round {number} cannot follow round {done[-1]}, which stands in {self.path} already.")
         clients = [dict(row) for row in clients]
-        optional = {"sharing": list(sharing), "unseen": list(unseen)}
+        optional = {"sharing": list(sharing), "held_out": list(held_out)}
         added = {
             **{name: make_table(name, rows) for name, rows in optional.items() if rows},
             "exits": make_table("exits", exits),
@@ -164,7 +164,7 @@ class RunFolder:
         }
         for name in added:
             strangers = set(added[name].column("round").to_pylist()) - {number}
-            strangers -= {0} if name == "unseen" and not done else set()
+            strangers -= {0} if name == "held_out" and not done else set()
             if strangers:
                 raise ServerError(f"A row for {name}.parquet is of round {min(strangers)}, expected round {number}.")
         _drop_unfinished_round(self.path)

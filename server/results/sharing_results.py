@@ -1,6 +1,6 @@
 """What sharing came to: who shared, and how the merged exits do on users who never took part.
 
-Pure functions from the rows of sharing.parquet and unseen.parquet to what summary.json holds. Every user counts the
+Pure functions from the rows of sharing.parquet and held_out.parquet to what summary.json holds. Every user counts the
 same. Accuracies lie in [0, 1].
 """
 
@@ -30,7 +30,7 @@ class SharingSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnseenRound:
+class HeldOutRound:
     """One round in the curve over rounds."""
 
     round: int
@@ -41,8 +41,8 @@ class UnseenRound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnseenExit:
-    """One exit on unseen users: as the run began and as it ended, before and after their own personalisation."""
+class HeldOutExit:
+    """One exit on held-out users: as the run began and as it ended, before and after their own personalisation."""
 
     exit: int
     is_last: bool
@@ -53,12 +53,12 @@ class UnseenExit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnseenSummary:
+class HeldOutSummary:
     """The merged exits on users who never took part."""
 
     users: int
-    rounds: tuple[UnseenRound, ...]
-    exits: tuple[UnseenExit, ...]
+    rounds: tuple[HeldOutRound, ...]
+    exits: tuple[HeldOutExit, ...]
     left_out: tuple[LeftOut, ...]
 
 
@@ -84,32 +84,32 @@ def summarise_sharing(tables: RunTables) -> SharingSummary | None:
     )
 
 
-def summarise_unseen(tables: RunTables) -> UnseenSummary | None:
-    """Return how the exits do on unseen users, None where the run has none."""
-    rows = tables.unseen.to_pylist()
+def summarise_held_out(tables: RunTables) -> HeldOutSummary | None:
+    """Return how the exits do on held-out users, None where the run has none."""
+    rows = tables.held_out.to_pylist()
     if not rows:
         return None
     ok = [row for row in rows if row["status"] == "ok"]
     left_out = {row["client_id"]: row["status"] for row in rows if row["status"] != "ok"}
     numbers = sorted({row["round"] for row in ok})
     last = max((row["exit"] for row in ok), default=-1)
-    places = range(last + 1)
+    paths = range(last + 1)
 
     def mean(number: int, exit: int, stage: str) -> float | None:
         return _mean([r for r in ok if (r["round"], r["exit"], r["stage"]) == (number, exit, stage)])
 
-    return UnseenSummary(
+    return HeldOutSummary(
         users=len({row["client_id"] for row in ok}),
         rounds=tuple(
-            UnseenRound(
+            HeldOutRound(
                 round=number,
                 users=len({row["client_id"] for row in ok if row["round"] == number}),
-                accuracy=tuple(mean(number, exit, "before") for exit in places),
+                accuracy=tuple(mean(number, exit, "before") for exit in paths),
             )
             for number in numbers
         ),
         exits=tuple(
-            UnseenExit(
+            HeldOutExit(
                 exit=exit,
                 is_last=exit == last,
                 initial_before=mean(0, exit, "before"),
@@ -117,7 +117,7 @@ def summarise_unseen(tables: RunTables) -> UnseenSummary | None:
                 merged_before=mean(numbers[-1], exit, "before"),
                 merged_after=mean(numbers[-1], exit, "after"),
             )
-            for exit in places
+            for exit in paths
         ),
         left_out=tuple(LeftOut(client_id=name, status=status) for name, status in sorted(left_out.items())),
     )

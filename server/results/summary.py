@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from persephonee.server.results.sharing_results import SharingSummary, UnseenSummary
+    from persephonee.server.results.sharing_results import HeldOutSummary, SharingSummary
 
 # Two accuracies closer than this are the same: they are ratios of counts, computed in float.
 SAME = 1e-9
@@ -68,20 +68,20 @@ class ExitSummary:
     """True for the original classifier."""
     macs: float | None
     """MACs per sample of a network with this exit alone: the backbone up to it and its head."""
-    cost_share: float | None
+    cost_fraction: float | None
     """`macs` over the original network's; 1 at the last exit."""
     accuracy_before: Spread | None
     accuracy_after: Spread | None
     change: Change | None
     """Of accuracy, from before to after."""
     reaches_original: float | None
-    """Share of users for whom this exit, after, is at least as accurate as their last exit."""
+    """Fraction of users for whom this exit, after, is at least as accurate as their last exit."""
     kept: float | None
-    """Share of users whose policy keeps this exit."""
+    """Fraction of users whose policy keeps this exit."""
     rolled_back: int
     """Users for whom the new exit was worse on their calibration part, so that the earlier weights stayed."""
     exit_rate_before: float | None
-    """Mean share of samples that leave here."""
+    """Mean fraction of samples that leave here."""
     exit_rate_after: float | None
 
 
@@ -99,9 +99,9 @@ class PolicySummary:
     mean_macs_before: float | None
     mean_macs_after: float | None
     original_macs: float | None
-    cost_share_before: Spread | None
+    cost_fraction_before: Spread | None
     """Each user's mean MACs over the original network's; the heads of the exits passed on the way count too."""
-    cost_share_after: Spread | None
+    cost_fraction_after: Spread | None
     threshold: Spread | None
     threshold_counts: dict[str, int]
     """How many users each threshold was chosen for."""
@@ -146,7 +146,7 @@ class RoundPoint:
     accuracy_original: float | None
     accuracy_before: float | None
     accuracy_after: float | None
-    cost_share: float | None
+    cost_fraction: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,5 +171,5 @@ class Summary:
     rounds: tuple[RoundPoint, ...]
     sharing: "SharingSummary | None" = None
     """None where the run asked for no exits."""
-    unseen: "UnseenSummary | None" = None
+    held_out: "HeldOutSummary | None" = None
     """None where everybody took part."""

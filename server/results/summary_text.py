@@ -11,12 +11,12 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Return a share such as 0.953 as "95.3 %"."""
+    """Return a fraction such as 0.953 as "95.3 %"."""
     return UNKNOWN if value is None else f"{100 * value:.{digits}f}{SPACE}%"
 
 
 def mean_percent(spread: Spread | None, digits: int = 1) -> str:
-    """Return the mean over users of a share as "95.3 %"."""
+    """Return the mean over users of a fraction as "95.3 %"."""
     return percent(spread.mean if spread else None, digits)
 
 
@@ -62,11 +62,11 @@ def headline_sentences(summary: Summary) -> list[str]:
     """Return the sentences of the headline, the most important one first."""
     counts = summary.counts
     if not counts.ok:
-        return [f"No user gave a valid result: of {counts.asked} clients asked, {_left_out_words(summary)}."]
+        return [f"No user gave a valid result: of {counts.asked} clients asked, {_left_out_text(summary)}."]
     sentences = [_exit_sentence(summary), _policy_sentence(summary)]
     if counts.ok < counts.asked:
         left_out = counts.asked - counts.ok
-        sentences.append(f"Left out: {left_out} of {counts.asked} clients asked, {_left_out_words(summary)}.")
+        sentences.append(f"Left out: {left_out} of {counts.asked} clients asked, {_left_out_text(summary)}.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -94,19 +94,19 @@ def users_caption(summary: Summary) -> str:
     return (
         f"The further right, the better: the worst-served 5 % of users get at most {percent(after.p05)} from their "
         f"personal policy, and {percent(original.p05)} from the original network; "
-        f"{_change_words(against, 'the policy beats the original', 'falls behind it')}."
+        f"{_change_text(against, 'the policy beats the original', 'falls behind it')}."
     )
 
 
 def cost_caption(summary: Summary) -> str:
     """Say what to see in the figure of accuracy against cost."""
     policy = summary.policy
-    if policy.cost_share_after is None:
+    if policy.cost_fraction_after is None:
         return ""
-    before = f" ({mean_percent(policy.cost_share_before)} before)" if policy.cost_share_before else ""
+    before = f" ({mean_percent(policy.cost_fraction_before)} before)" if policy.cost_fraction_before else ""
     return (
         f"Upwards is more accurate, leftwards is cheaper: the personal policy runs at "
-        f"{mean_percent(policy.cost_share_after)} of the original's cost{before} and reaches "
+        f"{mean_percent(policy.cost_fraction_after)} of the original's cost{before} and reaches "
         f"{mean_percent(policy.accuracy_after)}, the original {mean_percent(policy.accuracy_original)}."
     )
 
@@ -129,7 +129,7 @@ def rounds_caption(summary: Summary) -> str:
     return (
         f"From round {first.round} to round {last.round} the personal policy went from "
         f"{percent(first.accuracy_after)} to {percent(last.accuracy_after)}, its cost from "
-        f"{percent(first.cost_share)} to {percent(last.cost_share)} of the original's."
+        f"{percent(first.cost_fraction)} to {percent(last.cost_fraction)} of the original's."
     )
 
 
@@ -139,8 +139,8 @@ def _exit_sentence(summary: Summary) -> str:
         return ""
     original = mean_percent(summary.policy.accuracy_original)
     reached, before = mean_percent(entry.accuracy_after), mean_percent(entry.accuracy_before)
-    cost = percent(entry.cost_share, 0)
-    changed = _change_words(entry.change, "it is more accurate than before", "less accurate")
+    cost = percent(entry.cost_fraction, 0)
+    changed = _change_text(entry.change, "it is more accurate than before", "less accurate")
     if _reaches_original(entry, summary):
         return (
             f"Exit {entry.exit} now reaches {reached} on average ({before} before personalisation; the original "
@@ -157,15 +157,15 @@ def _policy_sentence(summary: Summary) -> str:
     if policy.accuracy_after is None:
         return ""
     threshold = f" (median {policy.threshold.median:.2f})" if policy.threshold else ""
-    changed = _change_words(policy.change, "it is more accurate than before", "less accurate")
+    changed = _change_text(policy.change, "it is more accurate than before", "less accurate")
     return (
         f"With each user's own threshold{threshold} the whole policy reaches {mean_percent(policy.accuracy_after)} "
-        f"({mean_percent(policy.accuracy_before)} before) at {mean_percent(policy.cost_share_after, 0)} of the "
+        f"({mean_percent(policy.accuracy_before)} before) at {mean_percent(policy.cost_fraction_after, 0)} of the "
         f"original's cost; {changed}."
     )
 
 
-def _change_words(change: Change | None, rose: str, fell: str) -> str:
+def _change_text(change: Change | None, rose: str, fell: str) -> str:
     if change is None:
         return "how it changed is not known"
     helped, hurt = round(change.helped * change.users), round(change.hurt * change.users)
@@ -174,7 +174,7 @@ def _change_words(change: Change | None, rose: str, fell: str) -> str:
     return f"{rose} for {helped} of {change.users} users and {fell} for {hurt or 'none'}"
 
 
-def _left_out_words(summary: Summary) -> str:
+def _left_out_text(summary: Summary) -> str:
     counts = summary.counts
     kinds = ((counts.too_small, "too small"), (counts.refused, "refused"), (counts.failed, "failed"))
     return ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "none"

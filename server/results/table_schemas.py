@@ -3,7 +3,7 @@
 exits.parquet     one row per round, client, exit and stage ("before" | "after"); the last exit is included
 clients.parquet   one row per round and client that was asked; numbers are null where the status is not "ok"
 rounds.parquet    one row per round; written last, so a round counts once it stands here
-sharing.parquet, unseen.parquet
+sharing.parquet, held_out.parquet
                   only in some runs, see run_folder_optional.py
 
 Equal rows give equal bytes, whatever order they came in: rows are sorted, types are fixed, and NaN becomes null.
@@ -37,7 +37,7 @@ EXITS_SCHEMA = pa.schema(
         pa.field("stage", pa.string(), nullable=False),  # before: the global exits, after: the personal ones
         pa.field("accuracy", pa.float64()),  # [0, 1], of this exit alone on the user's test part
         pa.field("loss", pa.float64()),  # nats
-        pa.field("exit_rate", pa.float64()),  # [0, 1], share of the test samples that leave here
+        pa.field("exit_rate", pa.float64()),  # [0, 1], fraction of the test samples that leave here
         pa.field("kept", pa.bool_()),  # False once pruned
         pa.field("macs", pa.int64()),  # per sample, of a network with this exit alone: backbone and own head
         pa.field("num_test", pa.int64()),
@@ -96,7 +96,7 @@ class RunTables:
     clients: pa.Table
     rounds: pa.Table
     sharing: pa.Table = field(default_factory=OPTIONAL_SCHEMAS["sharing"].empty_table)
-    unseen: pa.Table = field(default_factory=OPTIONAL_SCHEMAS["unseen"].empty_table)
+    held_out: pa.Table = field(default_factory=OPTIONAL_SCHEMAS["held_out"].empty_table)
 
     @property
     def round_numbers(self) -> tuple[int, ...]:

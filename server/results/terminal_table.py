@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from persephonee.server.results.sharing_results import UnseenSummary
+from persephonee.server.results.sharing_results import HeldOutSummary
 from persephonee.server.results.summary import ExitSummary, Spread, Summary
 from persephonee.server.results.summary_text import (
     UNKNOWN,
@@ -28,8 +28,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     if summary.exits:
         console.print(exits_table(summary))
         console.print(key_numbers_table(summary))
-    if summary.unseen:
-        console.print(unseen_table(summary.unseen))
+    if summary.held_out:
+        console.print(held_out_table(summary.held_out))
     for line in left_out_lines(summary):
         console.print(line, highlight=False, markup=False)
 
@@ -39,7 +39,7 @@ def exits_table(summary: Summary) -> Table:
 
     It fits into 80 columns.
     """
-    title = f"Round {summary.round}, {summary.counts.ok} users, in %; cost: share of the original's MACs"
+    title = f"Round {summary.round}, {summary.counts.ok} users, in %; cost: fraction of the original's MACs"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("exit", no_wrap=True)
     for name in ("MMAC", "cost", "before", "after", "original", "helped", "hurt", "kept", "leave here"):
@@ -49,14 +49,14 @@ def exits_table(summary: Summary) -> Table:
     return table
 
 
-def unseen_table(unseen: UnseenSummary) -> Table:
+def held_out_table(held_out: HeldOutSummary) -> Table:
     """Return the exits on users who took no part, in percent: as the run began and merged, each also personalised."""
-    title = f"{unseen.users} users who took no part, accuracy in %, means over users"
+    title = f"{held_out.users} users who took no part, accuracy in %, means over users"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("exit", no_wrap=True)
     for name in ("initial", "personalised", "merged", "personalised"):
         table.add_column(name, justify="right", no_wrap=True)
-    for entry in unseen.exits:
+    for entry in held_out.exits:
         values = (entry.initial_before, entry.initial_after, entry.merged_before, entry.merged_after)
         table.add_row("last" if entry.is_last else str(entry.exit), *(_number(value, 1) for value in values))
     return table
@@ -88,7 +88,7 @@ def key_numbers(summary: Summary) -> list[tuple[str, str]]:
         (
             "mean cost",
             f"{mega_macs(policy.mean_macs_after)} of {mega_macs(policy.original_macs)} "
-            f"({mean_percent(policy.cost_share_after)}; before {mean_percent(policy.cost_share_before)})",
+            f"({mean_percent(policy.cost_fraction_after)}; before {mean_percent(policy.cost_fraction_before)})",
         ),
         ("users helped, hurt", f"{percent(change.helped)}, {percent(change.hurt)}" if change else UNKNOWN),
         (
@@ -113,7 +113,7 @@ def left_out_lines(summary: Summary) -> list[str]:
     entries = [
         *summary.left_out,
         *(summary.sharing.refusals if summary.sharing else ()),
-        *(summary.unseen.left_out if summary.unseen else ()),
+        *(summary.held_out.left_out if summary.held_out else ()),
     ]
     lines = [f"left out: {entry.client_id}: {entry.status}" for entry in entries[:SHOWN_LEFT_OUT]]
     more = len(entries) - SHOWN_LEFT_OUT
@@ -132,7 +132,7 @@ def _cells(entry: ExitSummary, summary: Summary) -> list[str]:
     return [
         "last" if entry.is_last else str(entry.exit),
         UNKNOWN if entry.macs is None else f"{entry.macs / 1e6:.1f}",
-        _number(entry.cost_share, 0),
+        _number(entry.cost_fraction, 0),
         _number(_mean(entry.accuracy_before), 1),
         _number(_mean(entry.accuracy_after), 1),
         _number(_mean(summary.policy.accuracy_original), 1),

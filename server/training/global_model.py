@@ -28,7 +28,7 @@ LEAST_PERSONAL_USERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserShares:
+class UserFractions:
     """Which users' data the global model may see.
 
     Raises:
@@ -36,11 +36,11 @@ class UserShares:
     """
 
     personal_users: float | None = None
-    """Users kept back to personalise: a number of them, or below 1 a share of all; None is the paper's 250 in 3,500,
+    """Users kept back to personalise: a number of them, or below 1 a fraction of all; None is the paper's 250 in 3,500,
     but 100 where a third of all users is as many, and nobody of a pool that is the global model's anyway."""
 
     validation_fraction: float = 0.1
-    """Share of the other users who only validate, in (0, 1)."""
+    """Fraction of the other users who only validate, in (0, 1)."""
 
     max_users: int | None = None
     """Train and validate on at most this many users, >= 2; None takes all."""
@@ -49,7 +49,7 @@ class UserShares:
         wanted = self.personal_users
         if wanted is not None and (not 0 <= wanted < math.inf or (wanted >= 1 and wanted != int(wanted))):
             raise PretrainingError(
-                f"personal_users={wanted} is out of range; give a number of users, or a share below 1."
+                f"personal_users={wanted} is out of range; give a number of users, or a fraction below 1."
             )
         if not 0 < self.validation_fraction < 1:
             raise PretrainingError(
@@ -90,14 +90,14 @@ class GlobalModelSettings:
     std: tuple[float, ...] = ()
     """What the difference is divided by, per channel; given together with `mean`."""
 
-    users: UserShares = field(default_factory=UserShares)
+    users: UserFractions = field(default_factory=UserFractions)
     training: PretrainSettings = field(default_factory=PretrainSettings)
 
     sources: tuple[str, ...] = DEFAULT_SOURCES
     """Where backbones may come from."""
 
 
-def choose_training_users(client_ids: tuple[str, ...], shares: UserShares, seed: int) -> tuple[tuple[str, ...], ...]:
+def choose_training_users(client_ids: tuple[str, ...], shares: UserFractions, seed: int) -> tuple[tuple[str, ...], ...]:
     """Return the users who train and those who validate; everyone else may personalise.
 
     Raises:

@@ -216,7 +216,7 @@ def _loss(heads: nn.ModuleList, user: MetaUser) -> Tensor:
 
 @torch.no_grad()
 def _move(tensors: Sequence[Tensor], targets: Sequence[Sequence[Tensor]], rate: float) -> None:
-    """Move each tensor the share `rate` of the way to the mean of its targets."""
+    """Move each tensor the fraction `rate` of the way to the mean of its targets."""
     for tensor, *ends in zip(tensors, *targets, strict=True):
         tensor.lerp_(torch.stack(ends).mean(dim=0), rate)
 

@@ -31,7 +31,7 @@ def make_meta_learned_model(
     """Meta-learn the exits of the model in `model`, and save the result in `folder`; the backbone stays the same bits.
 
     Whoever trained the model trains its exits here, and whoever validated it validates: users whom the model has not
-    seen stay unseen.
+    seen stay held out.
 
     Args:
         model: folder of a global model that was trained on users of `partitions`.

@@ -8,7 +8,7 @@ from persephonee.server.errors import PretrainingError
 
 Method = Literal["reptile", "fomaml"]
 DEFAULT_RATES: dict[str, float] = {"reptile": 0.5, "fomaml": 0.02}
-"""Reptile moves this share of the way to the users' own exits; FOMAML takes a step of gradient descent."""
+"""Reptile moves this fraction of the way to the users' own exits; FOMAML takes a step of gradient descent."""
 
 
 @dataclass(frozen=True, kw_only=True)

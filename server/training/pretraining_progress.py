@@ -79,7 +79,7 @@ def describe(record: EpochRecord) -> str:
     """Return one line for a person."""
     accuracies = " ".join(f"{accuracy:.3f}" for accuracy in record.validation_accuracy)
     when = f"epoch {record.epoch}: loss {record.train_loss:.3f}" if record.epoch else "at the start"
-    return f"{when}, accuracy on unseen users per exit {accuracies}"
+    return f"{when}, accuracy on held-out users per exit {accuracies}"
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class PretrainSettings:
     """The largest, after the warm-up; > 0."""
 
     warmup: float = 0.15
-    """Share of the epochs in which the learning rate rises, in [0, 1)."""
+    """Fraction of the epochs in which the learning rate rises, in [0, 1)."""
 
     momentum: float = 0.9
     """In [0, 1)."""

@@ -59,7 +59,7 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all epochs are over, or unseen users have gained nothing for `settings.patience` of them."""
+        """Whether all epochs are over, or held-out users have gained nothing for `settings.patience` of them."""
         waited = len(self.history) - self.best_epoch
         return len(self.history) >= self.settings.epochs or (waited >= self.settings.patience and waited > 0)
 

@@ -45,23 +45,23 @@ def test_pretrain_keeps_users_back_and_records_whom_it_used(pretrained):
 
 
 @pytest.mark.parametrize(("option", "trained"), [("3", 9), ("0.5", 6), ("0", 12)])
-def test_pretrain_keeps_back_as_many_users_as_it_is_told(tmp_path, data_words, option, trained):
+def test_pretrain_keeps_back_as_many_users_as_it_is_told(tmp_path, data_text, option, trained):
     words = ("--epochs", 1, "--max-samples", 40, "--batch-size", 32, "--personal-users", option)
-    assert call("pretrain", *NETWORK, *data_words, "--out", tmp_path / "M", *words).exit_code == 0
+    assert call("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M", *words).exit_code == 0
     assert len(load_network(tmp_path / "M", (SOURCE,))[1].trained_on) == trained
 
 
-def test_pretrain_prints_the_accuracy_of_each_exit_and_a_line_per_epoch(tmp_path, data_words):
+def test_pretrain_prints_the_accuracy_of_each_exit_and_a_line_per_epoch(tmp_path, data_text):
     words = ("--epochs", 1, "--max-writers", 4, "--batch-size", 32)
-    result = call("pretrain", *NETWORK, *data_words, "--out", tmp_path / "M", *words)
+    result = call("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M", *words)
     assert "accuracy" in result.stdout
     assert f"{tmp_path / 'M'}: {NAME}, 2 exits, trained on 120 samples" in result.stdout
     assert "epoch 1: loss" in result.stderr
     assert len(load_network(tmp_path / "M", (SOURCE,))[1].trained_on) == 4
 
 
-def test_an_interrupted_pretrain_ends_with_130_and_resumes_to_the_same_model(tmp_path, data_words, monkeypatch):
-    words = ("pretrain", *NETWORK, *data_words, "--epochs", 2, "--batch-size", 32, "--max-writers", 5)
+def test_an_interrupted_pretrain_ends_with_130_and_resumes_to_the_same_model(tmp_path, data_text, monkeypatch):
+    words = ("pretrain", *NETWORK, *data_text, "--epochs", 2, "--batch-size", 32, "--max-writers", 5)
     assert call(*words, "--out", tmp_path / "whole").exit_code == 0
 
     with monkeypatch.context() as patch:
@@ -144,13 +144,13 @@ def rounds(monkeypatch) -> list[dict[str, set[bytes]]]:
 
 @pytest.mark.parametrize("change", ["another seed", "a sample more", "a larger test part"])
 def test_no_later_round_of_personalise_tests_on_what_trained_an_earlier_one(
-    tmp_path, with_model, data_words, newcomer, rounds, change
+    tmp_path, with_model, data_text, newcomer, rounds, change
 ):
     words = ("personalise", *with_model, "--user", newcomer, "--store", tmp_path / "S", "--epochs", 1)
     assert call(*words).exit_code == 0
     more = {"another seed": ("--seed", 1), "a larger test part": ("--test-fraction", 0.5)}.get(change, ())
     if change == "a sample more":
-        table = pq.read_table(data_words[-1])
+        table = pq.read_table(data_text[-1])
         new = {"image": [np.full((SIDE, SIDE), 7, dtype=np.uint8).tolist()], "writer_id": [newcomer], "character": [0]}
         pq.write_table(pa.concat_tables([table, pa.table(new, schema=table.schema)]), tmp_path / "grown.parquet")
         more = ("--data-path", tmp_path / "grown.parquet")
@@ -207,8 +207,8 @@ def test_simulate_passes_its_options_on(monkeypatch, with_model):
     words = "--clients 7 --rounds 3 --run-dir R --labels 0.25 --drop-tolerance 0.02 --seed 5 --epochs 2 --overwrite"
     settings = settings_of_simulate(monkeypatch, *with_model, *words.split())
     assert (settings.rounds.clients, settings.rounds.num_server_rounds, settings.seed) == (7, 3, 5)
-    assert (settings.places.run_dir, settings.places.overwrite, settings.places.resume) == (Path("R"), True, False)
-    assert settings.places.model == with_model[1]
+    assert (settings.paths.run_dir, settings.paths.overwrite, settings.paths.resume) == (Path("R"), True, False)
+    assert settings.paths.model == with_model[1]
     assert settings.data.dataset == "parquet"
     assert settings.split.labels == 0.25
     assert (settings.personalisation.drop_tolerance, settings.personalisation.epochs) == (0.02, 2)
@@ -223,12 +223,14 @@ def test_simulate_waits_as_long_as_it_is_told_and_else_as_long_as_a_run_configur
 
 
 def test_simulate_passes_the_options_of_sharing_on(monkeypatch):
-    words = "--share-exits --share-dtype float16 --strategy krum --malicious-clients 1 --unseen-share 0.25 --clients 8"
-    more = "--proximal-mu 0.1 --dp-noise-multiplier 0.5 --dp-noise-at clients --sharing-share 0.9"
+    words = (
+        "--share-exits --share-dtype float16 --strategy krum --malicious-clients 1 --held-out-fraction 0.25 --clients 8"
+    )
+    more = "--proximal-mu 0.1 --dp-noise-multiplier 0.5 --dp-noise-at clients --sharing-fraction 0.9"
     settings = settings_of_simulate(monkeypatch, *words.split(), *more.split())
     sharing, privacy = settings.sharing, settings.privacy
     assert (sharing.share_exits, sharing.share_dtype, sharing.strategy) == (True, "float16", "krum")
-    assert (sharing.malicious_clients, sharing.sharing_share, settings.rounds.unseen_share) == (1, 0.9, 0.25)
+    assert (sharing.malicious_clients, sharing.sharing_fraction, settings.rounds.held_out_fraction) == (1, 0.9, 0.25)
     assert (privacy.dp_noise_multiplier, privacy.dp_noise_at) == (0.5, "clients")
     assert settings.personalisation.proximal_mu == 0.1
 
@@ -238,8 +240,8 @@ def test_noise_over_figures_alone_is_refused():
 
 
 def test_simulate_resumes_the_run_that_it_is_pointed_to(monkeypatch):
-    places = settings_of_simulate(monkeypatch, "--resume", "R").places
-    assert (places.run_dir, places.resume, places.overwrite) == (Path("R"), True, False)
+    paths = settings_of_simulate(monkeypatch, "--resume", "R").paths
+    assert (paths.run_dir, paths.resume, paths.overwrite) == (Path("R"), True, False)
 
 
 def test_simulate_without_labels_distils(monkeypatch):

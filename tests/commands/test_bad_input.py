@@ -71,24 +71,24 @@ def test_bad_input_ends_in_one_sentence_that_names_it(tmp_path, monkeypatch, wor
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_column_a_label_out_of_range_and_a_broken_image_are_named(tmp_path, data_words):
-    pretrain = ("pretrain", *NETWORK, *data_words, "--out", tmp_path / "M")
+def test_a_missing_column_a_label_out_of_range_and_a_broken_image_are_named(tmp_path, data_text):
+    pretrain = ("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M")
     assert "'author'" in refused(*pretrain, "--user-column", "author")
     assert "'kind'" in refused(*pretrain, "--label-column", "kind")
-    table = pq.read_table(data_words[-1])
+    table = pq.read_table(data_text[-1])
     wrong = tmp_path / "wrong.parquet"
     pretrain = ("pretrain", *NETWORK, "--dataset", "parquet", "--data-path", wrong, "--out", tmp_path / "M")
     pq.write_table(table.set_column(2, "character", pa.array([-1] * len(table))), wrong)
     assert "the label -1 in row 0" in refused(*pretrain)
     pq.write_table(table.set_column(0, "image", pa.array([b"no picture"] * len(table))), wrong)
     assert "image in row 0" in refused(*pretrain)
-    wrong.write_bytes(data_words[-1].read_bytes()[:-50])
+    wrong.write_bytes(data_text[-1].read_bytes()[:-50])
     assert "wrong.parquet" in refused(*pretrain)
     assert not (tmp_path / "M").exists()
 
 
-def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, data_words, pretrained):
-    pretrain = ("pretrain", *NETWORK, *data_words, "--epochs", 1)
+def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, data_text, pretrained):
+    pretrain = ("pretrain", *NETWORK, *data_text, "--epochs", 1)
     (tmp_path / "diary.txt").write_text("dear diary")
     assert "something other than a model" in refused(*pretrain, "--out", tmp_path)
     assert "is a file" in refused(*pretrain, "--out", tmp_path / "diary.txt")
@@ -131,8 +131,8 @@ def test_a_user_with_too_few_samples_is_named(tmp_path, with_model, newcomer):
     assert f"User {newcomer} has 40 samples" in refused("personalise", *with_model, *words)
 
 
-def test_a_loss_that_is_no_number_ends_in_a_sentence(tmp_path, data_words):
-    pretrain = ("pretrain", *NETWORK, *data_words, "--out", tmp_path / "M", "--batch-size", 32)
+def test_a_loss_that_is_no_number_ends_in_a_sentence(tmp_path, data_text):
+    pretrain = ("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M", "--batch-size", 32)
     assert "The training loss became" in refused(*pretrain, "--learning-rate", "1e30")
     assert not (tmp_path / "M" / "network.json").exists()
 

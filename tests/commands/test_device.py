@@ -65,13 +65,13 @@ def refused(*words: object) -> str:
 
 def test_a_replay_answers_every_sample_and_personalises_by_night_on_its_own(replay, tmp_path):
     said = lines(*replay)
-    answers = [line for line in said if line["type"] == "answer"]
+    predictions = [line for line in said if line["type"] == "answer"]
     events = [line for line in said if line["type"] == "event"]
-    assert len(answers) == 60
-    assert set(answers[0]) == {
+    assert len(predictions) == 60
+    assert set(predictions[0]) == {
         *("type", "time", "key", "label", "class", "confidence", "exit", "latency_ms", "explored", "stored")
     }
-    assert {line["class"] for line in answers} <= {"upright", "level"}
+    assert {line["class"] for line in predictions} <= {"upright", "level"}
     done = next(event for event in events if event["kind"] == "round done")
     # the simulated phone is plugged in at 23 h and full enough at 1 h
     assert "T01:00" in done["time"]

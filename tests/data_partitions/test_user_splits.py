@@ -107,7 +107,7 @@ def test_the_three_parts_are_disjoint_and_complete(total: int):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_class_has_its_share_of_the_test_part_to_within_one_sample(seed: int):
+def test_every_class_has_its_fraction_of_the_test_part_to_within_one_sample(seed: int):
     labels = torch.tensor(random_labels(227, seed=seed))
     split = split_samples(user_of(labels.tolist()), SplitSettings(), seed=seed)
     for label in labels.unique():
@@ -133,13 +133,13 @@ def test_a_split_depends_on_seed_and_client_alone():
 
 
 @pytest.mark.parametrize(("labels", "expected"), [(0.0, 0), (0.25, 32), (1.0, 127)])
-def test_the_labelled_share_is_of_the_samples_outside_the_test_part(labels: float, expected: int):
+def test_the_labelled_fraction_is_of_the_samples_outside_the_test_part(labels: float, expected: int):
     split = split_samples(user_of(random_labels(227)), SplitSettings(labels=labels), seed=0)
     assert int(split.labelled.sum()) == expected
     assert not split.labelled[split.test].any()
 
 
-def test_a_larger_labelled_share_contains_a_smaller_one_and_moves_no_sample():
+def test_a_larger_labelled_fraction_contains_a_smaller_one_and_moves_no_sample():
     samples = user_of(random_labels(227))
     few = split_samples(samples, SplitSettings(labels=0.25), seed=0)
     many = split_samples(samples, SplitSettings(labels=0.5), seed=0)

@@ -64,10 +64,10 @@ def numbers_agree_with_the_users_tables(out):
     assert ends.set_index("user").accuracy.sort_index().tolist() == pytest.approx(last.sort_index().tolist())
 
 
-def test_users_of_another_width_share_the_global_model_and_the_width_says_how_many_classes_they_meet():
+def test_users_of_another_width_fraction_the_global_model_and_the_width_says_how_many_classes_they_meet():
     study = studies_of("smoke", None, Path("unused"))["writers"]
     others = variants(study)
-    assert sorted(other.data.class_width for other in others.values()) == [5, 20, 40]
+    assert sorted(other.data.label_skew_width for other in others.values()) == [5, 20, 40]
     assert all(other.pool == study.pool for other in others.values())
     # 1.96 standard deviations to each side
     assert [popular_classes(200, width) for width in (2.5, 5, 10)] == [10, 20, 40]

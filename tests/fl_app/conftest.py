@@ -212,24 +212,24 @@ def make_grid():
 
 
 @pytest.fixture(scope="session")
-def data_words(tmp_path_factory) -> tuple[object, ...]:
+def data_text(tmp_path_factory) -> tuple[object, ...]:
     """How the command line is told of twelve users with 40 samples each, u00 to u11."""
     path = write_parquet(tmp_path_factory.mktemp("data") / "train.parquet", users=12, samples=40)
     return ("--dataset", "parquet", "--data-path", path)
 
 
 @pytest.fixture(scope="session")
-def pretrained(tmp_path_factory, data_words) -> Path:
+def pretrained(tmp_path_factory, data_text) -> Path:
     """A model that `pretrain` made of some of them."""
     out = tmp_path_factory.mktemp("models") / "M"
-    result = call("pretrain", *NETWORK, *data_words, "--out", out, "--epochs", 2, "--batch-size", 32)
+    result = call("pretrain", *NETWORK, *data_text, "--out", out, "--epochs", 2, "--batch-size", 32)
     assert result.exit_code == 0, result.output
     return out
 
 
 @pytest.fixture
-def with_model(pretrained, data_words) -> tuple[object, ...]:
-    return ("--model", pretrained, *data_words, "--sources", SOURCE)
+def with_model(pretrained, data_text) -> tuple[object, ...]:
+    return ("--model", pretrained, *data_text, "--sources", SOURCE)
 
 
 @pytest.fixture

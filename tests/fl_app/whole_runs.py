@@ -7,7 +7,7 @@ from persephonee.fl_app.settings.app_settings import AppSettings
 
 
 def run(grid, settings):
-    return server_app.serve(grid, settings, settings.places.model, settings.places.run_dir).parent
+    return server_app.serve(grid, settings, settings.paths.model, settings.paths.run_dir).parent
 
 
 def table(run_dir, name, without=()):

@@ -8,7 +8,7 @@ import pytest
 from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically, write_text_atomically
 
 
-def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
+def test_writing_reattach_points_the_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "new" / "file.bin"
     write_bytes_atomically(path, b"one")
     write_bytes_atomically(path, b"two")

@@ -54,13 +54,13 @@ def test_chained_stages_are_the_original_network(name, tmp_path):
     assert sum(p.numel() for p in network.stages.parameters()) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "num_places"), [("resnet18", 9), ("squeezenet1_1", 10), ("mobilenet_v2", 19)])
-def test_a_network_cut_at_every_place_is_the_original_network(name, num_places, tmp_path):
+@pytest.mark.parametrize(("name", "num_attach_points"), [("resnet18", 9), ("squeezenet1_1", 10), ("mobilenet_v2", 19)])
+def test_a_network_cut_at_every_place_is_the_original_network(name, num_attach_points, tmp_path):
     model = trained_torchvision_model(name)
     safetensors.torch.save_model(model, str(tmp_path / "weights.safetensors"))
     network = build_network(
         name,
-        num_exits=num_places,
+        num_exits=num_attach_points,
         num_classes=10,
         in_channels=3,
         input_size=64,
@@ -70,8 +70,8 @@ def test_a_network_cut_at_every_place_is_the_original_network(name, num_places, 
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(network(images)[-1], model(images))
-    with pytest.raises(PlacementError, match=f"has {num_places} places"):
-        build_network(name, num_exits=num_places + 1, num_classes=10, in_channels=3, input_size=64)
+    with pytest.raises(PlacementError, match=f"has {num_attach_points} places"):
+        build_network(name, num_exits=num_attach_points + 1, num_classes=10, in_channels=3, input_size=64)
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
@@ -163,7 +163,7 @@ def test_transformers_are_refused_in_one_sentence(name, one_sentence):
     assert name in one_sentence(caught)
 
 
-def test_a_vision_transformer_of_the_right_size_has_no_places(build_own, one_sentence):
+def test_a_vision_transformer_of_the_right_size_has_no_attach_points(build_own, one_sentence):
     def vision_transformer(num_classes: int, in_channels: int) -> nn.Module:
         return models.VisionTransformer(
             image_size=64, patch_size=16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=num_classes

@@ -69,7 +69,7 @@ def test_a_pooled_head_costs_its_classifier_only(build_own, tiny_cnn):
     assert costs.exits[1].head_params == 8 * 4 * 4 * 10 + 10 + 1
 
 
-def test_resnet50_at_224_px_has_the_macs_and_the_places_of_the_literature():
+def test_resnet50_at_224_px_has_the_macs_and_the_attach_points_of_the_literature():
     costs = build_network("resnet50", num_exits=6, num_classes=1000, in_channels=3, input_size=224).costs
     assert round(costs.original_macs / 1e6) == 4089
     assert [round(row.share, 3) for row in costs.exits] == [0.139, 0.283, 0.444, 0.588, 0.695, 0.893, 1.0]
@@ -79,7 +79,7 @@ def test_resnet50_at_224_px_has_the_macs_and_the_places_of_the_literature():
     ]
 
 
-def test_mobilenet_v2_at_28_px_has_the_macs_and_the_places_of_the_paper():
+def test_mobilenet_v2_at_28_px_has_the_macs_and_the_attach_points_of_the_paper():
     costs = build_network("mobilenet_v2", num_exits=6, num_classes=62).costs
     assert 21.8e6 <= costs.original_macs <= 22.3e6
     assert [row.at for row in costs.exits[:2]] == ["features.2", "features.5"]

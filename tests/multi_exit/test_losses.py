@@ -113,7 +113,7 @@ def test_weights_that_make_no_sense_are_refused(weights, one_sentence):
     assert all(name in one_sentence(caught) for name in weights if name != "beta" or len(weights) == 1)
 
 
-def test_joint_weights_grow_from_one_hundredth_to_the_exits_share_of_macs():
+def test_joint_weights_grow_from_one_hundredth_to_the_exits_fraction_of_macs():
     shares = (0.15, 0.45, 0.9)
     assert joint_weights(shares, 0, 100) == pytest.approx((0.01, 0.01, 0.01))
     assert joint_weights(shares, 50, 100) == pytest.approx((0.085, 0.235, 0.46))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from persephonee.server.report.example_user_section import CloseUp, Example
+from persephonee.server.report.example_user_section import Example, ExampleUser
 from persephonee.server.results.run_folder import RunFolder
 
 NUM_EXITS = 6
@@ -115,7 +115,7 @@ def made_up_round(round_number: int, users: int = 40, seed: int = 0) -> dict[str
     return {"exits": [row for exits, _ in made for row in exits], "clients": clients, "round_row": row}
 
 
-def made_up_close_up() -> CloseUp:
+def made_up_example_user() -> ExampleUser:
     """Return twelve drawn characters, ten of which changed from wrong to right."""
     triples = [*zip("OlSZcCo1Iz", "0152Cc0l12", "OlSZcCo1Iz", strict=True), ("5", "5", "S"), ("k", "h", "K")]
     examples = []
@@ -123,7 +123,7 @@ def made_up_close_up() -> CloseUp:
         page = Image.new("L", (28, 28), 255)
         ImageDraw.Draw(page).text((8, 3), label, fill=20, font_size=20)
         examples.append(Example(image=np.asarray(page)[None], label=label, before=before, after=after))
-    return CloseUp(client_id="f0103_03", examples=tuple(examples), exit=0, mended=23, broken=1)
+    return ExampleUser(client_id="f0103_03", examples=tuple(examples), exit=0, corrected=23, broken=1)
 
 
 @pytest.fixture(scope="session")
@@ -140,5 +140,5 @@ def fake_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolde
 
 
 @pytest.fixture(scope="session")
-def close_up() -> CloseUp:
-    return made_up_close_up()
+def example_user() -> ExampleUser:
+    return made_up_example_user()

@@ -21,7 +21,7 @@ Loader = DataLoader[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What an opponent trains; it reads them from a JSON file.
+    """What an baseline trains; it reads them from a JSON file.
 
     Attributes:
         model: folder of the global model.

@@ -7,7 +7,7 @@ import pytest
 
 from persephonee.benchmarks.benchmark_commands import FAILED, Outcome
 from persephonee.benchmarks.page import targets as performance_targets
-from persephonee.benchmarks.page.numbers import flower_shares, rate_of, rates, way_cost, way_costs
+from persephonee.benchmarks.page.numbers import flower_fractions, rate_of, rates, way_cost, way_costs
 from persephonee.benchmarks.page.page import page_of
 from persephonee.benchmarks.page.targets import TARGETS
 from persephonee.benchmarks.result_tables import Result
@@ -18,16 +18,20 @@ MACHINE = {"processor": "A processor", "cores": 2, "threads": 1, "torch": "2.11"
 ABOUT = {"machine": MACHINE, "dataset": "writers", "backbone": "resnet50", "input_size": 224, "head": "msdnet"}
 
 
-def ways() -> Result:
+def methods() -> Result:
     """Full fine-tuning takes 100 s, the paper's way 20 s, ours fast 4 s, with 2, 1 and 0.25 GB of their own."""
     rows = []
     seconds = {"whole": 100.0, "paper": 20.0, "cached": 10.0, "fast": 4.0}
     own = {"whole": 2.0e9, "paper": 1.0e9, "cached": 0.5e9, "fast": 0.25e9}
-    for way, taken in seconds.items():
+    for method, taken in seconds.items():
         for number in range(3):
-            row = {"way": way, "exits": "all exits", "round": number, "user": "u", "num_train": 512}
-            measured = {"seconds": taken * (1, 2, 0.5)[number], "steps": 0, "accuracy": None if way == "whole" else 0.5}
-            memory = {"own_bytes": own[way], "peak_bytes": 1.0e9 + own[way]}
+            row = {"way": method, "exits": "all exits", "round": number, "user": "u", "num_train": 512}
+            measured = {
+                "seconds": taken * (1, 2, 0.5)[number],
+                "steps": 0,
+                "accuracy": None if method == "whole" else 0.5,
+            }
+            memory = {"own_bytes": own[method], "peak_bytes": 1.0e9 + own[method]}
             rows.append({**row, **measured, **memory, "macs": 1e10, "float32_rate": 1e10, "bfloat16_rate": 2e10})
     about = {
         **ABOUT,
@@ -62,13 +66,13 @@ def simulations() -> Result:
 
 
 def test_costs_are_medians_over_the_rounds_with_their_range():
-    costs = way_costs(ways()).set_index("way")
+    costs = way_costs(methods()).set_index("way")
     assert tuple(costs.loc["whole", ["seconds", "low", "high"]]) == (100.0, 50.0, 200.0)
     assert costs.loc["fast", "own_bytes"] == 0.25e9
     assert costs.loc["fast", "limit_seconds"] == 1.0
     assert costs.loc["fast", "over_limit"] == 4.0
-    assert way_cost(ways(), "whole", "all exits", "accuracy") is None
-    assert way_cost(ways(), "fast", "exit 0", "seconds") is None
+    assert way_cost(methods(), "whole", "all exits", "accuracy") is None
+    assert way_cost(methods(), "fast", "exit 0", "seconds") is None
 
 
 def test_rates_leave_out_the_start():
@@ -81,15 +85,15 @@ def test_rates_leave_out_the_start():
     assert rate_of(simulations(), OURS, "fast", "pooled") is None
 
 
-def test_flower_s_share_is_what_the_round_takes_over_the_plain_loop():
-    row = flower_shares(simulations()).iloc[0]
+def test_flower_s_fraction_is_what_the_round_takes_over_the_plain_loop():
+    row = flower_fractions(simulations()).iloc[0]
     # rounds of 22 s against loops of 20 and 19 s
     assert row.share == pytest.approx((2 / 22 + 3 / 22) / 2)
     assert row.outside_seconds == pytest.approx(8.0)
 
 
 def test_a_target_is_met_missed_by_so_much_or_not_measured():
-    results = {"personalisation-resnet50-224": ways(), "simulation": simulations()}
+    results = {"personalisation-resnet50-224": methods(), "simulation": simulations()}
     found = {target.name: target.verdict(results) for target in TARGETS}
     assert found["paper-way"] == ("5x", "met")
     assert found["whole"] == ("25x", "met")
@@ -104,18 +108,19 @@ def test_a_target_is_met_missed_by_so_much_or_not_measured():
 
 def test_a_goal_that_is_missed_tells_how_much_better_it_would_have_to_be():
     whole = next(target for target in TARGETS if target.name == "whole")
-    slow = ways()
-    slow.tables["ways"].loc[slow.tables["ways"].way == "fast", "seconds"] *= 2
+    slow = methods()
+    slow.tables["ways"].loc[slow.tables["ways"].method == "fast", "seconds"] *= 2
     assert whole.verdict({"personalisation-resnet50-224": slow}) == ("12.5x", "missed by 60%")
 
 
 def test_the_page_holds_tables_figures_reasons_and_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(performance_targets.REASONS, "flower-share", "the machine was busy")
-    results = {"personalisation-resnet50-224": ways(), "simulation": simulations()}
+    results = {"personalisation-resnet50-224": methods(), "simulation": simulations()}
     failed = Outcome(name="device", state=FAILED, reason="no model")
     page = page_of(results, [failed], tmp_path / "images")
     assert (
-        "| Flower's and Ray's share of a round | at most 10.0% | 11.4% | missed by 14% | the machine was busy |" in page
+        "| Flower's and Ray's fraction of a round | at most 10.0% | 11.4% | missed by 14% | the machine was busy |"
+        in page
     )
     assert "- device: failed, no model" in page
     assert "Left out: pooled, by name" in page

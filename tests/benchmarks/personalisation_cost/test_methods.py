@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from persephonee.benchmarks.machine import forget_peak, matrix_macs_per_second, peak_resident_bytes
-from persephonee.benchmarks.personalisation_cost.benchmark import ways
+from persephonee.benchmarks.personalisation_cost.benchmark import methods
 from persephonee.benchmarks.personalisation_cost.methods import WAYS, Task, only_early
-from persephonee.benchmarks.personalisation_cost.one_method import WaySettings, from_json, measure_way, to_json
+from persephonee.benchmarks.personalisation_cost.one_method import MethodSettings, from_json, measure_way, to_json
 from persephonee.benchmarks.personalisation_cost.training_macs import (
     backbone_macs,
     exits_training_macs,
@@ -77,8 +77,8 @@ def test_a_memory_budget_changes_no_exit(task):
 
 def test_only_full_fine_tuning_moves_the_backbone(task):
     before = task.network.backbone_fingerprint
-    for way in ("paper", "cached", "fast"):
-        WAYS[way](task)
+    for method in ("paper", "cached", "fast"):
+        WAYS[method](task)
         assert task.network.backbone_fingerprint == before
     WAYS["whole"](task)
     assert task.network.backbone_fingerprint != before
@@ -131,8 +131,8 @@ def test_the_rate_of_a_matrix_product_and_the_peak_are_measured():
 def settings(task, tmp_path):
     save_network(task.network, tmp_path / "model", ModelMetadata())
     write_parquet(tmp_path / "users.parquet", users=3, samples=40)
-    return WaySettings(
-        way="cached",
+    return MethodSettings(
+        method="cached",
         only_first=True,
         model=str(tmp_path / "model"),
         sources=(SOURCE,),
@@ -156,7 +156,7 @@ def test_a_process_measures_a_row_for_each_user(settings):
 
 
 def test_every_way_is_measured_for_exit_0_and_for_all_and_only_long_ones_are_cut_short(settings):
-    planned = {(way.way, way.only_first): way.steps for way in ways(settings, steps=3)}
+    planned = {(method.method, method.only_first): method.steps for method in methods(settings, steps=3)}
     assert planned == {
         ("whole", False): 3,
         ("paper", True): 3,

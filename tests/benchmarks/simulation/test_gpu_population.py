@@ -5,7 +5,7 @@ import pytest
 from persephonee.benchmarks.personalisation_cost.training_macs import exits_training_macs, fast_macs
 from persephonee.benchmarks.schedules import SCHEDULES
 from persephonee.benchmarks.simulation.gpu_population import load_population, train_population
-from persephonee.clients.personalisation.batched_personalise import CohortUser
+from persephonee.clients.personalisation.batched_personalise import BatchUser
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.opening import DataSettings
@@ -15,13 +15,13 @@ from tests.tiny_cnn import NAME, SIDE, SOURCE, TinyUsers, write_parquet
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_cohorts_give_everybody_s_own_accuracy_and_the_plan_s_arithmetic(schedule):
+def test_user_batchs_give_everybody_s_own_accuracy_and_the_plan_s_arithmetic(schedule):
     network = build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head="pooled", allowed=(SOURCE,))
     network.freeze_backbone()
     settings = PersonalisationSettings(schedule=schedule, epochs=3, batch_size=8)
     everyone = [TinyUsers(users=3, samples=30).load_partition(i) for i in range(3)]
-    users = [CohortUser(samples=samples, split=split_samples(samples, SplitSettings(), 0)) for samples in everyone]
-    found = train_population(network, users, settings, cohort=2, seed=0)
+    users = [BatchUser(samples=samples, split=split_samples(samples, SplitSettings(), 0)) for samples in everyone]
+    found = train_population(network, users, settings, user_batch=2, seed=0)
     reports = [personalise(network, user.samples, user.split, settings).report for user in users]
     right = sum(r.num_test * (r.exits[3].accuracy + r.exits[4].accuracy) / 2 for r in reports)
     asked = sum(r.num_test for r in reports)

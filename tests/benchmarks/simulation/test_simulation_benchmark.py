@@ -1,4 +1,4 @@
-"""The opponents train the same exits on the same samples, and everybody is run with the same users."""
+"""The baselines train the same exits on the same samples, and everybody is run with the same users."""
 
 import json
 from dataclasses import asdict
@@ -6,14 +6,14 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from persephonee.benchmarks.page.numbers import flower_shares, rate_of, rates
+from persephonee.benchmarks.page.numbers import flower_fractions, rate_of, rates
 from persephonee.benchmarks.result_tables import read_result
 from persephonee.benchmarks.simulation import baselines as who
 from persephonee.benchmarks.simulation import benchmark as simulation
-from persephonee.benchmarks.simulation.baselines import FLOWER, OURS, PFL, Contender, contenders, run_contender
+from persephonee.benchmarks.simulation.baselines import FLOWER, OURS, PFL, Baseline, baselines, run_baseline
 from persephonee.benchmarks.simulation.plain_flower import task
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings
-from persephonee.benchmarks.simulation.plain_loop import loop, run_share
+from persephonee.benchmarks.simulation.plain_loop import loop, run_fraction
 from persephonee.benchmarks.users import CommandFailed, run_command
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import to_float
@@ -71,7 +71,7 @@ def test_an_opponent_trains_the_exits_and_nothing_else(settings, path):
 
 
 def test_the_plain_loop_counts_right_answers_over_all_test_samples(path):
-    share = run_share(path, "paper")
+    share = run_fraction(path, "paper")
     assert 0 <= share["right"] <= share["asked"]
     partitions = open_partitions(DATA)
     tests = [split_samples(partitions.load_partition(i), SplitSettings(), 0).test for i in range(4)]
@@ -81,13 +81,13 @@ def test_the_plain_loop_counts_right_answers_over_all_test_samples(path):
 
 def test_opponents_run_between_ours_in_every_repetition(monkeypatch):
     monkeypatch.setattr(who, "has_pfl", lambda folder: True)
-    names = [contender.name for contender in contenders(None)]
+    names = [baseline.name for baseline in baselines(None)]
     assert names[:2] == [OURS, FLOWER]
     assert PFL in names
-    sizes = {"ours": 8, "opponents": 4, "few": 2, "many": 0}
+    sizes = {"ours": 8, "baselines": 4, "few": 2, "many": 0}
     planned = list(simulation._plan(sizes, repeats=2, pfl=None))
-    assert [contender.name for kind, repeat, contender, _ in planned if (kind, repeat) == ("rate", 1)] == names
-    assert {count for kind, _, contender, count in planned if kind == "rate" and contender.name != OURS} == {4}
+    assert [baseline.name for kind, repeat, baseline, _ in planned if (kind, repeat) == ("rate", 1)] == names
+    assert {count for kind, _, baseline, count in planned if kind == "rate" and baseline.name != OURS} == {4}
     assert {count for kind, *_, count in planned if kind == "few"} == {2}
     assert not any(kind == "many" for kind, *_ in planned)
 
@@ -108,10 +108,10 @@ def test_a_command_that_fails_says_why():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [OURS, FLOWER, PFL])
-def test_a_contender_simulates_the_users_and_says_how_well(name, settings, tmp_path):
+def test_a_baseline_simulates_the_users_and_says_how_well(name, settings, tmp_path):
     if name == PFL:
         pytest.importorskip("pfl", reason="pfl-research is not installed")
-    row = run_contender(Contender(name=name), settings, tmp_path / "run", cores=2)
+    row = run_baseline(Baseline(name=name), settings, tmp_path / "run", cores=2)
     assert row["clients"] == 4
     assert row["seconds"] > 0
     assert 0 <= row["accuracy"] <= 1
@@ -133,14 +133,14 @@ def test_users_too_small_to_take_part_are_left_out_as_the_run_leaves_them_out():
     assert simulation._users(Sizes(), 2, 0, ("c",)) == ("b",)
 
 
-def test_a_run_s_rows_become_rates_and_flower_s_share(settings, tmp_path, monkeypatch):
-    def contend(contender, chosen, folder, cores, pfl):
-        speed = 10.0 if contender.name == OURS else 2.0
+def test_a_run_s_rows_become_rates_and_flower_s_fraction(settings, tmp_path, monkeypatch):
+    def contend(baseline, chosen, folder, cores, pfl):
+        speed = 10.0 if baseline.name == OURS else 2.0
         seconds = 5 + len(chosen.users) / speed
         row = {"clients": len(chosen.users), "seconds": seconds, "accuracy": 0.5}
-        return {**asdict(contender), **row, **({"round_seconds": seconds - 4} if contender.name == OURS else {})}
+        return {**asdict(baseline), **row, **({"round_seconds": seconds - 4} if baseline.name == OURS else {})}
 
-    monkeypatch.setattr(simulation, "run_contender", contend)
+    monkeypatch.setattr(simulation, "run_baseline", contend)
     monkeypatch.setattr(simulation, "loop", lambda chosen, *_: {"seconds": len(chosen.users) / 10, "accuracy": 0.5})
     monkeypatch.setattr(simulation, "SOURCES", (SOURCE,))
     options = {name: p.default for name, p in simulation.main.__signature__.parameters.items()}
@@ -154,4 +154,4 @@ def test_a_run_s_rows_become_rates_and_flower_s_share(settings, tmp_path, monkey
     for name, speed in ((OURS, 10.0), (FLOWER, 2.0)):
         assert rate_of(result, name, "paper") == pytest.approx(speed)
     # rounds of 1.4 s against loops of 0.4 s
-    assert list(flower_shares(result).share) == pytest.approx([1 - 0.4 / 1.4] * 2)
+    assert list(flower_fractions(result).share) == pytest.approx([1 - 0.4 / 1.4] * 2)

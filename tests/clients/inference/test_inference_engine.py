@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from persephonee.clients.errors import ClientSettingsError, ImageError
-from persephonee.clients.inference.engine import Answers, first_exit_always_answers, merged_stages
+from persephonee.clients.inference.engine import Predictions, first_exit_always_answers, merged_stages
 from persephonee.clients.inference.inference_engine import InferenceEngine
 from persephonee.clients.inference.onnx_engine import top_1_softmax
 from persephonee.clients.personalisation.calibration import THRESHOLDS
@@ -34,22 +34,22 @@ def policy_of(threshold: float, exits: tuple[int, ...]) -> ExitPolicy:
     return ExitPolicy(threshold=threshold, exits=exits, num_exits=2)
 
 
-def assert_is_the_definition(answers: Answers, outputs: ExitOutputs, policy: ExitPolicy, rows: slice) -> None:
+def assert_is_the_definition(predictions: Predictions, outputs: ExitOutputs, policy: ExitPolicy, rows: slice) -> None:
     confidences, predictions = outputs.confidences[:, rows], outputs.predictions[:, rows]
     exits = policy.exit_of(confidences)
     used = [*policy.exits]
     sure = ~(np.abs(confidences[used] - policy.threshold) < TIE).any(axis=0)
     column = np.arange(len(exits))
-    assert (answers.exits == exits)[sure].all()
-    assert (answers.labels == predictions[exits, column])[sure].all()
-    np.testing.assert_allclose(answers.confidences[sure], confidences[exits, column][sure], atol=TIE)
+    assert (predictions.exits == exits)[sure].all()
+    assert (predictions.labels == predictions[exits, column])[sure].all()
+    np.testing.assert_allclose(predictions.confidences[sure], confidences[exits, column][sure], atol=TIE)
 
 
 def test_the_toy_networks_confidences_spread_so_that_the_tests_below_mean_something(all_exits):
     for confidences in all_exits.confidences[:2]:
         assert confidences.max() - confidences.min() > 0.3
-    leaves = policy_of(0.8, (0, 1)).exit_of(all_exits.confidences)
-    assert set(leaves.tolist()) == {0, 1, 2}
+    exit_indices = policy_of(0.8, (0, 1)).exit_of(all_exits.confidences)
+    assert set(exit_indices.tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("exits", SUBSETS)
@@ -70,9 +70,9 @@ def test_one_image_gets_bit_for_bit_the_confidence_of_all_exits_computed_one_by_
     for image in images:
         with torch.inference_mode():
             outputs = ExitOutputs.of(torch.stack(toy_network(to_float(torch.from_numpy(image[None])))))
-        answers = engine.infer(image[None])
-        assert answers.exits == policy.exit_of(outputs.confidences)
-        assert answers.confidences[0] == outputs.confidences[answers.exits[0], 0]
+        predictions = engine.infer(image[None])
+        assert predictions.exits == policy.exit_of(outputs.confidences)
+        assert predictions.confidences[0] == outputs.confidences[predictions.exits[0], 0]
 
 
 def test_an_exit_exactly_as_confident_as_the_threshold_does_not_answer(toy_network, images):
@@ -89,8 +89,8 @@ def test_who_has_left_is_not_computed_any_further(toy_network, images, all_exits
         for i, module in enumerate(modules):
             module.register_forward_hook(lambda _m, args, _o, name=f"{kind} {i}": seen[name].append(len(args[0])))
     InferenceEngine(toy_network, policy).infer(images)
-    leaves = policy.exit_of(all_exits.confidences)
-    after_0, after_1 = int((leaves > 0).sum()), int((leaves > 1).sum())
+    exit_indices = policy.exit_of(all_exits.confidences)
+    after_0, after_1 = int((exit_indices > 0).sum()), int((exit_indices > 1).sum())
     assert seen == {
         "stage 0": [60],
         "head 0": [60],
@@ -98,7 +98,7 @@ def test_who_has_left_is_not_computed_any_further(toy_network, images, all_exits
         "head 1": [after_0],
         "stage 2": [after_1],
     }
-    early = int(np.flatnonzero(leaves == 0)[0])
+    early = int(np.flatnonzero(exit_indices == 0)[0])
     for sizes in seen.values():
         sizes.clear()
     InferenceEngine(toy_network, policy).infer(images[early : early + 1])
@@ -141,13 +141,13 @@ def test_an_engine_that_does_not_explore_lets_go_of_what_it_cannot_reach(toy_net
 def test_exploring_gives_the_same_answers_and_all_exits_in_use(toy_network, images, all_exits, exits):
     policy = policy_of(0.8, exits)
     engine = InferenceEngine(toy_network, policy)
-    exploration, answers = engine.explore(images), engine.infer(images)
+    exploration, predictions = engine.explore(images), engine.infer(images)
     assert exploration.exits == (*exits, 2)
     np.testing.assert_allclose(exploration.logits, all_exits.logits.numpy()[[*exits, 2]], atol=1e-5)
     np.testing.assert_allclose(exploration.confidences, all_exits.confidences[[*exits, 2]], atol=TIE)
     assert (exploration.labels == all_exits.predictions[[*exits, 2]]).all()
-    for field in dataclasses.fields(Answers):
-        got, expected = getattr(exploration.answers, field.name), getattr(answers, field.name)
+    for field in dataclasses.fields(Predictions):
+        got, expected = getattr(exploration.predictions, field.name), getattr(predictions, field.name)
         np.testing.assert_allclose(got, expected, atol=TIE)
 
 
@@ -167,8 +167,8 @@ def test_bytes_and_floats_of_any_layout_give_the_same_answers(toy_network, image
 
 def test_no_images_give_no_answers(toy_network, images):
     engine = InferenceEngine(toy_network, policy_of(0.8, (0, 1)))
-    answers = engine.infer(images[:0])
-    assert answers.labels.shape == answers.confidences.shape == answers.exits.shape == (0,)
+    predictions = engine.infer(images[:0])
+    assert predictions.labels.shape == predictions.confidences.shape == predictions.exits.shape == (0,)
     assert engine.explore(images[:0]).logits.shape == (3, 0, 4)
 
 

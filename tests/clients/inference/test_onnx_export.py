@@ -63,9 +63,9 @@ def assert_parity(engine: OnnxEngine, torch_engine: InferenceEngine, images: np.
     np.testing.assert_allclose(theirs.logits, ours.logits, atol=1e-4)
     tie = (np.abs(ours.confidences[:-1] - engine.policy.threshold) < 1e-4).any(axis=0)
     for size in (1, 7, len(images)):
-        answers, expected = engine.infer(images[:size]), torch_engine.infer(images[:size])
-        assert (answers.exits == expected.exits)[~tie[:size]].all()
-        assert (answers.labels == expected.labels)[~tie[:size]].all()
+        predictions, expected = engine.infer(images[:size]), torch_engine.infer(images[:size])
+        assert (predictions.exits == expected.exits)[~tie[:size]].all()
+        assert (predictions.labels == expected.labels)[~tie[:size]].all()
 
 
 def test_onnx_runtime_gives_the_logits_and_exits_of_torch_for_any_batch_size(toy_network, exported, images):

@@ -19,7 +19,7 @@ EVERY = torch.arange(30)
 
 
 @pytest.mark.parametrize(
-    "places",
+    "paths",
     [
         ("file", "file"),
         ("recompute", "recompute"),
@@ -28,10 +28,10 @@ EVERY = torch.arange(30)
         ("file", "memory"),
     ],
 )
-def test_every_plan_gives_the_same_features(toy_network, user, places):
+def test_every_plan_gives_the_same_features(toy_network, user, paths):
     images = user.images[:30]
     whole = compute_features(toy_network.freeze_backbone(), images)
-    planned = compute_features(toy_network, images, FeaturePlan(places=places, chunk=7))
+    planned = compute_features(toy_network, images, FeaturePlan(paths=paths, chunk=7))
     torch.testing.assert_close(planned.last_logits, whole.last_logits)
     # in any order, and a sample twice
     for samples in (EVERY, torch.tensor([29, 3, 3, 0])):
@@ -42,17 +42,17 @@ def test_every_plan_gives_the_same_features(toy_network, user, places):
 def test_float16_rounds_features_to_eleven_bits(toy_network, user):
     images = user.images[:30]
     whole = compute_features(toy_network.freeze_backbone(), images)
-    planned = compute_features(toy_network, images, FeaturePlan(places=("half", "half")))
+    planned = compute_features(toy_network, images, FeaturePlan(paths=("half", "half")))
     for ours, theirs in zip(planned.maps, whole.maps, strict=True):
         torch.testing.assert_close(ours[EVERY], theirs[EVERY], rtol=2**-10, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["paper", "fast"])
-@pytest.mark.parametrize("places", [("file", "recompute"), ("recompute", "file")])
-def test_a_round_is_the_same_whichever_plan_it_follows(toy_network, user, split, monkeypatch, schedule, places):
+@pytest.mark.parametrize("paths", [("file", "recompute"), ("recompute", "file")])
+def test_a_round_is_the_same_whichever_plan_it_follows(toy_network, user, split, monkeypatch, schedule, paths):
     settings = PersonalisationSettings(schedule=schedule, epochs=2)
     free = personalise(toy_network, user, split, settings)
-    plan = FeaturePlan(places=places, chunk=11)
+    plan = FeaturePlan(paths=paths, chunk=11)
     monkeypatch.setattr("persephonee.clients.personalisation.personalise.plan_features", lambda *_, **__: plan)
     bound = personalise(toy_network, user, split, dataclasses.replace(settings, memory_budget="1GB"))
     for name, tensor in free.exits.items():
@@ -63,13 +63,13 @@ def test_a_round_is_the_same_whichever_plan_it_follows(toy_network, user, split,
 def test_less_memory_means_other_places_and_never_more_than_the_budget():
     network = build_network("resnet50", num_exits=6, num_classes=10, in_channels=3, input_size=224).freeze_backbone()
     roomy = plan_features(network, 512, 16_000 * MB)
-    assert set(roomy.places) == {"memory"}
+    assert set(roomy.paths) == {"memory"}
     tight = plan_features(network, 512, 1_000 * MB)
-    assert "file" in tight.places
+    assert "file" in tight.paths
     assert tight.bytes <= 1_000 * MB
     rounded = [plan_features(network, 512, budget * MB, half=True) for budget in range(1_500, 4_000, 250)]
-    assert any("half" in plan.places for plan in rounded)
-    assert "recompute" in plan_features(network, 512, 1_000 * MB, file=False).places
+    assert any("half" in plan.paths for plan in rounded)
+    assert "recompute" in plan_features(network, 512, 1_000 * MB, file=False).paths
     with pytest.raises(ClientError, match="too small"):
         plan_features(network, 512, 100 * MB)
 

@@ -17,21 +17,21 @@ from tests.clients.runtime.scripted_device import SETTINGS, frames_of, start
 
 
 def feed(life, frames):
-    answers = []
+    predictions = []
     for frame in frames:
-        answers.append(life.device.answer(frame))
+        predictions.append(life.device.answer(frame))
         life.device.personalise_if_due()
-    return answers
+    return predictions
 
 
 def test_a_device_answers_stores_and_personalises_on_its_own(toy_network, user, tmp_path):
     life = start(toy_network, tmp_path)
-    answers = feed(life, frames_of(user))
+    predictions = feed(life, frames_of(user))
     assert life.kinds()[:3] == ["started", "round begins", "round done"]
     counters = life.device.counters
     assert (counters.frames, sum(counters.exits)) == (120, 120)
     assert counters.rounds == life.device.orchestrator.state.round >= 2
-    assert counters.explored == sum(answer.explored for answer in answers)
+    assert counters.explored == sum(answer.explored for answer in predictions)
     assert counters.macs < counters.original_macs == 120 * toy_network.costs.original_macs
     assert life.device.samples.count(TRAIN) + life.device.samples.count(CALIBRATION) == 120
     stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, "f0001_01")
@@ -110,9 +110,9 @@ def test_a_round_that_fails_leaves_the_previous_exits_in_force(toy_network, user
 def test_a_full_disk_stops_storing_and_not_answering(toy_network, user, tmp_path):
     life = start(toy_network, tmp_path)
     life.database.limit_pages(life.database.execute("PRAGMA page_count").fetchone()[0] + 1)
-    answers = [life.device.answer(frame) for frame in frames_of(user)]
-    stored = [answer.key for answer in answers if answer.stored]
-    assert len(answers) == 120
+    predictions = [life.device.answer(frame) for frame in frames_of(user)]
+    stored = [answer.key for answer in predictions if answer.stored]
+    assert len(predictions) == 120
     assert 0 < len(stored) < 120
     assert life.kinds().count("disk full") == 1
     life.stop()
@@ -143,9 +143,9 @@ def test_a_full_disk_ends_neither_the_device_nor_its_rounds(toy_network, user, t
     feed(life, frames_of(user, stop=60))
     leave_no_room(life)
     # a reason to wait that changes, a round that is due, a file that is no image, a label and the end: each writes
-    answers, stop = [], Stop()
+    predictions, stop = [], Stop()
     life.set_state(plugged_in=True, load=5.0)
-    run_device(life.device, frames_of(user, 60, 70), answers.append, stop)
+    run_device(life.device, frames_of(user, 60, 70), predictions.append, stop)
     life.set_state(load=0.0)
     rest = [
         *frames_of(user, 70, 80),
@@ -153,16 +153,16 @@ def test_a_full_disk_ends_neither_the_device_nor_its_rounds(toy_network, user, t
         LateLabel(key="frame 3", label=2),
         *frames_of(user, 80, 90),
     ]
-    run_device(life.device, rest, answers.append, stop)
-    assert len(answers) == 30 and not any(answer.stored for answer in answers)
+    run_device(life.device, rest, predictions.append, stop)
+    assert len(predictions) == 30 and not any(answer.stored for answer in predictions)
     assert life.kinds().count("disk full") == 1
     # or a watched folder would bring them again at every look
     assert all(life.device.has_answered(key) for key in ("frame 60", "frame 89", "odd.txt"))
     assert "round begins" not in life.kinds() and life.device.orchestrator.state.phase is Phase.INFERENCE
     # with room again it goes on by itself
     life.database.limit_pages(10**6)
-    run_device(life.device, frames_of(user, 90, 100), answers.append, stop)
-    assert all(answer.stored for answer in answers[30:])
+    run_device(life.device, frames_of(user, 90, 100), predictions.append, stop)
+    assert all(answer.stored for answer in predictions[30:])
     assert "round done" in life.kinds()
     life.stop()
 

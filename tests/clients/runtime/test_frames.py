@@ -14,7 +14,7 @@ from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_settings import Frame
 from persephonee.clients.runtime.device_state import ScriptedClock
 from persephonee.clients.runtime.frames import LateLabel, NoFrame, ReplayedUser, WatchedFolder, read_image
-from persephonee.clients.runtime.persistent_state import DeviceMemory
+from persephonee.clients.runtime.persistent_state import PersistentState
 
 GREY, COLOUR = (1, 12, 12), (3, 12, 12)
 
@@ -106,7 +106,7 @@ def test_names_that_are_not_utf8_can_be_stored_stay_apart_and_find_their_labels(
         os.utime(path, (1e9, 1e9))
     (folder / "labels.csv").write_bytes(b"caf\xe9.png,b\ncaf\xea.png,a\ncaf\xe9.png,\xe9\n")
     database = DeviceDatabase(tmp_path / "store")
-    memory = DeviceMemory(database)
+    memory = PersistentState(database)
     watched = WatchedFolder(folder, GREY, ("a", "b"), memory.has_answered)
     items = _until_idle(watched)
     images = [item.key for item in items if isinstance(item, Frame)]
@@ -241,7 +241,7 @@ def test_a_replay_goes_on_where_it_stopped_in_the_same_order(user):
     assert clock.now == 50 * 60.0
 
 
-def test_a_share_of_the_labels_is_told(user):
+def test_a_fraction_of_the_labels_is_told(user):
     told = [frame.label is not None for frame in replay(user, ScriptedClock(0.0), labelled=0.25)]
     # 120 draws with p = 1/4: three standard deviations are 14
     assert abs(sum(told) - 30) < 14

@@ -11,7 +11,7 @@ from persephonee.clients.runtime.drift import DriftSettings
 from persephonee.clients.runtime.event_log import EventLog
 from persephonee.clients.runtime.exploration import Explored, Validation, agreement_at, explore_logits, raised_threshold
 from persephonee.clients.runtime.orchestrator import Orchestrator, OrchestratorSettings
-from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, DeviceMemory
+from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, PersistentState
 from persephonee.clients.runtime.phases import Phase, Signal, next_phase
 from tests.clients.runtime.scripted_device import READY
 
@@ -23,7 +23,7 @@ SETTINGS = OrchestratorSettings(
     conditions=ConditionSettings(min_new_samples=50, min_new_when_asked=10, min_calibration=5),
 )
 VALIDATION = Validation(
-    round=1, threshold=0.5, exits=(0,), agreement=1.0, early_share=0.8, losses=((0.1, 0.1, 0.1, 0.1) * 25,)
+    round=1, threshold=0.5, exits=(0,), agreement=1.0, early_fraction=0.8, losses=((0.1, 0.1, 0.1, 0.1) * 25,)
 )
 GOOD = Explored(losses=(0.1,), confidences=(0.9,), agrees=(True,))
 BAD = Explored(losses=(2.0,), confidences=(0.72,), agrees=(False,))
@@ -42,7 +42,7 @@ def start(database):
 
     def start(settings: OrchestratorSettings = SETTINGS, validated: bool = False):
         events = EventLog(database, ScriptedClock(0.0))
-        orchestrator = Orchestrator(settings, DeviceMemory(database), events, num_exits=1, seed=3)
+        orchestrator = Orchestrator(settings, PersistentState(database), events, num_exits=1, seed=3)
         orchestrator.start_again()
         if validated:
             orchestrator.end_round(1, VALIDATION.threshold, VALIDATION)
@@ -75,7 +75,7 @@ def test_a_signal_that_means_nothing_in_a_phase_is_refused():
         next_phase(Phase.PERSONALISATION, Signal.EXPLORE)
 
 
-def test_the_device_explores_the_share_that_it_is_told_and_the_same_frames_again(start):
+def test_the_device_explores_the_fraction_that_it_is_told_and_the_same_frames_again(start):
     orchestrator, _ = start()
     wanted = []
     for _ in range(1000):
@@ -175,8 +175,8 @@ def test_a_collapse_of_the_exit_rates_is_flagged(start):
 
 def test_exit_rates_that_vary_by_chance_are_no_collapse(start):
     orchestrator, events = start(validated=True)
-    leaves = np.random.default_rng(0).random(500) < 0.75
-    for left_early in leaves.tolist():
+    exit_indices = np.random.default_rng(0).random(500) < 0.75
+    for left_early in exit_indices.tolist():
         orchestrator.note_answer(left_early, None)
     assert kinds(events) == []
 

@@ -57,7 +57,7 @@ def test_a_label_may_arrive_later():
     assert store.load("me", newest=10)[0].labels.tolist() == [2]
 
 
-def test_the_part_follows_from_the_image_and_has_about_its_share():
+def test_the_part_follows_from_the_image_and_has_about_its_fraction():
     _, forwards = opened(None, **LOOSE)
     _, backwards = opened(None, **LOOSE)
     for i in range(400):
@@ -70,7 +70,7 @@ def test_the_part_follows_from_the_image_and_has_about_its_share():
     assert not set(split.train.tolist()) & set(split.calibration.tolist())
 
 
-def test_near_duplicates_are_limited_and_share_a_part():
+def test_near_duplicates_are_limited_and_fraction_a_part():
     _, store = opened(None, max_similar=3)
     smooth = torch.zeros(SHAPE, dtype=torch.uint8)
     smooth[0, 4:12, 6:10] = 200
@@ -240,7 +240,7 @@ def test_bounds_without_an_end_are_none():
         {"max_bytes": 2**63},
         {"max_age_days": 0.0},
         {"max_age_days": math.nan},
-        {"calibration_share": 1.0},
+        {"calibration_fraction": 1.0},
         {"max_similar": 0},
     ],
 )

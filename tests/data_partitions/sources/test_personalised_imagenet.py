@@ -50,7 +50,7 @@ def numbers_in(images: torch.Tensor) -> set[int]:
     return set((corner[:, 0] * 256 + corner[:, 1]).tolist())
 
 
-SETTINGS = ImageUserSettings(num_users=6, samples_per_user=40, class_width=2.0)
+SETTINGS = ImageUserSettings(num_users=6, samples_per_user=40, label_skew_width=2.0)
 
 
 def test_no_image_is_in_both_pools_or_in_a_train_and_a_test_part():
@@ -82,8 +82,8 @@ def test_a_sample_keeps_the_label_of_its_image():
 def test_popularity_is_a_gaussian_over_a_permutation():
     shares = popularity(101, 5.0, np.random.default_rng(0))
     ranked = np.sort(shares)[::-1]
-    places = np.abs(np.arange(101) - 50)
-    assert ranked == pytest.approx(np.sort(np.exp(-0.5 * (places / 5) ** 2))[::-1] / np.sqrt(2 * np.pi * 25), rel=1e-3)
+    paths = np.abs(np.arange(101) - 50)
+    assert ranked == pytest.approx(np.sort(np.exp(-0.5 * (paths / 5) ** 2))[::-1] / np.sqrt(2 * np.pi * 25), rel=1e-3)
     assert not np.array_equal(shares, popularity(101, 5.0, np.random.default_rng(1)))
     assert popularity(4, 0.01, np.random.default_rng(0)).max() == pytest.approx(0.5)
 
@@ -91,7 +91,7 @@ def test_popularity_is_a_gaussian_over_a_permutation():
 def test_the_width_decides_how_many_classes_a_user_sees():
     images = Numbered(classes=60, per_class=200)
     seen = [
-        np.mean(PersonalisedImageNet(images, ImageUserSettings(num_users=9, class_width=width)).classes_seen)
+        np.mean(PersonalisedImageNet(images, ImageUserSettings(num_users=9, label_skew_width=width)).classes_seen)
         for width in (1.0, 5.0, 500.0)
     ]
     assert seen[0] < 12 < seen[1] < 40 < seen[2] == 60
@@ -108,10 +108,13 @@ def test_a_user_is_the_same_however_many_there_are_and_another_with_another_seed
 def test_a_narrow_taste_in_a_small_pool_is_flattened_or_refused():
     # of 40 images a class has 15 for a user to train with, so 75 of them need five classes
     assert (
-        min(PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=100, class_width=0.5)).classes_seen) > 4
+        min(
+            PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=100, label_skew_width=0.5)).classes_seen
+        )
+        > 4
     )
     with pytest.raises(TooFew, match=r"wants 75 images and its classes have \d+"):
-        PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=100, class_width=0.01))
+        PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=100, label_skew_width=0.01))
     with pytest.raises(TooFew, match="global pool has 400 images, which makes 1 users"):
         PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=300), "global")
 
@@ -124,7 +127,7 @@ def folders_of(path, size=(SIDE, SIDE)):
     return path
 
 
-SMALL = {"num_users": 2, "samples_per_user": 10, "class_width": 1.0}
+SMALL = {"num_users": 2, "samples_per_user": 10, "label_skew_width": 1.0}
 
 
 def test_class_folders_open_by_name_with_their_pixels(tmp_path):
@@ -175,7 +178,7 @@ def test_a_hub_data_set_has_the_same_users_as_its_rows(tmp_path):
     assert np.array_equal(users.load_partition(0).images[3], np.asarray(picture(row)).transpose(2, 0, 1))
 
 
-def test_a_hub_data_set_may_call_its_classes_by_words():
+def test_a_hub_data_set_may_call_its_classes_by_text():
     datasets = pytest.importorskip("datasets")
     from persephonee.data_partitions.sources.image_sets import HubImages
 
@@ -196,8 +199,8 @@ def test_what_is_missing_or_broken_is_said_in_one_sentence(tmp_path):
 
     with pytest.raises(DataSettingsError, match="needs either --data-path or --hub-name"):
         DataSettings(dataset="imagefolder")
-    with pytest.raises(DataSettingsError, match="class_width=0 is out of range"):
-        opened(class_width=0)
+    with pytest.raises(DataSettingsError, match="label_skew_width=0 is out of range"):
+        opened(label_skew_width=0)
     with pytest.raises(MissingDataError, match="has 0 folders; expected one for each class"):
         opened()
     folders_of(tmp_path)

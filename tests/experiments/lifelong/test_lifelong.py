@@ -7,7 +7,7 @@ from persephonee.clients.runtime.exploration import Explored, Validation
 from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 from persephonee.experiments.lifelong.detection import Watched, measure
-from persephonee.experiments.lifelong.device_life import STRATEGIES, live, orchestrator_settings, original_answers
+from persephonee.experiments.lifelong.device_life import STRATEGIES, live, orchestrator_settings, original_predictions
 from persephonee.experiments.lifelong.figure import draw_lives
 from persephonee.experiments.lifelong.streams import Stream, qmnist_streams, synthetic_streams
 from persephonee.multi_exit.building import build_network
@@ -37,7 +37,7 @@ def test_a_life_has_a_record_of_every_sample_and_leaves_the_network_as_it_was(ne
     rounds = {strategy: len(records[0].rounds) for strategy, records in lives.items()}
     assert rounds["never personalised"] == 0
     assert rounds["personalised once"] <= 1 <= rounds["orchestrated"] or rounds["orchestrated"] == 0
-    figure = draw_lives(lives, [original_answers(network, stream)], "A life")
+    figure = draw_lives(lives, [original_predictions(network, stream)], "A life")
     assert len(figure.axes) == 18
 
 
@@ -58,7 +58,7 @@ def watched(before: float, after: float) -> Watched:
         return [Explored(losses=(loss,), confidences=(0.9,), agrees=(True,)) for loss in losses(mean, 200)]
 
     validation = Validation(
-        round=1, threshold=0.5, exits=(0,), agreement=1.0, early_share=1.0, losses=(tuple(losses(before, 100)),)
+        round=1, threshold=0.5, exits=(0,), agreement=1.0, early_fraction=1.0, losses=(tuple(losses(before, 100)),)
     )
     return Watched(validation=validation, before=explored(before), after=explored(after))
 

@@ -16,7 +16,7 @@ from persephonee.experiments.membership.attacks import (
 )
 from persephonee.experiments.membership.experiment import METRICS_ONLY, SHARED, Victim, attack_user, halves, protected
 from persephonee.experiments.membership.figure import draw_attacks, markdown, summarise
-from persephonee.experiments.meta_learning.experiment import unseen_users
+from persephonee.experiments.meta_learning.experiment import held_out_users
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.multi_exit.building import build_network
 
@@ -74,7 +74,7 @@ def victim() -> Victim:
     network = build_network(
         "squeezenet1_1", num_exits=1, num_classes=62, input_size=28, head="pooled"
     ).freeze_backbone()
-    (user,) = unseen_users(open_partitions(DataSettings(num_writers=3)), set(), 1)
+    (user,) = held_out_users(open_partitions(DataSettings(num_writers=3)), set(), 1)
     return Victim(network.freeze_backbone(), *user, epochs=10)
 
 

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.experiments.meta_learning import experiment as meta_learning
-from persephonee.experiments.meta_learning.experiment import load_starts, summarise, unseen_users
+from persephonee.experiments.meta_learning.experiment import held_out_users, load_starts, summarise
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 
@@ -44,7 +44,7 @@ def test_nobody_whom_a_model_or_a_run_has_seen_is_judged_on(tmp_path):
     _, starts, seen = load_starts(tmp_path / "model", {"shared": run / "model", "missing": tmp_path / "nowhere"})
     assert list(starts) == ["pretrained", "shared"]
     assert seen == {"s0w0000", "s0w0001", "s0w0002"}
-    users = unseen_users(open_partitions(DataSettings(num_writers=8)), seen, 20)
+    users = held_out_users(open_partitions(DataSettings(num_writers=8)), seen, 20)
     assert {samples.client_id for samples, _ in users} <= {f"s0w000{number}" for number in range(3, 8)}
     assert all(len(split.train) >= 50 for _, split in users)
 

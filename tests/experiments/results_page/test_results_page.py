@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.experiments.results_page.page import BEGIN, END, SECTIONS, main, replace_part
-from persephonee.experiments.results_page.sharing_section import unseen_means
+from persephonee.experiments.results_page.sharing_section import held_out_means
 from persephonee.experiments.results_page.sources import recognise
 
 CONFIG = {
@@ -32,7 +32,7 @@ SUMMARY = {
             "exit": exit,
             "is_last": exit == 1,
             "macs": 2e6 * (exit + 1),
-            "cost_share": 0.5 * (exit + 1),
+            "cost_fraction": 0.5 * (exit + 1),
             "accuracy_before": MEAN["half"],
             "accuracy_after": MEAN["most"],
             "change": CHANGE,
@@ -47,7 +47,7 @@ SUMMARY = {
         "against_original": CHANGE,
         "mean_macs_after": 3e6,
         "original_macs": 4e6,
-        "cost_share_after": MEAN["most"],
+        "cost_fraction_after": MEAN["most"],
     },
 }
 
@@ -59,14 +59,14 @@ def write_run(folder, **config):
     return folder
 
 
-def write_unseen(folder, gain):
+def write_held_out(folder, gain):
     rows = [
         {"round": number, "client_id": user, "status": "ok", "exit": exit, "stage": "before",
          "accuracy": 0.4 + 0.1 * exit + gain * number + 0.02 * (user == "b")}
         for number in range(3) for user in "ab" for exit in range(4)
     ]  # fmt: skip
     small = [{"round": 0, "client_id": "c", "status": "too small: 3 samples"}]
-    pd.DataFrame(rows + small).to_parquet(folder / "unseen.parquet")
+    pd.DataFrame(rows + small).to_parquet(folder / "held_out.parquet")
 
 
 def write_figure(folder, name, claims):
@@ -118,13 +118,13 @@ def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp
     assert run_page(write_run(tmp_path / "digits-none"), "--out", page).exit_code == 0
     assert json.loads((tables / "run-digits-none.json").read_text()) == SUMMARY
     shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2})
-    write_unseen(shared, gain=0.05)
+    write_held_out(shared, gain=0.05)
     assert run_page(shared, "--out", page).exit_code == 0
     text = page.read_text()
     assert text.count("4 users asked, 3 with figures") == 1
     assert text.count("## Sharing exits") == 1 and "| 0 | 41.0% | 51.0% (+10.0) |" in text
     assert (tables / "run-digits-none.json").exists()
-    kept = pd.read_csv(tables / "sharing-shared.csv")
+    kept = pd.read_csv(tables / "sharing-fractiond.csv")
     assert kept[(kept["round"] == 2) & (kept.exit == 0)].accuracy.item() == pytest.approx(0.51)
     # a third call with nothing new changes nothing
     assert run_page(shared, "--out", page).exit_code == 0
@@ -152,13 +152,13 @@ def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
     assert "| fewer MACs | 3x | 2x | yes |  |" in text
 
 
-def test_curves_over_rounds_are_means_over_the_unseen_users(tmp_path):
+def test_curves_over_rounds_are_means_over_the_held_out_users(tmp_path):
     plain = write_run(tmp_path / "plain", **{"num-server-rounds": 2})
     shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2, "share-exits": True, "strategy": "fedadam"})
-    write_unseen(plain, gain=0.0)
-    write_unseen(shared, gain=0.05)
+    write_held_out(plain, gain=0.0)
+    write_held_out(shared, gain=0.05)
     sources = recognise([plain, shared])
-    means = unseen_means(sources.runs[1]).set_index(["round", "exit"]).accuracy
+    means = held_out_means(sources.runs[1]).set_index(["round", "exit"]).accuracy
     # users a and b differ by 0.02; two rounds give 0.05 each
     assert means[2, 1] == pytest.approx(0.5 + 0.1 + 0.01)
     done = run_page(plain, shared, "--out", tmp_path / "results.md")
@@ -180,7 +180,7 @@ def test_the_meta_learning_table_is_a_mean_over_early_exits(tmp_path):
     pd.DataFrame(rows).to_csv(folder / "meta-learning-writers.csv", index=False)
     assert run_page(folder, "--out", tmp_path / "results.md").exit_code == 0
     page = (tmp_path / "results.md").read_text()
-    assert "### writers, 7 unseen users" in page
+    assert "### writers, 7 held-out users" in page
     assert "| 10 | 1 | 55.0% (+0.0) | 58.0% (+3.0) |" in page
 
 

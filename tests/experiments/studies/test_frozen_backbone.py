@@ -16,14 +16,14 @@ from persephonee.experiments.studies.frozen_backbone import (
 )
 from persephonee.multi_exit.losses import LossWeights
 from persephonee.multi_exit.storage import load_network
-from persephonee.server.training.global_model import GlobalModelSettings, UserShares, choose_training_users
+from persephonee.server.training.global_model import GlobalModelSettings, UserFractions, choose_training_users
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from tests.tiny_cnn import NAME, SOURCE, TinyUsers
 
 SETTINGS = GlobalModelSettings(
     backbone=NAME,
     num_exits=2,
-    users=UserShares(personal_users=0),
+    users=UserFractions(personal_users=0),
     training=PretrainSettings(mode="exits", epochs=3, batch_size=16, learning_rate=0.05, augmentation="none"),
     sources=(SOURCE,),
 )

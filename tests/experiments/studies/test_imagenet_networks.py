@@ -65,7 +65,7 @@ def test_the_last_exit_knows_photographs_as_well_as_is_known_of_the_weights(tmp_
     )
     images, labels = photographs(100, 224)
     with torch.no_grad():
-        answers = torch.cat([network.features(batch)[1].argmax(dim=1) for batch in images.split(10)])
-    accuracy = (answers == labels).float().mean().item()
+        predictions = torch.cat([network.features(batch)[1].argmax(dim=1) for batch in images.split(10)])
+    accuracy = (predictions == labels).float().mean().item()
     # three standard errors of 100 images
     assert accuracy == pytest.approx(published, abs=0.15)

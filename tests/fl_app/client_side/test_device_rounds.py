@@ -72,8 +72,8 @@ def test_a_device_numbers_words_by_the_class_names_that_came_with_the_model(
     with pytest.raises(RunFailedError, match="a label of the client's data is out of range"):
         run(make_grid([node], settings), settings)
     assert "the model has no class names" in caplog.text
-    network, _ = load_network(settings.places.model, settings.sources)
-    named = settings.places.model.parent / "named"
+    network, _ = load_network(settings.paths.model, settings.sources)
+    named = settings.paths.model.parent / "named"
     save_network(network, named, ModelMetadata(class_names=("a", "b", "c")))
     again = changed(settings, model=str(named), run_dir=str(named.parent / "again"))
     # the device holds this model without its names

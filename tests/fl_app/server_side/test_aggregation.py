@@ -44,7 +44,7 @@ def test_the_median_and_the_trimmed_mean_ignore_a_client_far_away():
     columns = np.array([A, B, C, D, E])
     merged, _ = merger("fedmedian").merge(1, CURRENT, shares(A, B, C, D, E), "")
     np.testing.assert_allclose(merged["0.parameters"], np.median(columns, axis=0), rtol=1e-6)
-    merged, _ = merger("fedtrimmedavg", trimmed_share=0.2).merge(1, CURRENT, shares(A, B, C, D, E), "")
+    merged, _ = merger("fedtrimmedavg", trimmed_fraction=0.2).merge(1, CURRENT, shares(A, B, C, D, E), "")
     np.testing.assert_allclose(merged["0.parameters"], np.sort(columns, axis=0)[1:-1].mean(axis=0), rtol=1e-6)
 
 

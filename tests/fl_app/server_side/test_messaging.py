@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from persephonee.fl_app.server_side.messaging import cause_in_words, exchange
+from persephonee.fl_app.server_side.messaging import cause_in_text, send_and_receive
 
 NO_REPLY = "no reply within 0.5 s"
 RAISED = (
@@ -32,7 +32,7 @@ RAISED = (
     ],
 )
 def test_a_cause_is_one_phrase_without_colours_and_tracebacks(code, reason, words):
-    assert cause_in_words(code, reason) == words
+    assert cause_in_text(code, reason) == words
 
 
 class SlowGrid(Grid):
@@ -82,32 +82,34 @@ class SlowGrid(Grid):
 def test_a_round_ends_at_its_deadline_and_names_each_node_without_a_reply():
     grid, arrived = SlowGrid(), []
     messages = [Message(RecordDict(), node, "train") for node in (1, 2, 3, 4)]
-    answers = exchange(grid, messages, deadline=0.5, on_answer=lambda answer: arrived.append(answer.node_id))
+    predictions = send_and_receive(
+        grid, messages, deadline=0.5, on_answer=lambda answer: arrived.append(answer.node_id)
+    )
     assert time.monotonic() - grid.start < 2
     assert arrived == [1, 2]
-    assert [answer.cause for answer in answers] == [
+    assert [answer.cause for answer in predictions] == [
         "",
         "the node went away during the round",
         NO_REPLY,
         "the message could not be sent",
     ]
-    assert [answer.content is None for answer in answers] == [False, True, True, True]
+    assert [answer.content is None for answer in predictions] == [False, True, True, True]
 
 
 def test_a_round_ends_once_enough_have_replied_and_an_error_is_no_reply():
     grid = SlowGrid()
     messages = [Message(RecordDict(), node, "train") for node in (1, 2, 3)]
-    answers = exchange(grid, messages, deadline=60, enough=1)
+    predictions = send_and_receive(grid, messages, deadline=60, enough=1)
     assert time.monotonic() - grid.start < 2
-    assert [answer.content is None for answer in answers] == [False, True, True]
-    assert answers[2].cause == "no reply before 1 others, which were enough"
+    assert [answer.content is None for answer in predictions] == [False, True, True]
+    assert predictions[2].cause == "no reply before 1 others, which were enough"
 
 
 def test_a_reply_that_does_not_count_ends_no_round():
     grid = SlowGrid()
     messages = [Message(RecordDict(), node, "train") for node in (1, 2, 3)]
-    answers = exchange(grid, messages, deadline=0.5, counts=lambda answer: False, enough=1)
-    assert [answer.cause for answer in answers] == ["", "the node went away during the round", NO_REPLY]
+    predictions = send_and_receive(grid, messages, deadline=0.5, counts=lambda answer: False, enough=1)
+    assert [answer.cause for answer in predictions] == ["", "the node went away during the round", NO_REPLY]
 
 
 class Simulation(InMemoryGrid):
@@ -133,24 +135,26 @@ def test_a_simulation_has_few_messages_on_their_way_and_all_are_answered(monkeyp
     monkeypatch.setattr("persephonee.fl_app.server_side.messaging._cores", lambda: 2)
     nodes = list(range(1, 11))
     grid = Simulation()
-    answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
-    assert [answer.node_id for answer in answers] == nodes
-    assert all(answer.content is not None for answer in answers)
+    predictions = send_and_receive(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
+    assert [answer.node_id for answer in predictions] == nodes
+    assert all(answer.content is not None for answer in predictions)
     # ten nodes are few enough to have all of them at once
     assert grid.looks == [10]
     monkeypatch.setattr("persephonee.fl_app.server_side.messaging.LOOK_UPS", 30)
     grid = Simulation()
-    answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
-    assert [answer.node_id for answer in answers] == nodes
+    predictions = send_and_receive(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60)
+    assert [answer.node_id for answer in predictions] == nodes
     assert grid.looks == [4, 4, 2]
     grid = Simulation()
-    exchange(grid, [Message(RecordDict(), node, "query") for node in range(1, 41)], deadline=60, quick=True)
+    send_and_receive(grid, [Message(RecordDict(), node, "query") for node in range(1, 41)], deadline=60, quick=True)
     assert grid.looks == [32, 8]
     # who was never asked had no reply either
     grid = Simulation()
-    answers = exchange(grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60, enough=4)
-    assert [answer.content is None for answer in answers] == [False] * 4 + [True] * 6
+    predictions = send_and_receive(
+        grid, [Message(RecordDict(), node, "train") for node in nodes], deadline=60, enough=4
+    )
+    assert [answer.content is None for answer in predictions] == [False] * 4 + [True] * 6
 
 
 def test_nobody_to_ask_is_nothing_to_wait_for():
-    assert exchange(SlowGrid(), [], deadline=60) == []
+    assert send_and_receive(SlowGrid(), [], deadline=60) == []

@@ -30,7 +30,7 @@ def test_a_run_leaves_its_tables_and_a_report(settings, simulated_nodes, make_gr
     assert (run_dir / "report.html").exists()
     assert read_status(run_dir).state == "finished"
     config = json.loads((run_dir / "config.json").read_text())
-    assert config["model"] == load_network(settings.places.model, settings.sources)[0].fingerprint
+    assert config["model"] == load_network(settings.paths.model, settings.sources)[0].fingerprint
     assert str(run_dir.parent) not in (run_dir / "config.json").read_text().replace(config["data-path"], "")
 
 
@@ -58,7 +58,7 @@ def test_a_client_without_the_model_gets_it_once(settings, device_node, make_gri
     assert clients[clients["round"] == 1].bytes_down.min() > 5_000
     assert clients[clients["round"] == 2].bytes_down.max() <= 2_048
     assert clients.bytes_up.max() <= 4_096
-    fingerprint = load_network(settings.places.model, settings.sources)[0].fingerprint
+    fingerprint = load_network(settings.paths.model, settings.sources)[0].fingerprint
     received, metadata = load_network(tmp_path / "device-1" / "models" / fingerprint, settings.sources)
     assert received.fingerprint == fingerprint
     assert metadata.trained_on == ()
@@ -144,7 +144,7 @@ def test_a_user_that_is_too_small_is_counted_and_named(settings, simulated_nodes
 
 def test_a_loss_that_is_not_finite_refuses_the_round_and_keeps_the_old_exits(settings, simulated_nodes, make_grid):
     run(make_grid(simulated_nodes(2), settings), settings)
-    store = settings.places.run_dir / "clients"
+    store = settings.paths.run_dir / "clients"
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     assert before
     wild = changed(settings, learning_rate=3e38, client_store=str(store), run_dir=str(store.parent.parent / "wild"))
@@ -159,9 +159,9 @@ def test_a_run_without_a_valid_reply_fails_and_says_why(settings, simulated_node
         run(make_grid(simulated_nodes(2), settings), settings)
     assert "0 of 2 clients personalised" in str(caught.value)
     assert "the server runs other code" in str(caught.value)
-    status = read_status(settings.places.run_dir)
+    status = read_status(settings.paths.run_dir)
     assert (status.state, status.doing) == ("failed", str(caught.value))
-    assert all("install the same" in reason for reason in with_status(settings.places.run_dir))
+    assert all("install the same" in reason for reason in with_status(settings.paths.run_dir))
 
 
 def test_too_few_valid_replies_fail_the_run(settings, simulated_nodes, make_grid):
@@ -169,9 +169,9 @@ def test_too_few_valid_replies_fail_the_run(settings, simulated_nodes, make_grid
     for node in nodes[:2]:
         node.reply_with = lambda message, content: None
     late = changed(settings, round_deadline=0.3)
-    with pytest.raises(RunFailedError, match=r"1 of 3 .*min-reply-share is 0.5.*no reply within 0.3 s"):
+    with pytest.raises(RunFailedError, match=r"1 of 3 .*min-reply-fraction is 0.5.*no reply within 0.3 s"):
         run(make_grid(nodes, late), late)
-    enough = changed(late, min_reply_share=0.3, run_dir=str(settings.places.run_dir) + "2")
+    enough = changed(late, min_reply_fraction=0.3, run_dir=str(settings.paths.run_dir) + "2")
     nodes = simulated_nodes(3)
     for node in nodes[:2]:
         node.reply_with = lambda message, content: None
@@ -193,7 +193,7 @@ def test_clients_that_refuse_at_once_are_not_those_who_were_enough(settings, sim
         strict=True,
     ):
         node.reply_with = reply_with
-    half = changed(settings, enough_share=0.4, min_reply_share=0.4)
+    half = changed(settings, enough_fraction=0.4, min_reply_fraction=0.4)
     status = sorted(with_status(run(make_grid(nodes, half), half)))
     late, refused = "failed: no reply before 2 others, which were enough", "refused: the server runs other code"
     assert status == [late, "ok", "ok", refused, refused]
@@ -251,7 +251,7 @@ def test_more_clients_than_users_and_other_data_are_refused(settings, simulated_
     many = changed(settings, clients=8)
     with pytest.raises(ValueError, match="8 users were asked for and there are 7"):
         run(make_grid(simulated_nodes(8), many), many)
-    other = changed(settings, num_classes=5, run_dir=str(settings.places.run_dir) + "2")
+    other = changed(settings, num_classes=5, run_dir=str(settings.paths.run_dir) + "2")
     with pytest.raises(AppError, match="The model knows 3 classes"):
         run(make_grid(simulated_nodes(2), other), other)
 
@@ -260,10 +260,10 @@ def test_a_run_goes_on_after_its_last_round_and_never_over_another_run(settings,
     run(make_grid(simulated_nodes(2), settings), settings)
     with pytest.raises(ServerError, match="holds a run already"):
         run(make_grid(simulated_nodes(2), settings), settings)
-    first = table(settings.places.run_dir, "exits")
+    first = table(settings.paths.run_dir, "exits")
     more = changed(settings, num_server_rounds=2, resume=True)
     run(make_grid(simulated_nodes(2), more), more)
-    exits = table(settings.places.run_dir, "exits")
+    exits = table(settings.paths.run_dir, "exits")
     assert list(exits["round"].unique()) == [1, 2]
     pd.testing.assert_frame_equal(exits[exits["round"] == 1].reset_index(drop=True), first)
 

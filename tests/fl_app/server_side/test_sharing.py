@@ -12,7 +12,7 @@ from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.client_side import client_app
 from persephonee.fl_app.settings.app_settings import AppSettings
-from persephonee.fl_app.simulation import example_user as close_up
+from persephonee.fl_app.simulation import example_user as example_user
 from persephonee.fl_app.wire import records as wire
 from persephonee.multi_exit.storage import load_network
 from tests.fl_app.whole_runs import changed, run, table
@@ -30,7 +30,7 @@ def merged_model(run_dir, settings):
 
 
 def initial_model(settings):
-    return load_network(settings.places.model, settings.sources)[0]
+    return load_network(settings.paths.model, settings.sources)[0]
 
 
 def test_without_asking_nothing_is_shared_and_no_model_is_saved(settings, simulated_nodes, make_grid):
@@ -107,14 +107,14 @@ def test_only_exits_travel_down_and_only_once_some_were_merged(sharing, device_n
     assert set(exits) == {"0.parameters", "1.parameters"}
 
 
-def test_the_exits_that_a_round_began_with_can_be_had_again_for_the_close_up(
+def test_the_exits_that_a_round_began_with_can_be_had_again_for_the_example_user(
     sharing, simulated_nodes, make_grid, tmp_path
 ):
     one_round = changed(sharing, num_server_rounds=1, run_dir=str(tmp_path / "one"))
     merged = merged_model(run(make_grid(simulated_nodes(3), one_round), one_round), sharing)[0].exit_state()
     run(make_grid(simulated_nodes(3), sharing), sharing)
     network = initial_model(sharing)
-    first, second = (close_up.global_exits_of(sharing, network, number) for number in (1, 2))
+    first, second = (example_user.global_exits_of(sharing, network, number) for number in (1, 2))
     assert all(torch.equal(first[name], tensor) for name, tensor in network.exit_state().items())
     assert all(torch.equal(second[name], tensor) for name, tensor in merged.items())
 
@@ -154,8 +154,8 @@ def test_a_client_app_that_forgets_the_permission_is_held_back(sharing, device_n
     assert set(status["u1"]) == {"refused: the reply held something that may not travel"}
 
 
-def test_a_simulations_users_permit_in_the_share_that_was_set(sharing, simulated_nodes, make_grid):
-    half = changed(sharing, sharing_share=0.5, num_server_rounds=1)
+def test_a_simulations_users_permit_in_the_fraction_that_was_set(sharing, simulated_nodes, make_grid):
+    half = changed(sharing, sharing_fraction=0.5, num_server_rounds=1)
     outcomes = table(run(make_grid(simulated_nodes(6), half), half), "sharing").outcome
     assert {"shared", "not permitted"} == set(outcomes)
 
@@ -186,45 +186,47 @@ def test_bad_arrays_are_refused_and_counted_and_not_averaged(sharing, simulated_
 
 
 def test_an_exit_that_too_few_sent_stays_as_it_was(sharing, simulated_nodes, make_grid):
-    many = changed(sharing, min_sharers=3, sharing_share=0.3, num_server_rounds=1)
+    many = changed(sharing, min_sharers=3, sharing_fraction=0.3, num_server_rounds=1)
     run_dir = run(make_grid(simulated_nodes(4), many), many)
     assert (table(run_dir, "sharing").outcome == "shared").sum() < 3
     assert merged_model(run_dir, many)[0].fingerprint == initial_model(many).fingerprint
 
 
-def test_unseen_users_are_measured_after_each_round_and_never_take_part(sharing, simulated_nodes, make_grid):
-    apart = changed(sharing, unseen_share=0.34)
+def test_held_out_users_are_measured_after_each_round_and_never_take_part(sharing, simulated_nodes, make_grid):
+    apart = changed(sharing, held_out_fraction=0.34)
     run_dir = run(make_grid(simulated_nodes(6), apart), apart)
-    unseen, clients = table(run_dir, "unseen"), table(run_dir, "clients")
-    assert unseen.client_id.nunique() == 2
-    assert not set(unseen.client_id) & set(clients.client_id)
-    assert not any((run_dir / "clients" / name).exists() for name in unseen.client_id)
-    stages = unseen.groupby("round").stage.unique().map(sorted).to_dict()
+    held_out, clients = table(run_dir, "held_out"), table(run_dir, "clients")
+    assert held_out.client_id.nunique() == 2
+    assert not set(held_out.client_id) & set(clients.client_id)
+    assert not any((run_dir / "clients" / name).exists() for name in held_out.client_id)
+    stages = held_out.groupby("round").stage.unique().map(sorted).to_dict()
     assert stages == {0: ["after", "before"], 1: ["before"], 2: ["after", "before"]}
 
     # against the models themselves
     partitions = open_partitions(apart.data)
     for number, network in ((0, initial_model(apart)), (2, merged_model(run_dir, apart)[0])):
-        for client in unseen.client_id.unique():
+        for client in held_out.client_id.unique():
             samples = partitions.load_partition(partitions.client_ids.index(client))
             test = split_samples(samples, apart.split, apart.seed).test
             with torch.no_grad():
                 logits = network(samples.images[test] / 255)
             expected = [float((exit.argmax(1) == samples.labels[test]).float().mean()) for exit in logits]
-            rows = unseen[(unseen["round"] == number) & (unseen.client_id == client) & (unseen.stage == "before")]
+            rows = held_out[
+                (held_out["round"] == number) & (held_out.client_id == client) & (held_out.stage == "before")
+            ]
             assert rows.sort_values("exit").accuracy.tolist() == pytest.approx(expected)
 
 
-def test_an_unseen_user_that_is_too_small_is_named(sharing, simulated_nodes, make_grid):
+def test_an_held_out_user_that_is_too_small_is_named(sharing, simulated_nodes, make_grid):
     for seed in range(30):
-        apart = changed(sharing, unseen_share=0.2, num_server_rounds=1, seed=seed)
+        apart = changed(sharing, held_out_fraction=0.2, num_server_rounds=1, seed=seed)
         names = open_partitions(apart.data).client_ids
         from persephonee.data_partitions.user_splits import choose_users
 
         if choose_users(names, 1, seed) == ("u6",):
             break
     run_dir = run(make_grid(simulated_nodes(7), apart), apart)
-    assert "too small" in " ".join(table(run_dir, "unseen").status)
+    assert "too small" in " ".join(table(run_dir, "held_out").status)
 
 
 def test_noise_at_the_server_and_at_the_clients_changes_the_model_and_is_accounted(

@@ -2,7 +2,7 @@ import pyarrow as pa
 import torch
 
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.fl_app.simulation.example_user import _close_up, _largest_gain
+from persephonee.fl_app.simulation.example_user import _example_user, _largest_gain
 from persephonee.fl_app.wire import records as wire
 from persephonee.server.results.table_schemas import RunTables
 
@@ -17,7 +17,7 @@ def tables(accuracies: dict[tuple[str, int, str], float], statuses: dict[str, st
     )
 
 
-def test_the_close_up_shows_the_user_and_exit_with_the_largest_gain():
+def test_the_example_user_shows_the_user_and_exit_with_the_largest_gain():
     accuracies = {
         ("ada", 0, "before"): 0.5,
         ("ada", 0, "after"): 0.75,
@@ -33,7 +33,7 @@ def test_the_close_up_shows_the_user_and_exit_with_the_largest_gain():
     assert _largest_gain(tables(accuracies, {"ada": wire.OK, "bob": "too small: 8 samples"}), 2) == ("ada", 0)
 
 
-def test_there_is_no_close_up_where_nobody_gained():
+def test_there_is_no_example_user_where_nobody_gained():
     accuracies = {("ada", 0, "before"): 0.5, ("ada", 0, "after"): 0.5}
     assert _largest_gain(tables(accuracies, {"ada": wire.OK}), 1) is None
 
@@ -45,9 +45,9 @@ def test_mended_images_come_first_and_unchanged_ones_are_not_shown():
         labels=torch.tensor([0, 1, 0, 1]),
     )
     before, after = torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 1, 0])
-    close_up = _close_up("ada", 1, samples, torch.arange(4), (before, after), ("a", "b"))
-    assert (close_up.mended, close_up.broken) == (1, 1)
-    assert [(e.label, e.before, e.after, int(e.image.max())) for e in close_up.examples] == [
+    example_user = _example_user("ada", 1, samples, torch.arange(4), (before, after), ("a", "b"))
+    assert (example_user.corrected, example_user.worsened) == (1, 1)
+    assert [(e.label, e.before, e.after, int(e.image.max())) for e in example_user.examples] == [
         ("b", "a", "b", 1),
         ("a", "a", "b", 2),
     ]

@@ -65,7 +65,7 @@ def test_a_simulation_on_two_ray_nodes_gives_the_tables_of_one_machine(cluster, 
         ray.shutdown()
     assert len(nodes) == 2
 
-    alone = simulation.simulate(replace(settings, places=replace(settings.places, run_dir=tmp_path / "alone")))
+    alone = simulation.simulate(replace(settings, paths=replace(settings.paths, run_dir=tmp_path / "alone")))
     assert (run_dir / "exits.parquet").read_bytes() == (alone / "exits.parquet").read_bytes()
     tables = [
         pd.read_parquet(folder / "clients.parquet").drop(columns="seconds_personalise") for folder in (run_dir, alone)

@@ -25,7 +25,7 @@ from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 from persephonee.server.results.run_folder import RunFolder
 
-TIMES = {"clients": ["seconds_personalise"], "rounds": ["seconds"], "exits": [], "sharing": [], "unseen": []}
+TIMES = {"clients": ["seconds_personalise"], "rounds": ["seconds"], "exits": [], "sharing": [], "held_out": []}
 
 
 class Killed(BaseException):
@@ -35,7 +35,7 @@ class Killed(BaseException):
 @pytest.fixture
 def two_rounds(settings, monkeypatch) -> AppSettings:
     monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
-    more = {"share-exits": True, "strategy": "fedadam", "num-server-rounds": 2, "unseen-share": 0.3, "epochs": 1}
+    more = {"share-exits": True, "strategy": "fedadam", "num-server-rounds": 2, "held-out-fraction": 0.3, "epochs": 1}
     return AppSettings.from_run_config({**settings.to_run_config(), **more})
 
 
@@ -45,7 +45,7 @@ def at(settings, run_dir, **more):
 
 def serve(settings, make_grid, simulated_nodes):
     grid = make_grid(simulated_nodes(4), settings)
-    return server_app.serve(grid, settings, settings.places.model, settings.places.run_dir).parent
+    return server_app.serve(grid, settings, settings.paths.model, settings.paths.run_dir).parent
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -105,15 +105,15 @@ def test_a_resumed_run_gives_the_tables_and_the_model_of_one_that_was_not_killed
     assert_same(whole, tmp_path / "killed")
 
 
-def test_a_resumed_run_measures_the_same_unseen_users_and_nobody_who_took_part(two_rounds, device_node, make_grid):
-    settings = at(two_rounds, two_rounds.places.run_dir, **{"num-server-rounds": 1})
+def test_a_resumed_run_measures_the_same_held_out_users_and_nobody_who_took_part(two_rounds, device_node, make_grid):
+    settings = at(two_rounds, two_rounds.paths.run_dir, **{"num-server-rounds": 1})
 
     def rounds(number, names):
-        more = at(settings, settings.places.run_dir, **{"num-server-rounds": number, "resume": number > 1})
+        more = at(settings, settings.paths.run_dir, **{"num-server-rounds": number, "resume": number > 1})
         nodes = [device_node(name, int(name[1]) + 1) for name in names]
-        run_dir = server_app.serve(make_grid(nodes, more), more, more.places.model, more.places.run_dir).parent
-        unseen, clients = (pd.read_parquet(run_dir / f"{name}.parquet") for name in ("unseen", "clients"))
-        now = unseen[unseen["round"] == number]
+        run_dir = server_app.serve(make_grid(nodes, more), more, more.paths.model, more.paths.run_dir).parent
+        held_out, clients = (pd.read_parquet(run_dir / f"{name}.parquet") for name in ("held_out", "clients"))
+        now = held_out[held_out["round"] == number]
         return now.groupby("client_id").status.first().to_dict(), set(clients[clients["round"] == number].client_id)
 
     everybody = {f"u{i}" for i in range(4)}
@@ -121,7 +121,7 @@ def test_a_resumed_run_measures_the_same_unseen_users_and_nobody_who_took_part(t
     (apart,) = first
     assert first == {apart: "ok"}
     assert took_part == everybody - {apart}
-    # while the unseen user's device is off, nobody who has trained takes its place
+    # while the held-out user's device is off, nobody who has trained takes its place
     assert rounds(2, took_part) == ({apart: "failed: no node said that it is this client"}, took_part)
     assert rounds(3, everybody) == ({apart: "ok"}, took_part)
 
@@ -131,15 +131,15 @@ def test_noise_of_clients_is_spent_again_when_a_killed_round_is_repeated(
     two_rounds, simulated_nodes, make_grid, monkeypatch, number
 ):
     noise = {"dp-noise-multiplier": 1.0, "dp-noise-at": "clients", "strategy": "fedavg"}
-    settings = at(two_rounds, two_rounds.places.run_dir, **noise)
+    settings = at(two_rounds, two_rounds.paths.run_dir, **noise)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         # all clients have sent their noisy exits, and nothing of it is on the server's disk
         patch.setattr(ExitSharing, "merge", killed_after(number, ExitSharing.merge))
         serve(settings, make_grid, simulated_nodes)
     for _ in range(2):
         # the second time nothing is left to do, and nothing more is spent
-        serve(at(settings, settings.places.run_dir, resume=True), make_grid, simulated_nodes)
-        spent = json.loads((settings.places.run_dir / "privacy.json").read_text())
+        serve(at(settings, settings.paths.run_dir, resume=True), make_grid, simulated_nodes)
+        spent = json.loads((settings.paths.run_dir / "privacy.json").read_text())
         assert spent["rounds"] == 3
         assert spent["epsilon"] == epsilon_after(settings.privacy, 3)
 
@@ -203,7 +203,7 @@ def test_a_run_that_failed_can_be_resumed_while_its_process_lives(tmp_path):
 def test_kill_9_of_a_simulation_in_its_second_round_changes_nothing(tmp_path):
     network = build_network("squeezenet1_1", num_exits=2, num_classes=62, input_size=28, head="msdnet")
     save_network(network, tmp_path / "model", ModelMetadata())
-    words = ["simulate", "--num-writers", "6", "--clients", "5", "--unseen-share", "0.2", "--rounds", "3"]
+    words = ["simulate", "--num-writers", "6", "--clients", "5", "--held-out-fraction", "0.2", "--rounds", "3"]
     words += ["--epochs", "8", "--share-exits", "--model", str(tmp_path / "model")]
     program = "from persephonee.commands.application import main; main()"
     command = [sys.executable, "-c", program, *words]

@@ -70,11 +70,11 @@ def test_two_clients_over_flower_and_ray_give_what_one_process_gives(
     assert ours(scratch) == []
     assert list(scratch.iterdir()) == []
 
-    here = replace(small_run, places=replace(small_run.places, run_dir=tmp_path / "here"))
+    here = replace(small_run, paths=replace(small_run.paths, run_dir=tmp_path / "here"))
     monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
-    server_app.serve(make_grid(simulated_nodes(2), here), here, here.places.model, here.places.run_dir)
-    assert (run_dir / "exits.parquet").read_bytes() == (here.places.run_dir / "exits.parquet").read_bytes()
-    other = pd.read_parquet(here.places.run_dir / "clients.parquet")
+    server_app.serve(make_grid(simulated_nodes(2), here), here, here.paths.model, here.paths.run_dir)
+    assert (run_dir / "exits.parquet").read_bytes() == (here.paths.run_dir / "exits.parquet").read_bytes()
+    other = pd.read_parquet(here.paths.run_dir / "clients.parquet")
     times = ["seconds_personalise"]
     pd.testing.assert_frame_equal(clients.drop(columns=times), other.drop(columns=times), check_exact=True)
 
@@ -146,7 +146,7 @@ def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
     # of a run that is overwritten, the exits make room
     (run_dir / "clients" / "ada").mkdir(parents=True)
     (run_dir / "clients" / "ada" / "exits").write_bytes(bytes(needed))
-    settings = replace(settings, places=replace(settings.places, overwrite=True))
+    settings = replace(settings, paths=replace(settings.paths, overwrite=True))
     run_with(0)
 
 
@@ -178,10 +178,10 @@ class SilentLink:
     is_simulating = False
 
     def __init__(self):
-        self.answers = ["", "the run ended as finished:failed: no module named x"]
+        self.predictions = ["", "the run ended as finished:failed: no module named x"]
 
     def ending_of(self, run_id):
-        return self.answers.pop(0)
+        return self.predictions.pop(0)
 
 
 def test_a_run_that_dies_without_a_word_is_a_failure(tmp_path, monkeypatch):

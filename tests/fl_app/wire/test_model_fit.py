@@ -14,7 +14,7 @@ from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, load_network
-from persephonee.server.training.global_model import GlobalModelSettings, UserShares, make_global_model
+from persephonee.server.training.global_model import GlobalModelSettings, UserFractions, make_global_model
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from tests.tiny_cnn import NAME, SIDE, SOURCE
 
@@ -84,9 +84,9 @@ def test_images_that_trained_the_model_are_not_given_to_users_by_another_divisio
         for number in range(40):
             colour = (number, 100 * (label == "light"), 0)
             Image.new("RGB", (SIDE, SIDE), colour).save(tmp_path / "set" / label / f"{number:02d}.png")
-    drawn = {"num_users": 2, "samples_per_user": 10, "class_width": 1.0}
+    drawn = {"num_users": 2, "samples_per_user": 10, "label_skew_width": 1.0}
     same = DataSettings(dataset="imagefolder", data_path=tmp_path / "set", **drawn)
-    other, more_users = replace(same, seed=1), replace(same, num_users=3, class_width=2.0)
+    other, more_users = replace(same, seed=1), replace(same, num_users=3, label_skew_width=2.0)
     pool = open_partitions(same, for_pretraining=True)
     trained = {row for user in range(pool.num_partitions) for row in pool.rows_of(user)}
     tested = {row for user in range(2) for row in open_partitions(other).rows_of(user)}
@@ -98,7 +98,7 @@ def test_images_that_trained_the_model_are_not_given_to_users_by_another_divisio
         head="pooled",
         sources=(SOURCE,),
         training=PretrainSettings(epochs=1, batch_size=8),
-        users=UserShares(validation_fraction=0.25),
+        users=UserFractions(validation_fraction=0.25),
     )
     make_global_model(settings, pool, tmp_path / "M")
     network, metadata = load_network(tmp_path / "M", (SOURCE,))
@@ -108,8 +108,8 @@ def test_images_that_trained_the_model_are_not_given_to_users_by_another_divisio
     with pytest.raises(AppError, match=r"with data-seed=0, and with data-seed=1 .*; take data-seed=0\.$"):
         open_fitting(other, network, metadata)
     divided = metadata.settings["division"]
-    with pytest.raises(AppError, match=r"take global_share=0\.25\.$"):
-        open_fitting(same, network, ModelMetadata(settings={"division": {**divided, "global_share": 0.25}}))
+    with pytest.raises(AppError, match=r"take global_fraction=0\.25\.$"):
+        open_fitting(same, network, ModelMetadata(settings={"division": {**divided, "global_fraction": 0.25}}))
     # an older model does not know
     assert open_fitting(other, network, ModelMetadata()).num_partitions == 2
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from persephonee.server.errors import ServerError
-from persephonee.server.report.example_user_section import CloseUp, Example
+from persephonee.server.report.example_user_section import Example, ExampleUser
 from persephonee.server.report.report_page import draw_report
 from persephonee.server.results.run_folder import RunFolder
 
@@ -46,9 +46,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def drawn(fake_run, close_up) -> RunFolder:
+def drawn(fake_run, example_user) -> RunFolder:
     run = fake_run(rounds=2, users=6)
-    draw_report(run.path, close_up)
+    draw_report(run.path, example_user)
     return run
 
 
@@ -64,10 +64,10 @@ def test_the_page_asks_nothing_of_the_network(page):
     assert "@import" not in page.text and "url(http" not in page.text
 
 
-def test_figures_and_images_stand_in_the_page_and_no_id_stands_twice(page, close_up):
+def test_figures_and_images_stand_in_the_page_and_no_id_stands_twice(page, example_user):
     assert page.tags.count("svg") == len(FIGURES)
     images = [reference for reference in page.references if reference.startswith("data:image/png;base64,")]
-    assert len(images) == len(close_up.examples)
+    assert len(images) == len(example_user.examples)
     assert len(page.ids) == len(set(page.ids))
     targets = {reference[1:] for reference in page.references if reference.startswith("#")}
     assert targets <= set(page.ids)
@@ -86,7 +86,7 @@ def test_figures_lie_beside_the_page_as_png_and_svg(drawn):
         assert (drawn.path / "figures" / f"{name}.svg").read_text().startswith("<?xml")
 
 
-def test_redrawing_gives_the_same_bytes_and_keeps_the_close_up(drawn):
+def test_redrawing_gives_the_same_bytes_and_keeps_the_example_user(drawn):
     first = digests(drawn.path)
     for name in ("summary.json", "report.html"):
         (drawn.path / name).unlink()
@@ -104,16 +104,16 @@ def test_a_run_of_one_round_shows_no_curve(fake_run):
     assert not (run.path / "figures" / "rounds.svg").exists()
 
 
-def test_without_a_close_up_the_page_says_why(fake_run):
+def test_without_a_example_user_the_page_says_why(fake_run):
     text = Page(draw_report(fake_run(users=0).path).read_text()).text
     assert "a server never receives its users' samples" in text
 
 
-def test_the_close_up_shows_the_very_pixels(fake_run):
+def test_the_example_user_shows_the_very_pixels(fake_run):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
     example = Example(image=pixels, label="<b>", before="x", after="<b>")
     run = fake_run(users=0)
-    html = draw_report(run.path, CloseUp(client_id="f0100_00", examples=(example,))).read_text()
+    html = draw_report(run.path, ExampleUser(client_id="f0100_00", examples=(example,))).read_text()
     (png,) = re.findall(r"data:image/png;base64,([^\"]+)", html)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))), pixels.transpose(1, 2, 0))
     assert "&lt;b&gt;" in html and "<b>" not in html
@@ -123,14 +123,14 @@ def test_the_close_up_shows_the_very_pixels(fake_run):
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.float32), np.zeros((2, 4, 4), np.uint8)])
 def test_an_image_of_another_kind_is_refused(fake_run, image):
     example = Example(image=image, label="a", before="b", after="a")
-    with pytest.raises(ServerError, match="close-up"):
-        draw_report(fake_run(users=0).path, CloseUp(client_id="x", examples=(example,)))
+    with pytest.raises(ServerError, match="example user"):
+        draw_report(fake_run(users=0).path, ExampleUser(client_id="x", examples=(example,)))
 
 
-def test_a_close_up_that_was_cut_off_is_one_sentence(fake_run):
+def test_a_example_user_that_was_cut_off_is_one_sentence(fake_run):
     run = fake_run(users=0)
     (run.path / "figures").mkdir()
-    (run.path / "figures" / "close_up.json").write_text('{"client_id": ')
+    (run.path / "figures" / "example_user.json").write_text('{"client_id": ')
     with pytest.raises(ServerError, match="not whole JSON"):
         draw_report(run.path)
 

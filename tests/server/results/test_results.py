@@ -97,11 +97,11 @@ def test_each_exit_is_as_worked_out_on_paper(summary):
     assert first.reaches_original == pytest.approx(1 / 3)
     assert first.kept == pytest.approx(2 / 3)
     assert (first.exit_rate_before, first.exit_rate_after) == pytest.approx((0.4, 0.4))
-    assert (first.macs, first.cost_share) == (50, 0.5)
+    assert (first.macs, first.cost_fraction) == (50, 0.5)
     assert first.rolled_back == 1
     assert last.is_last and not first.is_last
     assert last.change.unchanged == 1.0
-    assert (last.macs, last.cost_share) == (100, 1.0)
+    assert (last.macs, last.cost_fraction) == (100, 1.0)
 
 
 def test_the_policy_is_as_worked_out_on_paper(summary):
@@ -113,7 +113,7 @@ def test_the_policy_is_as_worked_out_on_paper(summary):
     assert (policy.against_original.helped, policy.against_original.hurt) == pytest.approx((1 / 3, 2 / 3))
     assert policy.mean_macs_before == pytest.approx((98 + 86 + 74) / 3)
     assert policy.mean_macs_after == pytest.approx((62 + 86 + 100) / 3)
-    assert policy.cost_share_after.mean == pytest.approx(2.48 / 3)
+    assert policy.cost_fraction_after.mean == pytest.approx(2.48 / 3)
     assert policy.threshold.median == 0.8
     assert policy.threshold_counts == {"0.60": 1, "0.80": 1, "0.90": 1}
     assert policy.exits_kept.mean == pytest.approx(2 / 3)

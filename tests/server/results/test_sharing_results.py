@@ -42,7 +42,7 @@ def shared(number, **outcomes):
     ]
 
 
-def unseen(number, stage, **accuracies):
+def held_out(number, stage, **accuracies):
     return [
         {"round": number, "client_id": client, "status": "ok", "exit": exit, "stage": stage, "accuracy": accuracy}
         for client, values in accuracies.items()
@@ -53,14 +53,14 @@ def unseen(number, stage, **accuracies):
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
     run = RunFolder.create(tmp_path / "run", {"seed": 0})
-    first = unseen(0, "before", x=(0.2, 0.5, 0.9), y=(0.4, 0.5, 0.7)) + unseen(0, "after", x=(0.5, 0.6, 0.9))
-    first += unseen(1, "before", x=(0.4, 0.5, 0.9), y=(0.6, 0.5, 0.7))
+    first = held_out(0, "before", x=(0.2, 0.5, 0.9), y=(0.4, 0.5, 0.7)) + held_out(0, "after", x=(0.5, 0.6, 0.9))
+    first += held_out(1, "before", x=(0.4, 0.5, 0.9), y=(0.6, 0.5, 0.7))
     first += [{"round": 0, "client_id": "z", "status": "too small: z has 3 samples"}]
     refused = shared(1, a="shared", b="refused: exits/0.parameters: a value is not finite.", c="shared")
-    run.append_round(**accepted(1), sharing=refused, unseen=first)
-    last = unseen(2, "before", x=(0.6, 0.4, 0.9), y=(0.8, 0.5, 0.7)) + unseen(2, "after", x=(0.9, 0.7, 0.9))
+    run.append_round(**accepted(1), sharing=refused, held_out=first)
+    last = held_out(2, "before", x=(0.6, 0.4, 0.9), y=(0.8, 0.5, 0.7)) + held_out(2, "after", x=(0.9, 0.7, 0.9))
     outcomes = shared(2, a="shared", b="not permitted", c="held back: training improved no exit")
-    run.append_round(**accepted(2), sharing=outcomes, unseen=last)
+    run.append_round(**accepted(2), sharing=outcomes, held_out=last)
     return run
 
 
@@ -72,8 +72,8 @@ def test_who_shared_is_counted_and_refusals_of_every_round_are_named(run):
     assert sharing.refusals[0].status.startswith("round 1: refused: exits/0.parameters")
 
 
-def test_the_curve_on_unseen_users_is_as_worked_out_on_paper(run):
-    found = summarise(run.tables()).unseen
+def test_the_curve_on_held_out_users_is_as_worked_out_on_paper(run):
+    found = summarise(run.tables()).held_out
     assert found.users == 2
     assert [point.round for point in found.rounds] == [0, 1, 2]
     assert [point.accuracy for point in found.rounds] == [
@@ -89,13 +89,13 @@ def test_the_curve_on_unseen_users_is_as_worked_out_on_paper(run):
 def test_rows_of_a_round_that_was_not_completed_do_not_count(run):
     rounds = run.path / "rounds.parquet"
     kept = rounds.read_bytes()
-    run.append_round(**accepted(3), sharing=shared(3, a="shared"), unseen=unseen(3, "before", x=(1.0, 1.0, 1.0)))
+    run.append_round(**accepted(3), sharing=shared(3, a="shared"), held_out=held_out(3, "before", x=(1.0, 1.0, 1.0)))
     rounds.write_bytes(kept)
     found = summarise(run.tables())
-    assert [point.round for point in found.unseen.rounds] == [0, 1, 2]
+    assert [point.round for point in found.held_out.rounds] == [0, 1, 2]
     assert found.sharing.not_permitted == 1
     run.append_round(**accepted(3), sharing=shared(3, a="shared"))
-    assert [point.round for point in summarise(run.tables()).unseen.rounds] == [0, 1, 2]
+    assert [point.round for point in summarise(run.tables()).held_out.rounds] == [0, 1, 2]
 
 
 def test_the_report_and_the_terminal_show_both_and_what_noise_covers_them(run):
@@ -104,7 +104,7 @@ def test_the_report_and_the_terminal_show_both_and_what_noise_covers_them(run):
     assert "On 2 users who took no part, 2 rounds took exit 0 from 30.0" in page
     assert "1 clients shared exits, 1 do not permit it" in page
     assert "epsilon 3.14" in page
-    assert (run.path / "figures" / "unseen.svg").exists()
+    assert (run.path / "figures" / "held_out.svg").exists()
     text = io.StringIO()
     print_summary(summarise(run.tables()), Console(file=text, width=100))
     assert "2 users who took no part" in text.getvalue()
@@ -118,5 +118,5 @@ def test_a_run_without_either_says_nothing_of_it(tmp_path):
     run = RunFolder.create(tmp_path / "plain", {"seed": 0})
     run.append_round(**accepted(1))
     summary = summarise(run.tables())
-    assert summary.sharing is None and summary.unseen is None
+    assert summary.sharing is None and summary.held_out is None
     assert "Shared exits" not in draw_report(run.path).read_text()

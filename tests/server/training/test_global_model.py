@@ -12,7 +12,7 @@ from persephonee.server.training import global_model
 from persephonee.server.training.global_model import (
     CHECKPOINT_NAME,
     GlobalModelSettings,
-    UserShares,
+    UserFractions,
     choose_training_users,
     make_global_model,
     prepare_folder,
@@ -27,7 +27,7 @@ SETTINGS = GlobalModelSettings(
     head="pooled",
     sources=(SOURCE,),
     training=PretrainSettings(epochs=1, batch_size=32),
-    users=UserShares(validation_fraction=0.2),
+    users=UserFractions(validation_fraction=0.2),
 )
 
 
@@ -37,12 +37,12 @@ SETTINGS = GlobalModelSettings(
     [(3500, 250), (3550, 254), (1400, 100), (736, 100), (300, 100), (299, 99), (30, 10), (2, 0)],
 )
 def test_the_papers_ratio_of_users_is_kept_back_but_a_hundred_where_there_are_enough(users, kept_back):
-    assert UserShares().num_personal(users) == kept_back
+    assert UserFractions().num_personal(users) == kept_back
 
 
 @pytest.mark.parametrize(("given", "kept_back"), [(0, 0), (1, 1), (40, 40), (0.25, 184)])
-def test_a_number_or_a_share_of_users_is_kept_back(given, kept_back):
-    shares = UserShares(personal_users=given)
+def test_a_number_or_a_fraction_of_users_is_kept_back(given, kept_back):
+    shares = UserFractions(personal_users=given)
     train, validation = choose_training_users(EVERYONE, shares, seed=0)
     assert len(train) + len(validation) == 736 - kept_back
 
@@ -75,23 +75,23 @@ def test_nobody_is_kept_back_of_a_pool_whose_users_can_never_personalise(tmp_pat
 
 
 def test_users_train_or_validate_or_are_kept_back():
-    train, validation = choose_training_users(EVERYONE, UserShares(), seed=0)
+    train, validation = choose_training_users(EVERYONE, UserFractions(), seed=0)
     assert not set(train) & set(validation)
     assert (len(train), len(validation)) == (572, 64)
-    assert choose_training_users(EVERYONE[::-1], UserShares(), seed=0) == (train, validation)
-    assert choose_training_users(EVERYONE, UserShares(), seed=1) != (train, validation)
+    assert choose_training_users(EVERYONE[::-1], UserFractions(), seed=0) == (train, validation)
+    assert choose_training_users(EVERYONE, UserFractions(), seed=1) != (train, validation)
 
 
 def test_fewer_users_are_some_of_the_same():
-    train, validation = choose_training_users(EVERYONE, UserShares(), seed=0)
-    few = choose_training_users(EVERYONE, UserShares(max_users=50), seed=0)
+    train, validation = choose_training_users(EVERYONE, UserFractions(), seed=0)
+    few = choose_training_users(EVERYONE, UserFractions(max_users=50), seed=0)
     assert [len(users) for users in few] == [45, 5]
     assert {*few[0], *few[1]} < {*train, *validation}
 
 
 def test_users_that_would_all_be_kept_back_are_refused():
     with pytest.raises(PretrainingError, match=r"735 of 736 users .* --personal-users\."):
-        choose_training_users(EVERYONE, UserShares(personal_users=735), seed=0)
+        choose_training_users(EVERYONE, UserFractions(personal_users=735), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_users_that_would_all_be_kept_back_are_refused():
 )
 def test_shares_out_of_their_range_are_refused_by_name(wrong):
     with pytest.raises(PretrainingError, match=next(iter(wrong))):
-        UserShares(**wrong)
+        UserFractions(**wrong)
 
 
 def test_the_model_folder_holds_the_trained_network_and_no_checkpoint(tmp_path):

@@ -47,7 +47,7 @@ def gradient(weight: torch.Tensor, bias: torch.Tensor, user: MetaUser, exit: int
 ONE_STEP = {"inner_steps": 1, "inner_momentum": 0.0, "inner_rate": 0.1, "batch_size": 64}
 
 
-def test_reptile_goes_a_share_of_the_way_to_the_mean_of_the_users_exits():
+def test_reptile_goes_a_fraction_of_the_way_to_the_mean_of_the_users_exits():
     heads, users = linear_heads(), [made_up_user(1), made_up_user(2)]
     before = copy.deepcopy(heads)
     settings = MetaSettings(method="reptile", rate=0.5, **ONE_STEP)

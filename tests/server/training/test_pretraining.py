@@ -56,7 +56,7 @@ def same(one, other) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_joint_training_learns_to_tell_the_classes_apart_on_unseen_users(tmp_path):
+def test_joint_training_learns_to_tell_the_classes_apart_on_held_out_users(tmp_path):
     net, result = run(tmp_path, replace(SETTINGS, epochs=6, patience=6))
     assert result.history[-1].train_loss < 0.5 * result.history[0].train_loss
     assert result.accuracies[-1] > 0.9
@@ -146,7 +146,7 @@ def test_the_first_loss_is_that_of_the_formula(tmp_path, mode):
     assert result.history[0].train_loss == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_training_stops_when_unseen_users_gain_nothing_and_the_best_epoch_stays(tmp_path, monkeypatch):
+def test_training_stops_when_held_out_users_gain_nothing_and_the_best_epoch_stays(tmp_path, monkeypatch):
     accuracies = iter([(0.1, 0.1, 0.6), (0.2, 0.2, 0.8), (0.3, 0.3, 0.7), (0.9, 0.9, 0.8), (0.0, 0.0, 0.1)])
     states = []
 
