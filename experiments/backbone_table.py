@@ -95,8 +95,8 @@ def build(name: str, head: str = "msdnet") -> MultiExitNetwork:
 def accepted_row(name: str, network: MultiExitNetwork, pooled: MultiExitNetwork) -> str:
     """Return a line of the first table."""
     costs = network.costs
-    shares = " ".join(f"{row.share:.3f}".removeprefix("0") for row in costs.exits[:-1])
-    msdnet_heads, pooled_heads = (sum(row.head_macs for row in n.costs.exits) / 1e6 for n in (network, pooled))
+    shares = " ".join(f"{row.share:.3f}".removeprefix("0") for row in costs.exit_costs[:-1])
+    msdnet_heads, pooled_heads = (sum(row.head_macs for row in n.costs.exit_costs) / 1e6 for n in (network, pooled))
     stem = "stride 1" if network.spec.stem == "stride-1" else "published"
     sizes = f"{costs.original_macs / 1e6:,.1f} | {costs.original_params / 1e6:.2f}"
     return f"| {name} | {sizes} | {shares} | {msdnet_heads:.1f} ({pooled_heads:.2f}) | {stem} |"

@@ -37,20 +37,20 @@ class CostTable:
     """The cost of all exits, the last exit included as the last entry.
 
     Attributes:
-        exits: M+1 rows in the order of the exits.
+        exit_costs: M+1 rows in the order of the exits.
     """
 
-    exits: tuple[ExitCost, ...]
+    exit_costs: tuple[ExitCost, ...]
 
     @property
     def original_macs(self) -> int:
         """MACs of the original network, which has no exit heads."""
-        return self.exits[-1].macs
+        return self.exit_costs[-1].macs
 
     @property
     def original_params(self) -> int:
         """Parameters of the original network."""
-        return self.exits[-1].params
+        return self.exit_costs[-1].params
 
     def leaving_macs(self, kept: Sequence[int]) -> tuple[int, ...]:
         """Return what a sample costs that leaves at each of the `kept` exits, and then at the last one.
@@ -64,18 +64,18 @@ class CostTable:
             len(kept) + 1 costs in MACs.
         """
         costs, heads = [], 0
-        for row in (*(self.exits[i] for i in kept), self.exits[-1]):
+        for row in (*(self.exit_costs[i] for i in kept), self.exit_costs[-1]):
             heads += row.head_macs
             costs.append(row.macs + heads)
         return tuple(costs)
 
     def alone_macs(self, exit: int) -> int:
         """Return the cost of a network that has this exit only: the backbone up to it and its own head."""
-        return self.exits[exit].macs + self.exits[exit].head_macs
+        return self.exit_costs[exit].macs + self.exit_costs[exit].head_macs
 
     def alone_params(self, exit: int) -> int:
         """Return the parameters of a network that has this exit only."""
-        return self.exits[exit].params + self.exits[exit].head_params
+        return self.exit_costs[exit].params + self.exit_costs[exit].head_params
 
 
 def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:

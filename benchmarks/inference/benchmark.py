@@ -65,7 +65,7 @@ def speed_rows(network: MultiExitNetwork, subject: Subject, original_onnx: Path,
     """Time a user's policy against the original network, eager and on ONNX Runtime, at each batch size."""
     typer.echo(f"User {subject.stored.client_id}, labels: {subject.labels}", err=True)
     personal = InferenceEngine(network, subject.stored.policy)
-    network.load_exit_state(subject.stored.exits)
+    network.load_exit_state(subject.stored.exit_weights)
     original = InferenceEngine(network, policy_of(network, 1.0, ()))
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,10 +82,10 @@ def _rows_of(personal: Engine, original: Engine, subject: Subject, runtime: str,
         "labels": subject.labels,
         "runtime": runtime,
         "threshold": personal.policy.threshold,
-        "exits": " ".join(map(str, personal.policy.exits)),
+        "exits": " ".join(map(str, personal.policy.exits_in_use)),
         "accuracy": float((predictions.labels == subject.truth).mean()),
         "accuracy_original": float((reference.labels == subject.truth).mean()),
-        "left_early": float((predictions.exits < personal.policy.num_exits).mean()),
+        "left_early": float((predictions.exit_indices < personal.policy.num_exits).mean()),
     }
     rows = []
     for size in BATCH_SIZES:
@@ -139,7 +139,7 @@ def subjects_of(
             round=1,
             backbone_fingerprint=network.backbone_fingerprint,
             policy=result.policy,
-            exits=result.exits,
+            exit_weights=result.exit_weights,
         )
         subjects.append(_subject(stored, name, samples, split.test))
     return subjects
@@ -184,7 +184,10 @@ def main(
         subjects = [s for user in chosen for s in subjects_of(network, samples[user], schedule, seed)]
     with tempfile.TemporaryDirectory() as folder:
         unpersonal = replace(
-            subjects[0].stored, policy=policy_of(network, 1.0, ()), exits=network.exit_state(), client_id="original"
+            subjects[0].stored,
+            policy=policy_of(network, 1.0, ()),
+            exit_weights=network.exit_state(),
+            client_id="original",
         )
         export_onnx(network, unpersonal, Path(folder))
         speed = [row for subject in subjects for row in speed_rows(network, subject, Path(folder), repeats)]

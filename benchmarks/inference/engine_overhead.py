@@ -38,7 +38,7 @@ def overhead_rows(network: MultiExitNetwork, images: Images) -> list[Row]:
 
 def _overhead_row(network: MultiExitNetwork, policy: ExitPolicy, image: Images, exit: int) -> Row:
     engine = InferenceEngine(network, policy)
-    if engine.infer(image).exits[0] != exit:
+    if engine.infer(image).exit_indices[0] != exit:
         raise RuntimeError(f"the image does not leave at exit {exit}")
     stages, heads, tensor = list(network.stages)[: exit + 1], network.heads, torch.from_numpy(image)
 
@@ -47,7 +47,7 @@ def _overhead_row(network: MultiExitNetwork, policy: ExitPolicy, image: Images, 
             features, logits = tensor, tensor
             for i, stage in enumerate(stages):
                 features = logits = stage(features)
-                if i in policy.exits:
+                if i in policy.exits_in_use:
                     logits = heads[i](features)
         return logits
 
@@ -55,7 +55,7 @@ def _overhead_row(network: MultiExitNetwork, policy: ExitPolicy, image: Images, 
     low, high = times.ratio_quartiles
     return {
         "exit": exit,
-        "heads_run": len([e for e in policy.exits if e <= exit]),
+        "heads_run": len([e for e in policy.exits_in_use if e <= exit]),
         "by_hand_ms": float(np.median(times.first)),
         "engine_ms": float(np.median(times.second)),
         "overhead": times.ratio - 1,
@@ -66,4 +66,4 @@ def _overhead_row(network: MultiExitNetwork, policy: ExitPolicy, image: Images, 
 
 def policy_of(network: MultiExitNetwork, threshold: float, exits: Iterable[int]) -> ExitPolicy:
     """Return a policy with these exits in use."""
-    return ExitPolicy(threshold=threshold, exits=tuple(exits), num_exits=network.num_exits)
+    return ExitPolicy(threshold=threshold, exits_in_use=tuple(exits), num_exits=network.num_exits)

@@ -33,7 +33,7 @@ def exits_training_macs(network: MultiExitNetwork, exits: Sequence[int]) -> int:
 
 def backbone_macs(network: MultiExitNetwork, exits: Sequence[int]) -> int:
     """Return the MACs of one sample's way through the frozen backbone, up to the last of these exits."""
-    return network.costs.exits[max(exits)].macs
+    return network.costs.exit_costs[max(exits)].macs
 
 
 def fast_macs(network: MultiExitNetwork, exits: Sequence[int], count: int) -> int:
@@ -47,7 +47,7 @@ def fast_macs(network: MultiExitNetwork, exits: Sequence[int], count: int) -> in
         taken = cast(nn.Linear, network.heads[i].classifier).in_features + 1
         predictions = 2 * count * taken * network.num_classes
         steps = STEPS * 2 * count**2 * network.num_classes
-        total += count * network.costs.exits[i].head_macs + count**2 * taken + count**3 + predictions + steps
+        total += count * network.costs.exit_costs[i].head_macs + count**2 * taken + count**3 + predictions + steps
     return total
 
 

@@ -110,7 +110,7 @@ def train_population(
     begin, right, asked = time.perf_counter(), 0.0, 0
     for start in range(0, len(population), user_batch):
         for done in personalise_batch(network, population[start : start + user_batch], settings, seed=seed):
-            after = [exit.accuracy for exit in done.report.exits if exit.stage == "after" and exit.exit in early]
+            after = [exit.accuracy for exit in done.report.exit_metrics if exit.stage == "after" and exit.exit in early]
             right += done.report.num_test * sum(after) / len(after)
             asked += done.report.num_test
     wait_for(device)

@@ -38,7 +38,7 @@ def run_fraction(path: str, schedule: str) -> dict[str, float]:
             split = split_samples(samples, SplitSettings(), settings.seed)
             store = ExitStore(Path(stores) / user)
             report = personalise(network, samples, split, rounds, store=store, seed=settings.seed).report
-            early = report.exits[-network.num_exits - 1 : -1]
+            early = report.exit_metrics[-network.num_exits - 1 : -1]
             right += report.num_test * sum(exit.accuracy for exit in early) / len(early)
             asked += report.num_test
         seconds = time.perf_counter() - begin

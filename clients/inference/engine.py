@@ -29,12 +29,12 @@ class Predictions:
     Attributes:
         labels: class, shape [B].
         confidences: top-1 softmax of the exit that answered, shape [B], in [0, 1].
-        exits: number of the exit that answered, shape [B]; M is the last exit.
+        exit_indices: number of the exit that answered, shape [B]; M is the last exit.
     """
 
     labels: NDArray[np.int64]
     confidences: NDArray[np.float64]
-    exits: NDArray[np.int64]
+    exit_indices: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,8 +88,8 @@ class Engine(Protocol):
 
 def merged_stages(policy: ExitPolicy) -> tuple[range, ...]:
     """Return the stages up to each exit in use and to the last one: those without an exit between them go together."""
-    ends = (*policy.exits, policy.num_exits)
-    starts = (0, *(exit + 1 for exit in policy.exits))
+    ends = (*policy.exits_in_use, policy.num_exits)
+    starts = (0, *(exit + 1 for exit in policy.exits_in_use))
     return tuple(range(start, end + 1) for start, end in zip(starts, ends, strict=True))
 
 
@@ -135,7 +135,7 @@ class StagedEngine(ABC, Generic[Array]):
         self.policy = policy
         self.input_shape = input_shape
         self.num_classes = num_classes
-        self.steps = (*policy.exits, policy.num_exits)
+        self.steps = (*policy.exits_in_use, policy.num_exits)
         self.reachable_steps = 1 if first_exit_always_answers(policy, num_classes) else len(self.steps)
 
     @abstractmethod
@@ -203,14 +203,14 @@ class StagedEngine(ABC, Generic[Array]):
             if confidence > self.policy.threshold:
                 break
         return Predictions(
-            labels=self._labels(logits), confidences=np.array([confidence]), exits=np.array([self.steps[step]])
+            labels=self._labels(logits), confidences=np.array([confidence]), exit_indices=np.array([self.steps[step]])
         )
 
     def _infer_batch(self, features: Array, num_images: int) -> Predictions:
         predictions = Predictions(
             labels=np.empty(num_images, dtype=np.int64),
             confidences=np.empty(num_images, dtype=np.float64),
-            exits=np.empty(num_images, dtype=np.int64),
+            exit_indices=np.empty(num_images, dtype=np.int64),
         )
         waiting = np.arange(num_images)
         for step in range(self.reachable_steps if num_images else 0):
@@ -221,7 +221,7 @@ class StagedEngine(ABC, Generic[Array]):
             gone = waiting[exit_indices]
             predictions.labels[gone] = self._labels(logits)[exit_indices]
             predictions.confidences[gone] = confidences[exit_indices]
-            predictions.exits[gone] = self.steps[step]
+            predictions.exit_indices[gone] = self.steps[step]
             if len(gone) == len(waiting):
                 break
             if len(gone):
@@ -234,7 +234,7 @@ class StagedEngine(ABC, Generic[Array]):
         everywhere[list(self.steps)] = confidences
         exits = self.policy.exit_of(everywhere)
         row, column = np.searchsorted(self.steps, exits), np.arange(labels.shape[1])
-        return Predictions(labels=labels[row, column], confidences=confidences[row, column], exits=exits)
+        return Predictions(labels=labels[row, column], confidences=confidences[row, column], exit_indices=exits)
 
 
 def check_fits(policy: ExitPolicy, num_exits: int) -> None:

@@ -63,7 +63,7 @@ class ExportedNetwork:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `policy.json` holds."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT, **asdict(self), "policy": self.policy.to_json()}
 
 
 def graph_name(part: str, exit: int, graph: bytes) -> str:
@@ -107,13 +107,13 @@ def _from_dict(values: dict[str, Any]) -> ExportedNetwork:
     policy = values.pop("policy")
     shape, steps = tuple(values.pop("input_shape")), tuple(ExportedStep(**step) for step in values.pop("steps"))
     exported = ExportedNetwork(
-        policy=ExitPolicy(**{**policy, "exits": tuple(policy["exits"])}),
+        policy=ExitPolicy.from_json(policy),
         input_shape=shape,
         class_names=tuple(values.pop("class_names")),
         steps=steps,
         **values,
     )
-    if [step.exit for step in steps] != [*exported.policy.exits, exported.policy.num_exits] or len(shape) != 3:
+    if [step.exit for step in steps] != [*exported.policy.exits_in_use, exported.policy.num_exits] or len(shape) != 3:
         raise ValueError("its steps are not those of its policy")
     if any(Path(name).name != name for name in exported.files):
         raise ValueError("a path in place of a graph's name")

@@ -41,7 +41,7 @@ class InferenceEngine(StagedEngine[Tensor]):
         network.eval()
         loaded = len(self.steps) if explores else self.reachable_steps
         self._stages = [merge(network, span) for span in merged_stages(policy)[:loaded]]
-        self._heads = [network.heads[exit] for exit in policy.exits[:loaded]]
+        self._heads = [network.heads[exit] for exit in policy.exits_in_use[:loaded]]
 
     def infer(self, images: Images) -> Predictions:
         """Return the policy's answers; see `StagedEngine.infer`."""

@@ -53,7 +53,7 @@ def export_onnx(
     if not overwrite and folder.exists() and any(folder.iterdir()):
         raise ExportError(f"{folder} is not empty: give another folder, or --overwrite.")
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    network.load_exit_state(stored.exits)
+    network.load_exit_state(stored.exit_weights)
     exported = ExportedNetwork(
         policy=stored.policy,
         input_shape=network.input_shape,

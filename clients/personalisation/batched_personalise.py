@@ -61,7 +61,7 @@ def personalise_batch(
             store=user.store,
             round_number=round_number,
             seed=seed,
-            global_exits=None,
+            global_exit_weights=None,
             run="",
         )
         for user in users

@@ -88,10 +88,10 @@ def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Tensor, co
     exit_indices = policy.exit_of(outputs.confidences)
     predictions = outputs.predictions[exit_indices, np.arange(len(exit_indices))]
     rates = exit_rates(exit_indices, policy.num_exits)
-    leaving = np.array(costs.leaving_macs(policy.exits), dtype=np.float64)
+    leaving = np.array(costs.leaving_macs(policy.exits_in_use), dtype=np.float64)
     return PolicyResult(
         accuracy=float((predictions == reference.numpy()).mean()),
-        mean_macs=float(rates[[*policy.exits, policy.num_exits]] @ leaving),
+        mean_macs=float(rates[[*policy.exits_in_use, policy.num_exits]] @ leaving),
         exit_rates=tuple(rates.tolist()),
     )
 
@@ -109,7 +109,7 @@ def exit_metrics(
             accuracy=float(accuracies[exit]),
             loss=float(losses[exit]),
             exit_rate=rates[exit],
-            kept=exit in policy.exits or exit == policy.num_exits,
+            kept=exit in policy.exits_in_use or exit == policy.num_exits,
             macs=costs.alone_macs(exit),
             num_test=len(labels),
         )

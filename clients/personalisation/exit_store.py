@@ -9,7 +9,7 @@ know them.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class StoredExits:
         round: the round that made them.
         backbone_fingerprint: of the backbone that they belong to.
         policy: in force.
-        exits: tensors named as `MultiExitNetwork.exit_state` names them.
+        exit_weights: tensors named as `MultiExitNetwork.exit_state` names them.
         run: the federated run that the round belonged to; empty for a round of the device's own.
         parts: what the user's samples have served for, in this round and before.
     """
@@ -45,7 +45,7 @@ class StoredExits:
     round: int
     backbone_fingerprint: str
     policy: ExitPolicy
-    exits: dict[str, Tensor]
+    exit_weights: dict[str, Tensor]
     run: str = ""
     parts: KnownParts = field(default_factory=KnownParts)
 
@@ -104,7 +104,7 @@ class ExitStore:
         Raises:
             OSError: the disk is full or not writable; the previous round stays in force.
         """
-        tensors = safetensors.torch.save(stored.exits)
+        tensors = safetensors.torch.save(stored.exit_weights)
         # the digest: another run's round of the same number must not overwrite what state.json still names
         name = f"exits-{stored.round:06d}-{hashlib.sha256(tensors).hexdigest()[:8]}.safetensors"
         before = next(iter(self._entries((stored.run, stored.round))), None) if stored.run else None
@@ -115,7 +115,7 @@ class ExitStore:
             "run": stored.run,
             "round": stored.round,
             "backbone_fingerprint": stored.backbone_fingerprint,
-            "policy": asdict(stored.policy),
+            "policy": stored.policy.to_json(),
             "exits": name,
         }
         write_json_atomically(self.folder / STATE_NAME, {**state, "before": before, "parts": stored.parts.to_text()})
@@ -151,14 +151,13 @@ class ExitStore:
             state = next(iter(self._entries(repeating)), None)
             if state is None:
                 return None
-            policy = state["policy"]
             return StoredExits(
                 client_id=state["client_id"],
                 run=state.get("run", ""),
                 round=state["round"],
                 backbone_fingerprint=state["backbone_fingerprint"],
-                policy=ExitPolicy(**{**policy, "exits": tuple(policy["exits"])}),
-                exits=safetensors.torch.load_file(self.folder / Path(state["exits"]).name),
+                policy=ExitPolicy.from_json(state["policy"]),
+                exit_weights=safetensors.torch.load_file(self.folder / Path(state["exits"]).name),
                 parts=_parts_of(self._state()),
             )
         except _DAMAGES as error:

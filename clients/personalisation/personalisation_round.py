@@ -37,7 +37,7 @@ class Personalisation:
     Attributes:
         report: aggregates, all that a client may send without its owner's permission.
         policy: the threshold and the exits in use from now on.
-        exits: the personal exits' tensors; `network.load_exit_state` takes them.
+        exit_weights: the personal exits' tensors; `network.load_exit_state` takes them.
         trained: all exits as training left them, before the guard; what a federated round may share.
         worse: the exits that training made worse on the calibration samples than those that it started from.
         profile: measured on this device, where the settings ask for latencies.
@@ -45,7 +45,7 @@ class Personalisation:
 
     report: PersonalisationReport
     policy: ExitPolicy
-    exits: dict[str, Tensor]
+    exit_weights: dict[str, Tensor]
     trained: dict[str, Tensor]
     worse: tuple[int, ...]
     profile: Profile | None = None
@@ -76,7 +76,7 @@ class PersonalisationRound:
         store: ExitStore | None,
         round_number: int,
         seed: int,
-        global_exits: dict[str, Tensor] | None,
+        global_exit_weights: dict[str, Tensor] | None,
         run: str,
     ) -> None:
         self._begin = time.perf_counter()
@@ -85,13 +85,13 @@ class PersonalisationRound:
         network.freeze_backbone()
         self.labels = torch.where(split.labelled, samples.labels, UNLABELLED)
         _require_labels(self.labels[split.train], settings, samples.client_id)
-        self.global_heads = network.heads if global_exits is None else _heads_with(network, global_exits)
+        self.global_heads = network.heads if global_exit_weights is None else _heads_with(network, global_exit_weights)
         stored = None
         if store is not None:
             fingerprint = frozen_backbone(network).fingerprint
             stored = store.load(fingerprint, samples.client_id, (run, round_number) if run else None)
-        self._own = self.global_heads if stored is None else _heads_with(network, stored.exits)
-        self.start = self._own if global_exits is None else self.global_heads
+        self._own = self.global_heads if stored is None else _heads_with(network, stored.exit_weights)
+        self.start = self._own if global_exit_weights is None else self.global_heads
         self.heads = copy.deepcopy(self.start).requires_grad_(True)
         self.generator = _generator(seed, samples.client_id, round_number)
 
@@ -148,7 +148,9 @@ class PersonalisationRound:
         if self._store is not None:
             self._save(self._store, policy, exits, profile)
         report = self._report(outputs_global[1], policy_before, outputs[1], policy, rolled_back)
-        return Personalisation(report=report, policy=policy, exits=exits, trained=trained, worse=worse, profile=profile)
+        return Personalisation(
+            report=report, policy=policy, exit_weights=exits, trained=trained, worse=worse, profile=profile
+        )
 
     def _save(self, store: ExitStore, policy: ExitPolicy, exits: dict[str, Tensor], profile: Profile | None) -> None:
         split = self._split
@@ -161,7 +163,7 @@ class PersonalisationRound:
                 round=self._number,
                 backbone_fingerprint=frozen_backbone(self._network).fingerprint,
                 policy=policy,
-                exits=exits,
+                exit_weights=exits,
                 parts=store.known_parts().after(self._samples.images, split.train, split.calibration, split.test),
             )
         )
@@ -196,7 +198,7 @@ class PersonalisationRound:
             original_macs=costs.original_macs,
             seconds_personalise=time.perf_counter() - self._begin,
             rolled_back_exits=rolled_back,
-            exits=(
+            exit_metrics=(
                 *exit_metrics(outputs_before, policy_before, truth, costs, "before"),
                 *exit_metrics(outputs_after, policy, truth, costs, "after"),
             ),

@@ -29,7 +29,7 @@ def personalise(
     round_number: int = 1,
     seed: int = 0,
     features: FeatureCache | None = None,
-    global_exits: dict[str, Tensor] | None = None,
+    global_exit_weights: dict[str, Tensor] | None = None,
     run: str = "",
 ) -> Personalisation:
     """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
@@ -43,8 +43,8 @@ def personalise(
         round_number: from 1.
         seed: with client id and round it determines the result.
         features: of these samples and this network, where they have been computed already; None computes them.
-        global_exits: what a federation merged. The round then starts from them, and the guard still compares with the
-            user's own; None takes the network's for comparison and starts from the user's own.
+        global_exit_weights: what a federation merged. The round then starts from them, and the guard still compares
+            with the user's own; None takes the network's for comparison and starts from the user's own.
         run: of a federation; a round of the same run and number starts from what it started from before.
 
     Returns:
@@ -65,7 +65,7 @@ def personalise(
         store=store,
         round_number=round_number,
         seed=seed,
-        global_exits=global_exits,
+        global_exit_weights=global_exit_weights,
         run=run,
     )
     # 1 features: one pass through the frozen backbone serves training, calibration and test

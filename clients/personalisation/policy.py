@@ -1,6 +1,7 @@
 """The early-exit policy: which exits are in use, and the confidence at which a sample leaves (Sec. 3.1.4)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +15,37 @@ class ExitPolicy:
 
     Attributes:
         threshold: thr_conf, in [0, 1]; at 1 no sample leaves early.
-        exits: early exits in use, increasing; empty for the original network.
+        exits_in_use: early exits in use, increasing; empty for the original network.
         num_exits: M, early exits that the network has.
     """
 
     threshold: float
-    exits: tuple[int, ...]
+    exits_in_use: tuple[int, ...]
     num_exits: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ClientSettingsError(f"threshold={self.threshold} is out of range: expected a number in [0, 1].")
-        if list(self.exits) != sorted(set(self.exits)) or not set(self.exits) <= set(range(self.num_exits)):
+        in_use = set(self.exits_in_use)
+        if list(self.exits_in_use) != sorted(in_use) or not in_use <= set(range(self.num_exits)):
             raise ClientSettingsError(
-                f"exits={self.exits} do not fit: expected increasing numbers from 0 to {self.num_exits - 1}."
+                f"exits_in_use={self.exits_in_use} does not fit: expected increasing numbers from 0 to "
+                f"{self.num_exits - 1}."
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a store and an exported network keep of it."""
+        return {**asdict(self), "exits_in_use": list(self.exits_in_use)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ExitPolicy":
+        """Return the policy that a file holds; earlier versions called the exits in use `exits`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it holds something else.
+        """
+        in_use = values["exits_in_use"] if "exits_in_use" in values else values["exits"]
+        return cls(threshold=values["threshold"], exits_in_use=tuple(in_use), num_exits=values["num_exits"])
 
     def exit_of(self, confidences: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the exit that answers each sample.
@@ -40,6 +57,6 @@ class ExitPolicy:
             Exit numbers, shape [N]; M where no exit in use is confident enough, not the most confident one.
         """
         exit_indices = np.full(confidences.shape[1], self.num_exits, dtype=np.int64)
-        for exit in reversed(self.exits):
+        for exit in reversed(self.exits_in_use):
             exit_indices[confidences[exit] > self.threshold] = exit
         return exit_indices

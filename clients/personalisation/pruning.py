@@ -43,4 +43,4 @@ def calibrate_and_prune(
         if best.cost > point.cost:
             break
         point, exits = best, remaining
-    return ExitPolicy(threshold=point.threshold, exits=exits, num_exits=num_exits), point
+    return ExitPolicy(threshold=point.threshold, exits_in_use=exits, num_exits=num_exits), point

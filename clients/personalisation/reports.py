@@ -49,7 +49,7 @@ class PersonalisationReport:
         original_macs: cost of the original network.
         seconds_personalise: wall time of the round.
         rolled_back_exits: exits that kept their previous weights, since training made them worse.
-        exits: 2 (M + 1) rows, all exits before, then all exits after.
+        exit_metrics: 2 (M + 1) rows, all exits before, then all exits after.
     """
 
     client_id: str
@@ -68,4 +68,4 @@ class PersonalisationReport:
     original_macs: int
     seconds_personalise: float
     rolled_back_exits: tuple[int, ...]
-    exits: tuple[ExitMetrics, ...]
+    exit_metrics: tuple[ExitMetrics, ...]

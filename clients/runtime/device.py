@@ -111,7 +111,7 @@ class Device:
         latency_ms = 1e3 * (time.perf_counter() - begin)
         if explores:
             explored = explore_logits(exploration.logits.astype(np.float64))[0]
-        exit_indices = int(predictions.exits[0])
+        exit_indices = int(predictions.exit_indices[0])
         stored = self._keep(frame, exit_indices, explored, latency_ms)
         return Prediction(
             key=frame.key,
@@ -217,17 +217,19 @@ class Device:
             self.events.note("round interrupted", "the device stopped in a round: the exits before it are in force")
         self.events.note(
             "started",
-            f"round {after} is in force: exits {list(self.policy.exits)} at the threshold {self.policy.threshold:g}",
+            f"round {after} is in force: exits {list(self.policy.exits_in_use)} "
+            f"at the threshold {self.policy.threshold:g}",
             frames=self.orchestrator.state.frames,
         )
 
     def _put_in_force(self, *, adopt: bool) -> None:
         """Load the exits and the policy of the exit store; with `adopt` the orchestrator takes them up too."""
         stored = self._exits.load(self._backbone, self.settings.client_id)
-        self.network.load_exit_state(stored.exits if stored else self._global_exits)
+        self.network.load_exit_state(stored.exit_weights if stored else self._global_exits)
         everywhere = tuple(range(self.network.num_exits))
-        policy = stored.policy if stored else ExitPolicy(threshold=1.0, exits=everywhere, num_exits=len(everywhere))
-        # what is in force first, and only then what may find no room
+        policy = (
+            stored.policy if stored else ExitPolicy(threshold=1.0, exits_in_use=everywhere, num_exits=len(everywhere))
+        )  # what is in force first, and only then what may find no room
         if adopt and stored is not None:
             samples, split = self._round_samples()
             validation = validate(self.network, samples, split, policy, stored.round)
@@ -236,7 +238,7 @@ class Device:
             self.orchestrator.end_round(stored.round, policy.threshold, validation)
         else:
             self._make_engine(policy, self.orchestrator.state.threshold)
-        self._database.set_fact("exits in use", list(policy.exits))
+        self._database.set_fact("exits in use", list(policy.exits_in_use))
 
     def _round_samples(self) -> tuple[UserSamples, SampleSplit]:
         settings = self.settings
@@ -282,7 +284,8 @@ class Device:
 
     def _count(self, exit_indices: int, explored: bool, latency_ms: float) -> None:
         counters, policy = self.counters, self._engine.policy
-        costs = dict(zip((*policy.exits, policy.num_exits), self.network.costs.leaving_macs(policy.exits), strict=True))
+        steps, macs = (*policy.exits_in_use, policy.num_exits), self.network.costs.leaving_macs(policy.exits_in_use)
+        costs = dict(zip(steps, macs, strict=True))
         counters.frames += 1
         counters.exits[exit_indices] += 1
         counters.explored += explored

@@ -87,15 +87,15 @@ def validate(
     network.freeze_backbone()
     features = compute_features(network, samples.images[split.calibration])
     outputs = run_exits(network.heads, features, torch.arange(len(split.calibration)))
-    explored = explore_logits(outputs.logits[[*policy.exits, policy.num_exits]].double().numpy())
+    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].double().numpy())
     agreement, early_fraction = agreement_at(explored, policy.threshold)
     return Validation(
         round=round_number,
         threshold=policy.threshold,
-        exits=policy.exits,
+        exits=policy.exits_in_use,
         agreement=agreement,
         early_fraction=early_fraction,
-        losses=tuple(tuple(sample.losses[i] for sample in explored) for i in range(len(policy.exits))),
+        losses=tuple(tuple(sample.losses[i] for sample in explored) for i in range(len(policy.exits_in_use))),
     )
 
 
@@ -105,5 +105,5 @@ def summary_of(report: PersonalisationReport) -> str:
         f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
         f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
         f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
-        f"{[row.exit for row in report.exits if row.stage == 'after' and row.kept][:-1]} in use"
+        f"{[row.exit for row in report.exit_metrics if row.stage == 'after' and row.kept][:-1]} in use"
     )

@@ -87,7 +87,7 @@ def agreement_at(window: Sequence[Explored], threshold: float) -> tuple[float, f
     num_exits = len(window[0].confidences)
     confidences = np.array([[*sample.confidences, 0.0] for sample in window]).T
     agrees = np.array([[*sample.agrees, True] for sample in window]).T
-    exit_indices = ExitPolicy(threshold=threshold, exits=tuple(range(num_exits)), num_exits=num_exits).exit_of(
+    exit_indices = ExitPolicy(threshold=threshold, exits_in_use=tuple(range(num_exits)), num_exits=num_exits).exit_of(
         confidences
     )
     return float(agrees[exit_indices, np.arange(len(window))].mean()), float((exit_indices < num_exits).mean())

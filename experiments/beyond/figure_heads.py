@@ -56,7 +56,7 @@ def table(both: tuple[Measured, Measured]) -> pd.DataFrame:
     """Return a row per kind of head, scheme and early exit: cost, accuracies, and the head's own size."""
     parts = []
     for measured in both:
-        rows = measured.network.costs.exits[:-1]
+        rows = measured.network.costs.exit_costs[:-1]
         for scheme in SCHEMES:
             means = exit_means(measured, scheme)[["before", "after", "macs"]]
             early = means.iloc[:-1].reset_index().assign(head=measured.study.model.head, scheme=scheme)

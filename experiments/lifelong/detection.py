@@ -81,16 +81,16 @@ def watch(network: MultiExitNetwork, stream: Stream, seed: int) -> Watched:
     calibration = order[::CALIBRATION_EVERY]
     train = order[order % CALIBRATION_EVERY != 0]
     split = SampleSplit(train=train, calibration=calibration, test=calibration, labelled=torch.ones(first) > 0)
-    global_exits = network.exit_state()
+    global_exit_weights = network.exit_state()
     result = personalise(network, samples, split, PersonalisationSettings(), seed=seed)
-    network.load_exit_state(result.exits)
+    network.load_exit_state(result.exit_weights)
     validation = validate(network, samples, split, result.policy, 1)
     assert validation is not None
     features = compute_features(network, stream.images[first:])
     outputs = run_exits(network.heads, features, torch.arange(len(stream.labels) - first))
-    network.load_exit_state(global_exits)
+    network.load_exit_state(global_exit_weights)
     policy = result.policy
-    explored = explore_logits(outputs.logits[[*policy.exits, policy.num_exits]].double().numpy())
+    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].double().numpy())
     return Watched(
         validation=validation, before=explored[: stream.shift - first], after=explored[stream.shift - first :]
     )

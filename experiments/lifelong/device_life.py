@@ -80,7 +80,7 @@ def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettin
         seed: of the device.
     """
     clock = ScriptedClock(BEGIN)
-    global_exits = network.exit_state()
+    global_exit_weights = network.exit_state()
     database = DeviceDatabase(None)
     events: list[Event] = []
     device_settings = DeviceSettings(client_id=stream.name, orchestrator=settings, seed=seed)
@@ -98,7 +98,7 @@ def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettin
             clock.now = BEGIN + (24 * day + 8 + 14 * place / SAMPLES_PER_DAY) * HOUR_S
             rows.append(_answer(device, stream, i))
     database.close()
-    network.load_exit_state(global_exits)
+    network.load_exit_state(global_exit_weights)
     correct, exits, cost, latency, thresholds, asked = (np.array(column) for column in zip(*rows, strict=True))
     return LifeRecord(
         stream=stream,
@@ -118,7 +118,7 @@ def _answer(device: Device, stream: Stream, i: int) -> tuple[bool, int, float, f
     truth = int(stream.labels[i])
     policy, costs = device.policy, device.network.costs
     answer = device.answer(Frame(key=f"{i}", image=stream.images[i], label=truth))
-    leaving = dict(zip((*policy.exits, policy.num_exits), costs.leaving_macs(policy.exits), strict=True))
+    leaving = dict(zip((*policy.exits_in_use, policy.num_exits), costs.leaving_macs(policy.exits_in_use), strict=True))
     return (
         answer.label == truth,
         answer.exit,

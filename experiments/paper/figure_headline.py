@@ -73,7 +73,7 @@ def training_cost_gain(network: MultiExitNetwork) -> float:
 
     A backward pass counts as two forward ones; the frozen backbone has none, and runs up to the deepest exit.
     """
-    *early, last = network.costs.exits
+    *early, last = network.costs.exit_costs
     exits = early[-1].macs + 3 * sum(row.head_macs for row in early)
     return 3 * last.macs / exits
 

@@ -87,7 +87,7 @@ def _exit_rows(
     network: MultiExitNetwork, result: Personalisation, scheme: str, unguarded: dict[int, float], *, whole: bool
 ) -> list[dict[str, Any]]:
     report, last = result.report, network.num_exits
-    before, after = report.exits[: last + 1], report.exits[last + 1 :]
+    before, after = report.exit_metrics[: last + 1], report.exit_metrics[last + 1 :]
     return [
         {
             "user": report.client_id,
@@ -110,7 +110,7 @@ def _policy_row(result: Personalisation, scheme: str) -> dict[str, Any]:
     report = result.report
     names = ("accuracy_original", "accuracy_before", "accuracy_after", "mean_macs", "mean_macs_before", "original_macs")
     own = {name: getattr(report, name) for name in names}
-    after = [row for row in report.exits if row.stage == "after"]
+    after = [row for row in report.exit_metrics if row.stage == "after"]
     rates = {f"rate_{row.exit}": row.exit_rate for row in after}
     kept = {f"kept_{row.exit}": row.kept for row in after}
     return {"user": report.client_id, "scheme": scheme, "threshold": report.threshold, **own, **rates, **kept}
@@ -126,7 +126,7 @@ def _sweep_rows(
 ) -> list[dict[str, Any]]:
     """Return the operating points on the test part with all exits in use, with the global and the personal exits."""
     exits = tuple(range(network.num_exits))
-    stages: list[tuple[str, dict[str, Tensor]]] = [("after", result.exits)]
+    stages: list[tuple[str, dict[str, Tensor]]] = [("after", result.exit_weights)]
     if scheme == "hard labels":
         stages.append(("before", network.exit_state()))
     own = network.exit_state()

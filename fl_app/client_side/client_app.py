@@ -155,7 +155,7 @@ def _personalise(task: _Task) -> RecordDict:
         store=task.store,
         round_number=int(task.request["round"]),
         seed=task.settings.seed,
-        global_exits=task.exits,
+        global_exit_weights=task.exits,
         run=str(task.request["run"]),
     )
     reply = wire.to_reply(done.report)
@@ -170,7 +170,7 @@ def _evaluate(task: _Task) -> RecordDict:
     if task.request["personalise"]:
         settings, seed = task.settings.personalisation, task.settings.seed
         done = personalise(
-            task.network, task.samples, task.split, settings, round_number=number, seed=seed, global_exits=exits
+            task.network, task.samples, task.split, settings, round_number=number, seed=seed, global_exit_weights=exits
         )
         return wire.to_reply(done.report)
     task.network.freeze_backbone()
@@ -178,7 +178,7 @@ def _evaluate(task: _Task) -> RecordDict:
     heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in exits.items()})
     test = task.split.test
     rows = evaluate_exits(task.network, heads, task.samples.images[test], task.samples.labels[test])
-    report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exits=rows)
+    report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exit_metrics=rows)
     return wire.to_reply(report)
 
 

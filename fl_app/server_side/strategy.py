@@ -117,7 +117,7 @@ class PersonalisationStrategy:
         rows: list[dict[str, Any]] = []
         for client_id, reply in self._ask(wire.EVALUATE, number, clients, personalise).items():
             key = {"round": number, "client_id": client_id, "status": reply.report.status}
-            exits = [asdict(row) for row in reply.report.exits if not math.isnan(row.accuracy)]
+            exits = [asdict(row) for row in reply.report.exit_metrics if not math.isnan(row.accuracy)]
             rows += [{**row, **key} for row in exits] or [key]
         return [{k: v for k, v in row.items() if k != "kept"} for row in rows]
 
@@ -250,7 +250,7 @@ def _result(
         report = reports[client.client_id]
         key: dict[str, Any] = {"round": number, "client_id": client.client_id}
         figures = asdict(report) if report.status == wire.OK else {}
-        exits += [{**metrics, **key} for metrics in figures.pop("exits", ())]
+        exits += [{**metrics, **key} for metrics in figures.pop("exit_metrics", ())]
         traffic = {"bytes_up": client.bytes_up, "bytes_down": client.bytes_down}
         rows.append({**figures, **key, "status": report.status, **traffic})
     for client_id, status in participants.left_out.items():

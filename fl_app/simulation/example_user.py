@@ -54,7 +54,7 @@ def example_user_of(
     test = split_samples(samples, settings.split, settings.seed, stored.parts).test
     network.load_exit_state(global_exits_of(settings, network, max(tables.round_numbers)))
     before = _answers(network, samples, test, exit)
-    network.load_exit_state(stored.exits)
+    network.load_exit_state(stored.exit_weights)
     after = _answers(network, samples, test, exit)
     names = partitions.class_names or tuple(str(k) for k in range(partitions.num_classes))
     return _example_user(client_id, exit, samples, test, (before, after), names)

@@ -107,7 +107,7 @@ def from_reply(reply: RecordDict, num_exits: int, exits_allowed: bool = False) -
         **names,
         **{name: metrics[name] for name in _SCALARS},
         rolled_back_exits=tuple(i for i, flag in enumerate(metrics["rolled_back"]) if flag == 1.0),
-        exits=tuple(_exit(metrics, stage, i) for stage in STAGES for i in range(num_exits + 1)),
+        exit_metrics=tuple(_exit(metrics, stage, i) for stage in STAGES for i in range(num_exits + 1)),
     )
 
 
@@ -143,7 +143,7 @@ def no_report(client_id: str, status: str) -> PersonalisationReport:
     """Return the report that stands for a client without figures."""
     figures: dict[str, Any] = {n: math.nan if isinstance(METRICS[n], Number) else 0 for n in _SCALARS}
     return PersonalisationReport(
-        client_id=client_id, status=status, labels="", rolled_back_exits=(), exits=(), **figures
+        client_id=client_id, status=status, labels="", rolled_back_exits=(), exit_metrics=(), **figures
     )
 
 
@@ -180,7 +180,7 @@ def _head(client_id: str, status: str, labels: str) -> ConfigRecord:
 
 
 def _metrics(report: PersonalisationReport) -> dict[str, Any]:
-    by_place = {(metrics.stage, metrics.exit): metrics for metrics in report.exits}
+    by_place = {(metrics.stage, metrics.exit): metrics for metrics in report.exit_metrics}
     paths = range(max((place for _, place in by_place), default=0) + 1)
     values: dict[str, Any] = {}
     for name in _SCALARS:

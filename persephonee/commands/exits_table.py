@@ -32,7 +32,7 @@ def exits_table(network: "MultiExitNetwork", accuracies: Sequence[float] = ()) -
     numbers = ["share", "MMAC", "kparams", "head\nMMAC", "head\nkparams", *(["accuracy"] if accuracies else [])]
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
-    for number, cost in enumerate(network.costs.exits):
+    for number, cost in enumerate(network.costs.exit_costs):
         cells: list[str | Text] = [
             "last" if number == network.num_exits else str(number),
             Text(cost.at),
@@ -49,7 +49,7 @@ def exits_table(network: "MultiExitNetwork", accuracies: Sequence[float] = ()) -
 def exits_json(network: "MultiExitNetwork") -> dict[str, Any]:
     """Return the cost table as JSON values: MACs and parameters of the whole backbone, and a row per exit."""
     columns = ("exit", "share", "macs", "params", "head_macs", "head_params", "at")
-    rows = [asdict(cost) for cost in network.costs.exits]
+    rows = [asdict(cost) for cost in network.costs.exit_costs]
     return {
         "backbone": network.spec.backbone,
         "macs": network.costs.original_macs,

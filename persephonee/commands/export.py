@@ -39,7 +39,7 @@ def export(
 
 def _summary(exported: "ExportedNetwork", out: Path) -> str:
     size = sum((out / name).stat().st_size for name in exported.files)
-    names = [str(exit) for exit in exported.policy.exits]
+    names = [str(exit) for exit in exported.policy.exits_in_use]
     exits = f"exits {', '.join(names)} and the last one" if names else "the last exit only"
     return (
         f"{out}: {len(exported.files)} graphs, {size / 1e6:.2f} MB, of user {exported.client_id}, round "

@@ -98,8 +98,8 @@ def _show(report: "PersonalisationReport", store: Path) -> None:
     table.add_column("exit")
     for name in ("MMAC", "before", "after", "leave here", "kept"):
         table.add_column(name, justify="right")
-    half = len(report.exits) // 2
-    for before, after in zip(report.exits[:half], report.exits[half:], strict=True):
+    half = len(report.exit_metrics) // 2
+    for before, after in zip(report.exit_metrics[:half], report.exit_metrics[half:], strict=True):
         kept = "yes" if after.kept else "no"
         table.add_row(
             "last" if after.exit == half - 1 else str(after.exit),

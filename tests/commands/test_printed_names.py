@@ -57,7 +57,7 @@ def test_the_id_of_a_user_who_is_personalised(capsys, tmp_path):
         original_macs=2,
         seconds_personalise=0.1,
         rolled_back_exits=(),
-        exits=(),
+        exit_metrics=(),
     )
     _show(report, tmp_path)
     assert "User ann[/b][red], round 1, 10 test samples, in %" in capsys.readouterr().out

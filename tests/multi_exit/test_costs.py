@@ -72,9 +72,9 @@ def test_a_pooled_head_costs_its_classifier_only(build_own, tiny_cnn):
 def test_resnet50_at_224_px_has_the_macs_and_the_attach_points_of_the_literature():
     costs = build_network("resnet50", num_exits=6, num_classes=1000, in_channels=3, input_size=224).costs
     assert round(costs.original_macs / 1e6) == 4089
-    assert [round(row.share, 3) for row in costs.exits] == [0.139, 0.283, 0.444, 0.588, 0.695, 0.893, 1.0]
+    assert [round(row.share, 3) for row in costs.exit_costs] == [0.139, 0.283, 0.444, 0.588, 0.695, 0.893, 1.0]
     # layer2.3 is the last block of layer2, so the exit sits behind layer2 as a whole
-    assert [row.at for row in costs.exits] == [
+    assert [row.at for row in costs.exit_costs] == [
         *("layer1.1", "layer2.0", "layer2", "layer3.1", "layer3.3", "layer4.0", "output"),
     ]
 
@@ -82,12 +82,12 @@ def test_resnet50_at_224_px_has_the_macs_and_the_attach_points_of_the_literature
 def test_mobilenet_v2_at_28_px_has_the_macs_and_the_attach_points_of_the_paper():
     costs = build_network("mobilenet_v2", num_exits=6, num_classes=62).costs
     assert 21.8e6 <= costs.original_macs <= 22.3e6
-    assert [row.at for row in costs.exits[:2]] == ["features.2", "features.5"]
-    assert costs.exits[2].at in ("features.9", "features.10")
-    assert [row.at for row in costs.exits[3:]] == ["features.12", "features.14", "features.16", "output"]
+    assert [row.at for row in costs.exit_costs[:2]] == ["features.2", "features.5"]
+    assert costs.exit_costs[2].at in ("features.9", "features.10")
+    assert [row.at for row in costs.exit_costs[3:]] == ["features.12", "features.14", "features.16", "output"]
     # on FEMNIST the first exit's head costs more than the backbone up to it
-    assert costs.exits[0].macs == pytest.approx(2.7e6, rel=0.02)
-    assert costs.exits[0].head_macs == pytest.approx(3.7e6, rel=0.02)
+    assert costs.exit_costs[0].macs == pytest.approx(2.7e6, rel=0.02)
+    assert costs.exit_costs[0].head_macs == pytest.approx(3.7e6, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5", "squeezenet1_1"])

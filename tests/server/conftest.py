@@ -123,7 +123,7 @@ def made_up_example_user() -> ExampleUser:
         page = Image.new("L", (28, 28), 255)
         ImageDraw.Draw(page).text((8, 3), label, fill=20, font_size=20)
         examples.append(Example(image=np.asarray(page)[None], label=label, before=before, after=after))
-    return ExampleUser(client_id="f0103_03", examples=tuple(examples), exit=0, corrected=23, broken=1)
+    return ExampleUser(client_id="f0103_03", examples=tuple(examples), exit=0, corrected=23, worsened=1)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def test_user_batchs_give_everybody_s_own_accuracy_and_the_plan_s_arithmetic(sch
     users = [BatchUser(samples=samples, split=split_samples(samples, SplitSettings(), 0)) for samples in everyone]
     found = train_population(network, users, settings, user_batch=2, seed=0)
     reports = [personalise(network, user.samples, user.split, settings).report for user in users]
-    right = sum(r.num_test * (r.exits[3].accuracy + r.exits[4].accuracy) / 2 for r in reports)
+    right = sum(r.num_test * (r.exit_metrics[3].accuracy + r.exit_metrics[4].accuracy) / 2 for r in reports)
     asked = sum(r.num_test for r in reports)
     assert found["users"] == 3
     # a batch of two users' samples rounds otherwise than a batch of one's

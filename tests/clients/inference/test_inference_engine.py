@@ -31,16 +31,16 @@ def all_exits(toy_network, images) -> ExitOutputs:
 
 
 def policy_of(threshold: float, exits: tuple[int, ...]) -> ExitPolicy:
-    return ExitPolicy(threshold=threshold, exits=exits, num_exits=2)
+    return ExitPolicy(threshold=threshold, exits_in_use=exits, num_exits=2)
 
 
 def assert_is_the_definition(predictions: Predictions, outputs: ExitOutputs, policy: ExitPolicy, rows: slice) -> None:
     confidences, predictions = outputs.confidences[:, rows], outputs.predictions[:, rows]
     exits = policy.exit_of(confidences)
-    used = [*policy.exits]
+    used = [*policy.exits_in_use]
     sure = ~(np.abs(confidences[used] - policy.threshold) < TIE).any(axis=0)
     column = np.arange(len(exits))
-    assert (predictions.exits == exits)[sure].all()
+    assert (predictions.exit_indices == exits)[sure].all()
     assert (predictions.labels == predictions[exits, column])[sure].all()
     np.testing.assert_allclose(predictions.confidences[sure], confidences[exits, column][sure], atol=TIE)
 
@@ -71,15 +71,15 @@ def test_one_image_gets_bit_for_bit_the_confidence_of_all_exits_computed_one_by_
         with torch.inference_mode():
             outputs = ExitOutputs.of(torch.stack(toy_network(to_float(torch.from_numpy(image[None])))))
         predictions = engine.infer(image[None])
-        assert predictions.exits == policy.exit_of(outputs.confidences)
-        assert predictions.confidences[0] == outputs.confidences[predictions.exits[0], 0]
+        assert predictions.exit_indices == policy.exit_of(outputs.confidences)
+        assert predictions.confidences[0] == outputs.confidences[predictions.exit_indices[0], 0]
 
 
 def test_an_exit_exactly_as_confident_as_the_threshold_does_not_answer(toy_network, images):
     confidence = InferenceEngine(toy_network, policy_of(0.0, (0, 1))).infer(images[:1]).confidences[0]
     below = np.nextafter(confidence, 0)
-    assert InferenceEngine(toy_network, policy_of(confidence, (0, 1))).infer(images[:1]).exits[0] > 0
-    assert InferenceEngine(toy_network, policy_of(below, (0, 1))).infer(images[:1]).exits[0] == 0
+    assert InferenceEngine(toy_network, policy_of(confidence, (0, 1))).infer(images[:1]).exit_indices[0] > 0
+    assert InferenceEngine(toy_network, policy_of(below, (0, 1))).infer(images[:1]).exit_indices[0] == 0
 
 
 def test_who_has_left_is_not_computed_any_further(toy_network, images, all_exits):
@@ -111,12 +111,12 @@ def test_pruned_exits_take_no_part_and_their_stages_are_merged(toy_network, imag
         head.register_forward_hook(lambda *_, i=i: heads_run.append(i))
     InferenceEngine(toy_network, policy_of(1.0, (1,))).infer(images)
     assert heads_run == [1]
-    assert merged_stages(ExitPolicy(threshold=0.5, exits=(1, 4), num_exits=6)) == (
+    assert merged_stages(ExitPolicy(threshold=0.5, exits_in_use=(1, 4), num_exits=6)) == (
         range(0, 2),
         range(2, 5),
         range(5, 7),
     )
-    assert merged_stages(ExitPolicy(threshold=0.5, exits=(), num_exits=6)) == (range(0, 7),)
+    assert merged_stages(ExitPolicy(threshold=0.5, exits_in_use=(), num_exits=6)) == (range(0, 7),)
 
 
 def test_the_tail_is_unreachable_just_where_the_threshold_is_below_the_smallest_top_1_softmax():
@@ -132,7 +132,7 @@ def test_an_engine_that_does_not_explore_lets_go_of_what_it_cannot_reach(toy_net
     held = {id(module) for part in (*engine._stages, *engine._heads) for module in part.modules()}
     assert not held & {id(m) for part in (*toy_network.stages[1:], toy_network.heads[1]) for m in part.modules()}
     assert (engine.infer(images).labels == whole.infer(images).labels).all()
-    assert (engine.infer(images[:1]).exits == 0).all()
+    assert (engine.infer(images[:1]).exit_indices == 0).all()
     with pytest.raises(ClientSettingsError, match="explores=True"):
         engine.explore(images)
 
@@ -168,7 +168,7 @@ def test_bytes_and_floats_of_any_layout_give_the_same_answers(toy_network, image
 def test_no_images_give_no_answers(toy_network, images):
     engine = InferenceEngine(toy_network, policy_of(0.8, (0, 1)))
     predictions = engine.infer(images[:0])
-    assert predictions.labels.shape == predictions.confidences.shape == predictions.exits.shape == (0,)
+    assert predictions.labels.shape == predictions.confidences.shape == predictions.exit_indices.shape == (0,)
     assert engine.explore(images[:0]).logits.shape == (3, 0, 4)
 
 
@@ -189,7 +189,7 @@ def test_images_of_another_shape_or_type_are_refused_in_a_sentence(toy_network, 
 
 def test_a_policy_of_another_network_is_refused(toy_network):
     with pytest.raises(ClientSettingsError, match="6 early exits and the network has 2"):
-        InferenceEngine(toy_network, ExitPolicy(threshold=0.5, exits=(5,), num_exits=6))
+        InferenceEngine(toy_network, ExitPolicy(threshold=0.5, exits_in_use=(5,), num_exits=6))
 
 
 def test_confidence_is_the_softmax_in_double_precision_on_either_runtime():

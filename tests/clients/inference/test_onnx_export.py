@@ -27,8 +27,8 @@ def stored_exits(network, threshold: float, exits: tuple[int, ...]) -> StoredExi
         client_id="f0001_01",
         round=3,
         backbone_fingerprint=network.backbone_fingerprint,
-        policy=ExitPolicy(threshold=threshold, exits=exits, num_exits=network.num_exits),
-        exits=network.exit_state(),
+        policy=ExitPolicy(threshold=threshold, exits_in_use=exits, num_exits=network.num_exits),
+        exit_weights=network.exit_state(),
     )
 
 
@@ -43,7 +43,7 @@ def _exported_once(_trained_toy_network, tmp_path_factory) -> Path:
     network, folder = _trained_toy_network, tmp_path_factory.mktemp("exported") / "onnx"
     before = network.fingerprint
     stored = stored_exits(network, 0.8, (0, 1))
-    export_onnx(network, replace(stored, exits=personal(stored)), folder, class_names=("a", "b", "c", "d"))
+    export_onnx(network, replace(stored, exit_weights=personal(stored)), folder, class_names=("a", "b", "c", "d"))
     assert network.fingerprint == before
     return folder
 
@@ -54,7 +54,7 @@ def exported(_exported_once, tmp_path) -> Path:
 
 
 def personal(stored: StoredExits) -> dict[str, Tensor]:
-    return {name: tensor * 1.05 for name, tensor in stored.exits.items()}
+    return {name: tensor * 1.05 for name, tensor in stored.exit_weights.items()}
 
 
 def assert_parity(engine: OnnxEngine, torch_engine: InferenceEngine, images: np.ndarray) -> None:
@@ -64,7 +64,7 @@ def assert_parity(engine: OnnxEngine, torch_engine: InferenceEngine, images: np.
     tie = (np.abs(ours.confidences[:-1] - engine.policy.threshold) < 1e-4).any(axis=0)
     for size in (1, 7, len(images)):
         predictions, expected = engine.infer(images[:size]), torch_engine.infer(images[:size])
-        assert (predictions.exits == expected.exits)[~tie[:size]].all()
+        assert (predictions.exit_indices == expected.exit_indices)[~tie[:size]].all()
         assert (predictions.labels == expected.labels)[~tie[:size]].all()
 
 
@@ -72,7 +72,7 @@ def test_onnx_runtime_gives_the_logits_and_exits_of_torch_for_any_batch_size(toy
     engine = OnnxEngine(exported, threads=1)
     toy_network.load_exit_state(personal(stored_exits(toy_network, 0.8, (0, 1))))
     torch_engine = InferenceEngine(toy_network, engine.policy)
-    assert set(torch_engine.infer(images).exits.tolist()) == {0, 1, 2}
+    assert set(torch_engine.infer(images).exit_indices.tolist()) == {0, 1, 2}
     assert_parity(engine, torch_engine, images)
 
 
@@ -107,7 +107,7 @@ def test_graphs_that_the_policy_can_never_reach_are_loaded_by_exploring_only(exp
     description["policy"]["threshold"] = 0.0
     (exported / "policy.json").write_text(json.dumps(description))
     engine = OnnxEngine(exported)
-    assert (engine.infer(images).exits == 0).all()
+    assert (engine.infer(images).exit_indices == 0).all()
     assert [name[:7] for name in engine.loaded_graphs] == ["stage-0", "head-0-"]
     assert engine.explore(images).exits == (0, 1, 2)
     assert len(engine.loaded_graphs) == 5
@@ -121,7 +121,7 @@ def test_a_folder_with_something_in_it_is_refused_unless_told_to_overwrite(toy_n
     with pytest.raises(ExportError, match="--overwrite"):
         export_onnx(toy_network, stored, exported)
     assert {path.name for path in exported.iterdir()} == old
-    with caplog.at_level(logging.INFO, logger="clients"):
+    with caplog.at_level(logging.INFO, logger="persephonee"):
         new = export_onnx(toy_network, stored, exported, overwrite=True)
     assert new.files[0] in caplog.text
     assert {path.name for path in exported.iterdir()} == {*new.files, "policy.json", "holiday.jpg"}
@@ -131,7 +131,7 @@ def test_a_folder_with_something_in_it_is_refused_unless_told_to_overwrite(toy_n
 def test_an_export_that_breaks_off_leaves_the_previous_network_in_force(toy_network, exported, images, monkeypatch):
     before = OnnxEngine(exported).infer(images)
     stored = stored_exits(toy_network, 0.6, (1,))
-    changed = replace(stored, exits=personal(stored))
+    changed = replace(stored, exit_weights=personal(stored))
     written = []
 
     def full_disk(path, data):
@@ -172,7 +172,7 @@ def test_a_damaged_export_is_refused_in_a_sentence(exported, tmp_path):
 
 def test_exits_and_policy_of_another_network_are_refused(toy_network, tmp_path):
     stored = stored_exits(toy_network, 0.5, (0,))
-    other = replace(stored, policy=ExitPolicy(threshold=0.5, exits=(5,), num_exits=6))
+    other = replace(stored, policy=ExitPolicy(threshold=0.5, exits_in_use=(5,), num_exits=6))
     with pytest.raises(ClientSettingsError, match="6 early exits"):
         export_onnx(toy_network, other, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()

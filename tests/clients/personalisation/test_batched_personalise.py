@@ -48,7 +48,9 @@ def test_a_user_batch_gives_what_its_users_give_one_by_one(network, draw_user, s
         alone = personalise(network, user.samples, user.split, settings, seed=1)
         for name, tensor in alone.trained.items():
             torch.testing.assert_close(ours.trained[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
-        assert [e.accuracy for e in ours.report.exits] == pytest.approx([e.accuracy for e in alone.report.exits])
+        assert [e.accuracy for e in ours.report.exit_metrics] == pytest.approx(
+            [e.accuracy for e in alone.report.exit_metrics]
+        )
         assert ours.report.rolled_back_exits == alone.report.rolled_back_exits
         assert ours.report.mean_macs == pytest.approx(alone.report.mean_macs)
 
@@ -77,8 +79,8 @@ def test_the_next_round_starts_from_each_users_own_exits(toy_network, draw_user,
     second = personalise_batch(toy_network, users[:2], settings, round_number=2)
     for user, store, ours in zip(users[:2], copies[:2], second, strict=True):
         alone = personalise(toy_network, user.samples, user.split, settings, store=store, round_number=2)
-        for name, tensor in alone.exits.items():
-            torch.testing.assert_close(ours.exits[name], tensor, atol=5e-4, rtol=1e-2)
+        for name, tensor in alone.exit_weights.items():
+            torch.testing.assert_close(ours.exit_weights[name], tensor, atol=5e-4, rtol=1e-2)
 
 
 def test_somebodys_divergence_is_named_and_nobody_is_stored(toy_network, draw_user, tmp_path):

@@ -16,8 +16,8 @@ def stored(round_number: int = 1, fingerprint: str = "a" * 64, run: str = "", fi
         client_id="f0001_01",
         round=round_number,
         backbone_fingerprint=fingerprint,
-        policy=ExitPolicy(threshold=0.35, exits=(0, 2), num_exits=3),
-        exits={"heads.0.weight": torch.full((2, 3), float(round_number if fill is None else fill))},
+        policy=ExitPolicy(threshold=0.35, exits_in_use=(0, 2), num_exits=3),
+        exit_weights={"heads.0.weight": torch.full((2, 3), float(round_number if fill is None else fill))},
         run=run,
     )
 
@@ -30,7 +30,7 @@ def test_what_was_saved_is_loaded(tmp_path):
     loaded = store.load("a" * 64, "f0001_01")
     assert loaded is not None
     assert (loaded.round, loaded.policy) == (2, stored().policy)
-    assert torch.equal(loaded.exits["heads.0.weight"], torch.full((2, 3), 2.0))
+    assert torch.equal(loaded.exit_weights["heads.0.weight"], torch.full((2, 3), 2.0))
     assert len(list((tmp_path / "user").glob("exits-*"))) == 1
 
 
@@ -46,7 +46,7 @@ def test_a_save_that_fails_leaves_the_previous_round_in_force(tmp_path, monkeypa
         store.save(stored(2))
     loaded = store.load("a" * 64, "f0001_01")
     assert loaded is not None and loaded.round == 1
-    assert loaded.exits["heads.0.weight"][0, 0] == 1
+    assert loaded.exit_weights["heads.0.weight"][0, 0] == 1
 
 
 def test_a_store_of_another_model_or_user_is_refused(tmp_path):

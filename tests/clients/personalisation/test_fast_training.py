@@ -97,7 +97,9 @@ def test_the_fast_schedule_is_as_accurate_as_the_papers(toy_network, user, label
     paper = PersonalisationSettings(learning_rate=0.05, weights=weights)
 
     def accuracies(settings):
-        return torch.tensor([e.accuracy for e in personalise(toy_network, user, split, settings).report.exits[3:5]])
+        return torch.tensor(
+            [e.accuracy for e in personalise(toy_network, user, split, settings).report.exit_metrics[3:5]]
+        )
 
     assert accuracies(dataclasses.replace(FAST, weights=weights)).mean() >= accuracies(paper).mean() - 0.03
 

@@ -55,9 +55,9 @@ def test_a_round_is_the_same_whichever_plan_it_follows(toy_network, user, split,
     plan = FeaturePlan(paths=paths, chunk=11)
     monkeypatch.setattr("persephonee.clients.personalisation.personalise.plan_features", lambda *_, **__: plan)
     bound = personalise(toy_network, user, split, dataclasses.replace(settings, memory_budget="1GB"))
-    for name, tensor in free.exits.items():
-        torch.testing.assert_close(bound.exits[name], tensor, atol=1e-4, rtol=1e-3)
-    assert [e.accuracy for e in bound.report.exits] == [e.accuracy for e in free.report.exits]
+    for name, tensor in free.exit_weights.items():
+        torch.testing.assert_close(bound.exit_weights[name], tensor, atol=1e-4, rtol=1e-3)
+    assert [e.accuracy for e in bound.report.exit_metrics] == [e.accuracy for e in free.report.exit_metrics]
 
 
 def test_less_memory_means_other_places_and_never_more_than_the_budget():

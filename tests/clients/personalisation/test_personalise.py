@@ -26,7 +26,7 @@ def test_the_backbone_and_its_buffers_stay_bit_identical(toy_network, user, spli
     with torch.no_grad():
         last_before = toy_network(images)[-1]
     result = personalise(toy_network, user, split, SETTINGS)
-    toy_network.load_exit_state(result.exits)
+    toy_network.load_exit_state(result.exit_weights)
     after = toy_network.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith("stages."))
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_the_global_exits_that_the_caller_passed_are_left_alone(toy_network, use
     result = personalise(toy_network, user, split, SETTINGS)
     after = toy_network.exit_state()
     assert all(torch.equal(before[k], after[k]) for k in before)
-    assert any(not torch.equal(before[k], result.exits[k]) for k in before)
+    assert any(not torch.equal(before[k], result.exit_weights[k]) for k in before)
 
 
 @pytest.mark.parametrize(("labels", "shown"), [(1.0, "all"), (0.0, "none"), (0.25, "0.25")])
@@ -46,13 +46,13 @@ def test_personal_exits_are_better_on_the_users_own_test_samples(toy_network, us
     split = split_samples(user, SplitSettings(labels=labels), seed=0)
     settings = dataclasses.replace(SETTINGS, weights=loss_weights("auto", labels))
     report = personalise(toy_network, user, split, settings).report
-    half = len(report.exits) // 2
+    half = len(report.exit_metrics) // 2
     assert report.labels == shown
-    mean_before = sum(e.accuracy for e in report.exits[: half - 1])
-    mean_after = sum(e.accuracy for e in report.exits[half:-1])
+    mean_before = sum(e.accuracy for e in report.exit_metrics[: half - 1])
+    mean_after = sum(e.accuracy for e in report.exit_metrics[half:-1])
     assert mean_after >= mean_before
-    assert report.exits[half - 1].accuracy == report.exits[-1].accuracy == report.accuracy_original
-    assert sum(e.exit_rate for e in report.exits[half:]) == pytest.approx(1)
+    assert report.exit_metrics[half - 1].accuracy == report.exit_metrics[-1].accuracy == report.accuracy_original
+    assert sum(e.exit_rate for e in report.exit_metrics[half:]) == pytest.approx(1)
 
 
 def test_labels_that_the_device_may_not_use_change_nothing(toy_network, user):
@@ -61,7 +61,7 @@ def test_labels_that_the_device_may_not_use_change_nothing(toy_network, user):
     shuffled = dataclasses.replace(user, labels=user.labels.roll(1))
     ours = personalise(toy_network, user, split, settings)
     theirs = personalise(toy_network, shuffled, split, settings)
-    assert all(torch.equal(ours.exits[k], theirs.exits[k]) for k in ours.exits)
+    assert all(torch.equal(ours.exit_weights[k], theirs.exit_weights[k]) for k in ours.exit_weights)
     assert ours.policy == theirs.policy
 
 
@@ -70,8 +70,8 @@ def test_the_same_seed_gives_the_same_report_and_another_seed_other_exits(toy_ne
     second = personalise(toy_network, user, split, SETTINGS, seed=1)
     other = personalise(toy_network, user, split, SETTINGS, seed=2)
     assert timeless(first.report) == timeless(second.report)
-    assert all(torch.equal(first.exits[k], second.exits[k]) for k in first.exits)
-    assert any(not torch.equal(first.exits[k], other.exits[k]) for k in first.exits)
+    assert all(torch.equal(first.exit_weights[k], second.exit_weights[k]) for k in first.exit_weights)
+    assert any(not torch.equal(first.exit_weights[k], other.exit_weights[k]) for k in first.exit_weights)
 
 
 def test_exits_that_got_worse_keep_their_previous_weights(toy_network, user, split):
@@ -80,9 +80,9 @@ def test_exits_that_got_worse_keep_their_previous_weights(toy_network, user, spl
     result = personalise(toy_network, user, split, ruinous)
     assert result.report.rolled_back_exits == (0, 1)
     before = toy_network.exit_state()
-    assert all(torch.equal(before[k], result.exits[k]) for k in before)
-    half = len(result.report.exits) // 2
-    for row_before, row_after in zip(result.report.exits[:half], result.report.exits[half:], strict=True):
+    assert all(torch.equal(before[k], result.exit_weights[k]) for k in before)
+    half = len(result.report.exit_metrics) // 2
+    for row_before, row_after in zip(result.report.exit_metrics[:half], result.report.exit_metrics[half:], strict=True):
         assert row_before.accuracy == row_after.accuracy
 
 
@@ -102,10 +102,12 @@ def test_the_next_round_starts_from_the_stored_exits(toy_network, user, split, t
     # so small a step changes nothing that accuracy could show: the exits are those of the first round
     standing = dataclasses.replace(SETTINGS, learning_rate=1e-12, epochs=1)
     second = personalise(toy_network, user, split, standing, store=store, round_number=2)
-    half = len(first.report.exits) // 2
-    assert [e.accuracy for e in second.report.exits[:half]] == [e.accuracy for e in first.report.exits[:half]]
-    weights = [k for k in first.exits if k.endswith("classifier.weight")]
-    assert all(torch.allclose(first.exits[k], second.exits[k], atol=1e-6) for k in weights)
+    half = len(first.report.exit_metrics) // 2
+    assert [e.accuracy for e in second.report.exit_metrics[:half]] == [
+        e.accuracy for e in first.report.exit_metrics[:half]
+    ]
+    weights = [k for k in first.exit_weights if k.endswith("classifier.weight")]
+    assert all(torch.allclose(first.exit_weights[k], second.exit_weights[k], atol=1e-6) for k in weights)
     assert store.load(toy_network.backbone_fingerprint, user.client_id).round == 2
 
 
@@ -122,9 +124,9 @@ def test_alpha_and_gamma_exclude_each_other():
 
 def test_mean_macs_are_what_the_exits_and_the_heads_in_use_cost(toy_network, user, split):
     result = personalise(toy_network, user, split, SETTINGS)
-    rows = result.report.exits[toy_network.num_exits + 1 :]
-    used = [*result.policy.exits, toy_network.num_exits]
-    costs = dict(zip(used, toy_network.costs.leaving_macs(result.policy.exits), strict=True))
+    rows = result.report.exit_metrics[toy_network.num_exits + 1 :]
+    used = [*result.policy.exits_in_use, toy_network.num_exits]
+    costs = dict(zip(used, toy_network.costs.leaving_macs(result.policy.exits_in_use), strict=True))
     assert result.report.mean_macs == pytest.approx(sum(r.exit_rate * costs[r.exit] for r in rows if r.exit in costs))
     assert all(r.exit_rate == 0 for r in rows if r.exit not in costs)
     assert result.report.original_macs == toy_network.costs.original_macs
@@ -138,19 +140,21 @@ def test_a_federated_round_starts_from_the_merged_exits_and_the_guard_from_the_u
     # merged exits that know nothing, and a step too small to learn anything from them
     merged = {k: v * 0 if v.is_floating_point() else v for k, v in toy_network.exit_state().items()}
     standing = dataclasses.replace(SETTINGS, learning_rate=1e-12, epochs=1)
-    second = personalise(toy_network, user, split, standing, store=store, round_number=2, global_exits=merged, run="A")
-    weights = [k for k in first.exits if k.endswith("classifier.weight")]
+    second = personalise(
+        toy_network, user, split, standing, store=store, round_number=2, global_exit_weights=merged, run="A"
+    )
+    weights = [k for k in first.exit_weights if k.endswith("classifier.weight")]
     assert all(torch.allclose(second.trained[k], merged[k], atol=1e-6) for k in weights)
     assert second.report.rolled_back_exits == (0, 1)
-    assert all(torch.equal(second.exits[k], first.exits[k]) for k in first.exits)
-    before = [e.accuracy for e in second.report.exits if e.stage == "before"]
-    assert max(before[:2]) < min(e.accuracy for e in first.report.exits if e.stage == "before")
+    assert all(torch.equal(second.exit_weights[k], first.exit_weights[k]) for k in first.exit_weights)
+    before = [e.accuracy for e in second.report.exit_metrics if e.stage == "before"]
+    assert max(before[:2]) < min(e.accuracy for e in first.report.exit_metrics if e.stage == "before")
 
 
 def test_what_training_made_worse_than_the_merged_exits_is_named(toy_network, user, split):
     ruinous = dataclasses.replace(SETTINGS, learning_rate=30.0, epochs=1)
     start = toy_network.exit_state()
-    result = personalise(toy_network, user, split, ruinous, global_exits=start)
+    result = personalise(toy_network, user, split, ruinous, global_exit_weights=start)
     assert result.worse == (0, 1)
-    assert all(torch.equal(result.exits[k], start[k]) for k in start)
+    assert all(torch.equal(result.exit_weights[k], start[k]) for k in start)
     assert not all(torch.equal(result.trained[k], start[k]) for k in start)

@@ -157,14 +157,14 @@ def test_a_round_that_saves_latency_prunes_the_exit_whose_head_is_slow_here(toy_
     toy_network.heads[0] = nn.Sequential(slow_head, toy_network.heads[0])
     settings = PersonalisationSettings(epochs=2, drop_tolerance=0.2)
     by_macs = personalise(toy_network, user, split, settings, store=ExitStore(tmp_path / "macs"))
-    assert 0 in by_macs.policy.exits
+    assert 0 in by_macs.policy.exits_in_use
     assert by_macs.profile is None
     assert not (tmp_path / "macs" / "profile.json").exists()
 
     slow_head.ms = 30
     store = ExitStore(tmp_path / "latency")
     by_latency = personalise(toy_network, user, split, replace(settings, cost="latency"), store=store)
-    assert 0 not in by_latency.policy.exits
+    assert 0 not in by_latency.policy.exits_in_use
     assert by_latency.profile.exits[0].head_ms == pytest.approx(30, abs=0.01)
     assert by_latency.profile.num_samples == len(split.calibration)
     assert load_profile(store.folder) == (1, by_latency.profile)

@@ -18,7 +18,7 @@ def test_an_exit_where_nobody_leaves_is_pruned():
     confidences = np.array([[0.99, 0.99, 0.99, 0.1], [0.1, 0.1, 0.1, 0.1], [0.9] * 4])
     correct = np.array([[True, True, True, False], [False] * 4, [True] * 4])
     policy, point = calibrate_and_prune(confidences, correct, leaving_costs, 0.0)
-    assert policy.exits == (0,)
+    assert policy.exits_in_use == (0,)
     assert point.cost == (3 * 14 + 34) / 4
     assert point.accuracy == 1.0
 
@@ -28,7 +28,7 @@ def test_an_exit_whose_head_costs_more_than_it_saves_is_pruned():
     confidences = np.array([[0.1] * 10, [0.99, *[0.1] * 9], [0.9] * 10])
     correct = np.array([[False] * 10, [True, *[False] * 9], [True] * 10])
     policy, point = calibrate_and_prune(confidences, correct, leaving_costs, 0.0)
-    assert policy.exits == ()
+    assert policy.exits_in_use == ()
     assert point.cost == 30
 
 
@@ -36,7 +36,7 @@ def test_exits_that_are_always_wrong_leave_the_original_network():
     confidences = np.array([[0.99] * 5, [0.99] * 5, [0.5] * 5])
     correct = np.array([[False] * 5, [False] * 5, [True] * 5])
     policy, point = calibrate_and_prune(confidences, correct, leaving_costs, 0.0)
-    assert policy.exits == ()
+    assert policy.exits_in_use == ()
     assert (point.accuracy, point.cost) == (1.0, 30)
 
 
@@ -53,6 +53,6 @@ def test_no_choice_of_exits_found_by_brute_force_is_much_cheaper():
         ]
         policy, point = calibrate_and_prune(confidences, correct, leaving_costs, tolerance)
         assert point.accuracy >= correct[-1].mean() - tolerance - 1e-9
-        assert point.cost == points[subsets.index(policy.exits)].cost
+        assert point.cost == points[subsets.index(policy.exits_in_use)].cost
         # with two exits, one step at a time reaches every subset but may stop early; it never beats the best
         assert min(p.cost for p in points) <= point.cost <= points[subsets.index((0, 1))].cost

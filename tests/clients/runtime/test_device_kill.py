@@ -85,8 +85,8 @@ def in_force(network: MultiExitNetwork, store: Path) -> str:
     if stored is None:
         return ""
     digest = hashlib.sha256(f"{stored.round} {stored.policy}".encode())
-    for name in sorted(stored.exits):
-        digest.update(stored.exits[name].numpy().tobytes())
+    for name in sorted(stored.exit_weights):
+        digest.update(stored.exit_weights[name].numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -103,7 +103,7 @@ def check_the_next_start(network: MultiExitNetwork, store: Path, acknowledged: s
     if stored is not None:
         assert life.device.policy == stored.policy
         loaded = network.exit_state()
-        assert all(loaded[name].equal(tensor) for name, tensor in stored.exits.items())
+        assert all(loaded[name].equal(tensor) for name, tensor in stored.exit_weights.items())
     life.stop()
 
 

@@ -126,7 +126,7 @@ def test_the_status_tells_what_was_learned_and_saved(toy_network, user, tmp_path
     status = read_status(tmp_path, num_events=3)
     assert not status.is_running
     assert status.counters == life.device.counters
-    assert status.exits == life.device.policy.exits
+    assert status.exits == life.device.policy.exits_in_use
     assert status.state == life.device.orchestrator.state
     assert status.macs_saved == 1 - life.device.counters.macs / (120 * toy_network.costs.original_macs)
     assert [event.kind for event in status.events][-1] == "stopped"

@@ -24,7 +24,7 @@ def report():
         client_id="f3999_45", round=3, status="ok", num_train=150, num_calibration=50, num_test=100, labels="0.25",
         threshold=0.65, accuracy_original=0.9, accuracy_before=0.87, accuracy_after=0.91, mean_macs=1.5e7,
         mean_macs_before=1.8e7, original_macs=22_000_000, seconds_personalise=12.5, rolled_back_exits=(0, 4),
-        exits=tuple(exit_metrics(exit, stage) for stage in ("before", "after") for exit in range(M + 1)),
+        exit_metrics=tuple(exit_metrics(exit, stage) for stage in ("before", "after") for exit in range(M + 1)),
     )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_a_pruned_exit_does_not_shorten_a_list(report):
     wire.check_reply(reply, M)
     lists = [value for value in reply.metric_records["metrics"].values() if isinstance(value, list)]
     assert {len(value) for value in lists} == {M + 1}
-    arrived = wire.from_reply(reply, M).exits
+    arrived = wire.from_reply(reply, M).exit_metrics
     absent = next(e for e in arrived if e.stage == "after" and e.exit == 2)
     assert math.isnan(absent.accuracy)
     assert not absent.kept
@@ -57,7 +57,7 @@ def test_a_refusal_carries_no_figures():
     arrived = wire.from_reply(reply, M)
     assert arrived.status == "too small: User u1 has 5 samples; at least 20 are needed"
     assert math.isnan(arrived.accuracy_after)
-    assert arrived.exits == ()
+    assert arrived.exit_metrics == ()
 
 
 def with_metric(key, value):
