@@ -30,9 +30,9 @@ def draw_costs(result: Result, folder: Path, name: str) -> None:
     costs = way_costs(result)
     labels = [
         WAY_NAMES[method] if method == "whole" else f"{WAY_NAMES[method]}, {exits}"
-        for method, exits in zip(costs.method, costs.exits, strict=True)
+        for method, exits in zip(costs.way, costs.exits, strict=True)
     ]
-    y, colours = np.arange(len(costs))[::-1], [COLOURS[method] for method in costs.method]
+    y, colours = np.arange(len(costs))[::-1], [COLOURS[method] for method in costs.way]
     with figure_style():
         figure = new_figure()
         left, right = figure.subplots(1, 2, sharey=True)

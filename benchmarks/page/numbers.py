@@ -32,7 +32,7 @@ def way_costs(result: Result) -> pd.DataFrame:
 def way_cost(result: Result, method: str, exits: str, column: str) -> float | None:
     """Return one figure of `way_costs`; None where it was not measured."""
     costs = way_costs(result)
-    found = costs[(costs.method == method) & (costs.exits == exits)]
+    found = costs[(costs.way == method) & (costs.exits == exits)]
     return None if found.empty or pd.isna(found[column].iloc[0]) else float(found[column].iloc[0])
 
 

@@ -18,7 +18,7 @@ WAY_NAMES = {
 def cost_section(result: Result, figure: str) -> str:
     """Return the section on one network's personalisation; `figure` is its file as the page names it."""
     about, costs = result.about, way_costs(result)
-    whole = costs[costs.method == "whole"].seconds.iloc[0]
+    whole = costs[costs.way == "whole"].seconds.iloc[0]
     rows = [
         [
             WAY_NAMES[row["way"]],

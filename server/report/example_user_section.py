@@ -60,8 +60,8 @@ class ExampleUser:
         return {
             "client_id": self.client_id,
             "exit": self.exit,
-            "mended": corrected if self.corrected is None else self.corrected,
-            "broken": worsened if self.worsened is None else self.worsened,
+            "corrected": corrected if self.corrected is None else self.corrected,
+            "worsened": worsened if self.worsened is None else self.worsened,
             "examples": [
                 {
                     "label": example.label,
@@ -96,9 +96,9 @@ def read_example_user(figures: Path) -> dict[str, Any] | None:
         example_user = json.loads(path.read_bytes())
     except ValueError as error:
         raise ServerError(f"{path} is not whole JSON (cut off or overwritten): {error}; remove it.") from None
-    wanted = {"client_id", "exit", "mended", "broken", "examples"}
+    wanted = {"client_id", "exit", "corrected", "worsened", "examples"}
     if not isinstance(example_user, dict) or set(example_user) != wanted or not _are_examples(example_user["examples"]):
-        raise ServerError(f"{path} holds no example user of a user; remove it.")
+        raise ServerError(f"{path} holds no example user; remove it.")
     return example_user
 
 

@@ -115,7 +115,7 @@ def test_personalise_serves_one_user_and_goes_on_from_the_last_round(tmp_path, w
     assert f"User {newcomer}, round 1, 12 test samples" in first.stdout
     second = json.loads(call(*words, "--json").stdout)
     assert (second["client_id"], second["round"], second["status"]) == (newcomer, 2, "ok")
-    assert [row["stage"] for row in second["exits"]] == ["before"] * 3 + ["after"] * 3
+    assert [row["stage"] for row in second["exit_metrics"]] == ["before"] * 3 + ["after"] * 3
 
 
 def test_personalise_is_the_same_again_with_the_same_seed(tmp_path, with_model, newcomer):
@@ -260,7 +260,7 @@ def run(tmp_path, with_model, newcomer) -> Path:
     words = ("--user", newcomer, "--store", tmp_path / "S", "--epochs", 1, "--json")
     report = json.loads(call("personalise", *with_model, *words).stdout)
     folder = RunFolder.create(tmp_path / "run", {"dataset": "parquet"})
-    exits = [{**row, "round": 1, "client_id": newcomer} for row in report.pop("exits")]
+    exits = [{**row, "round": 1, "client_id": newcomer} for row in report.pop("exit_metrics")]
     report.pop("mean_macs_before", None)
     client = {**report, "bytes_up": 100, "bytes_down": 50}
     folder.append_round(exits, [client], {"round": 1, "replies": 1, "failures": 0, "seconds": 1.0})

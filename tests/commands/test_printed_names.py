@@ -70,7 +70,7 @@ def test_the_blocks_of_a_network():
         num_classes=2,
         num_exits=1,
         spec=SimpleNamespace(backbone="mine:net[/b]", head="pooled"),
-        costs=SimpleNamespace(exits=(cost, cost)),
+        costs=SimpleNamespace(exit_costs=(cost, cost)),
     )
     console = Console(file=io.StringIO(), width=100)
     console.print(exits_table(network))

@@ -33,19 +33,19 @@ def macs_by_hooks(model: nn.Module, images: torch.Tensor) -> int:
 
 
 def test_macs_of_a_small_cnn_are_those_worked_out_by_hand(tiny_network):
-    assert [row.macs for row in tiny_network.costs.exits] == [
+    assert [row.macs for row in tiny_network.costs.exit_costs] == [
         FIRST,
         FIRST + SECOND,
         FIRST + SECOND + DEPTHWISE + CLASSIFIER,
     ]
     assert tiny_network.costs.original_macs == FIRST + SECOND + DEPTHWISE + CLASSIFIER
-    assert tiny_network.costs.exits[0].share == pytest.approx(FIRST / tiny_network.costs.original_macs)
-    assert tiny_network.costs.exits[-1].share == 1
+    assert tiny_network.costs.exit_costs[0].share == pytest.approx(FIRST / tiny_network.costs.original_macs)
+    assert tiny_network.costs.exit_costs[-1].share == 1
 
 
 def test_params_of_a_small_cnn_are_those_worked_out_by_hand(tiny_network):
     first, norm, second, depthwise, classifier = 4 * 9, 2 * 4, 8 * 4 * 9 + 8, 8 * 9 + 8, 8 * 10 + 10
-    assert [row.params for row in tiny_network.costs.exits] == [
+    assert [row.params for row in tiny_network.costs.exit_costs] == [
         first + norm,
         first + norm + second,
         first + norm + second + depthwise + classifier,
@@ -59,14 +59,14 @@ def test_head_costs_of_a_small_cnn_are_those_worked_out_by_hand(tiny_network):
         16 * 16 * 128 * 8 * 9 + 8 * 8 * 128 * 128 * 9 + 128 * 10,
     ]
     params = [128 * c * 9 + 2 * 128 + 128 * 128 * 9 + 2 * 128 + 128 * 10 + 10 for c in (4, 8)]
-    assert [row.head_macs for row in tiny_network.costs.exits] == [*macs, 0]
-    assert [row.head_params for row in tiny_network.costs.exits] == [*params, 0]
+    assert [row.head_macs for row in tiny_network.costs.exit_costs] == [*macs, 0]
+    assert [row.head_params for row in tiny_network.costs.exit_costs] == [*params, 0]
 
 
 def test_a_pooled_head_costs_its_classifier_only(build_own, tiny_cnn):
     costs = build_own(tiny_cnn, head="pooled").costs
-    assert costs.exits[1].head_macs == 8 * 4 * 4 * 10
-    assert costs.exits[1].head_params == 8 * 4 * 4 * 10 + 10 + 1
+    assert costs.exit_costs[1].head_macs == 8 * 4 * 4 * 10
+    assert costs.exit_costs[1].head_params == 8 * 4 * 4 * 10 + 10 + 1
 
 
 def test_resnet50_at_224_px_has_the_macs_and_the_attach_points_of_the_literature():

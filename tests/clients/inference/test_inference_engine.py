@@ -35,13 +35,13 @@ def policy_of(threshold: float, exits: tuple[int, ...]) -> ExitPolicy:
 
 
 def assert_is_the_definition(predictions: Predictions, outputs: ExitOutputs, policy: ExitPolicy, rows: slice) -> None:
-    confidences, predictions = outputs.confidences[:, rows], outputs.predictions[:, rows]
+    confidences, classes = outputs.confidences[:, rows], outputs.predictions[:, rows]
     exits = policy.exit_of(confidences)
     used = [*policy.exits_in_use]
     sure = ~(np.abs(confidences[used] - policy.threshold) < TIE).any(axis=0)
     column = np.arange(len(exits))
     assert (predictions.exit_indices == exits)[sure].all()
-    assert (predictions.labels == predictions[exits, column])[sure].all()
+    assert (predictions.labels == classes[exits, column])[sure].all()
     np.testing.assert_allclose(predictions.confidences[sure], confidences[exits, column][sure], atol=TIE)
 
 

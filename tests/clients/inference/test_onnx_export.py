@@ -93,7 +93,7 @@ def test_the_folder_holds_a_graph_for_each_stage_and_head_in_use_and_the_policy(
 
     assert parts(exported) == ["head-0", "head-1", "policy.json", "stage-0", "stage-1", "stage-2"]
     description = json.loads((exported / "policy.json").read_text())
-    assert description["policy"] == {"threshold": 0.8, "exits": [0, 1], "num_exits": 2}
+    assert description["policy"] == {"threshold": 0.8, "exits_in_use": [0, 1], "num_exits": 2}
     assert description["class_names"] == ["a", "b", "c", "d"]
     assert description["input_shape"] == [1, 16, 16]
     assert (description["client_id"], description["round"]) == ("f0001_01", 3)

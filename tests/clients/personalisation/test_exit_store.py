@@ -89,7 +89,7 @@ def test_the_parts_that_samples_had_are_remembered_and_damage_to_them_is_named(t
 
 def start_of(store, run, round_number):
     loaded = store.load("a" * 64, "f0001_01", repeating=(run, round_number))
-    return None if loaded is None else float(loaded.exits["heads.0.weight"][0, 0])
+    return None if loaded is None else float(loaded.exit_weights["heads.0.weight"][0, 0])
 
 
 def test_a_repeated_round_starts_from_what_it_started_from_before(tmp_path):

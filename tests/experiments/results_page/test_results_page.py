@@ -124,7 +124,7 @@ def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp
     assert text.count("4 users asked, 3 with figures") == 1
     assert text.count("## Sharing exits") == 1 and "| 0 | 41.0% | 51.0% (+10.0) |" in text
     assert (tables / "run-digits-none.json").exists()
-    kept = pd.read_csv(tables / "sharing-fractiond.csv")
+    kept = pd.read_csv(tables / "sharing-shared.csv")
     assert kept[(kept["round"] == 2) & (kept.exit == 0)].accuracy.item() == pytest.approx(0.51)
     # a third call with nothing new changes nothing
     assert run_page(shared, "--out", page).exit_code == 0

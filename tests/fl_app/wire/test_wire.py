@@ -39,8 +39,8 @@ def test_a_report_arrives_as_it_was_sent(report, reply):
 
 
 def test_a_pruned_exit_does_not_shorten_a_list(report):
-    kept = tuple(e for e in report.exits if not (e.stage == "after" and e.exit == 2))
-    pruned = PersonalisationReport(**{**vars(report), "exits": kept})
+    kept = tuple(e for e in report.exit_metrics if not (e.stage == "after" and e.exit == 2))
+    pruned = PersonalisationReport(**{**vars(report), "exit_metrics": kept})
     reply = wire.to_reply(pruned)
     wire.check_reply(reply, M)
     lists = [value for value in reply.metric_records["metrics"].values() if isinstance(value, list)]
