@@ -3,7 +3,6 @@
 The paper (Sec. 4.1) trains on 3,250 FEMNIST writers, personalises 250 others, and holds out 100 images of each.
 """
 
-import hashlib
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
 from persephonee.data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
 from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.seeds import digest_of, numpy_generator
 
 PAPER_PERSONAL_FRACTION = 250 / 3500
 LEAST_TRAIN = 2
@@ -92,6 +92,11 @@ class SampleSplit:
 
     labelled: Tensor
     """bool, shape [N]: whose label the device may use; False in the test part, whose labels serve evaluation only."""
+
+    @property
+    def judged(self) -> Tensor:
+        """int64 indices of the samples on which exits are judged: the calibration part, and then the test part."""
+        return torch.cat([self.calibration, self.test])
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -221,15 +226,16 @@ def split_samples(
 
 def _ranked(ids: Iterable[str], seed: int, purpose: str) -> list[str]:
     """Sort ids by a keyed hash: a random order in which the order of arrival and other users play no part."""
-    return sorted(ids, key=lambda client_id: (_digest(seed, purpose, client_id), client_id))
+    return sorted(ids, key=lambda client_id: (digest_of(_one_purpose(seed, purpose, client_id)), client_id))
 
 
-def _digest(seed: int, purpose: str, client_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{purpose}\0{client_id}".encode()).digest()
+def _one_purpose(seed: int, purpose: str, client_id: str) -> str:
+    # a natural id may hold the slash that divides purposes elsewhere, so these parts are divided by NUL
+    return "\0".join((str(seed), purpose, client_id))
 
 
 def _generator(seed: int, samples: UserSamples, purpose: str) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(_digest(seed, purpose, samples.client_id)[:16], "little"))
+    return numpy_generator(_one_purpose(seed, purpose, samples.client_id))
 
 
 def _test_count(total: int, settings: SplitSettings) -> int:

@@ -20,10 +20,10 @@ import typer
 from torch import Tensor, nn
 
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.exit_training import train_exits
-from persephonee.clients.personalisation.fast_training import embed, fit_classifiers
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.clients.personalisation.training.exit_training import train_exits
+from persephonee.clients.personalisation.training.fast_training import embed, fit_classifiers
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
 from persephonee.data_partitions.opening import DataSettings, open_partitions

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +152,8 @@ class MultiExitNetwork(nn.Module):
         return self
 
     def exit_state(self) -> dict[str, Tensor]:
-        """Return copies of all tensors of the exit heads, named `heads.<exit>.<name>`."""
-        return {f"heads.{k}": v.detach().clone() for k, v in self.heads.state_dict().items()}
+        """Return copies of all tensors of the exit heads, as a flat dictionary."""
+        return exit_weights_of(self.heads)
 
     def load_exit_state(self, state: dict[str, Tensor]) -> None:
         """Load tensors that `exit_state` returned.
@@ -160,13 +161,7 @@ class MultiExitNetwork(nn.Module):
         Raises:
             ModelFileError: a tensor is missing, unknown, or of another shape.
         """
-        own = {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
-        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
-        if wrong:
-            raise ModelFileError(
-                f"the exits' weights do not fit this network, first at {wrong[0]!r}: use exits of the same model."
-            )
-        self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in state.items()})
+        load_exit_weights(self.heads, state)
 
     @property
     def backbone_fingerprint(self) -> str:

@@ -28,6 +28,7 @@ from persephonee.benchmarks.personalisation_cost.training_macs import exits_trai
 from persephonee.benchmarks.result_tables import write_result
 from persephonee.benchmarks.users import choose, data_name, load_user
 from persephonee.clients.personalisation.batched_personalise import BatchUser, personalise_batch
+from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
@@ -110,7 +111,7 @@ def train_population(
     begin, right, asked = time.perf_counter(), 0.0, 0
     for start in range(0, len(population), user_batch):
         for done in personalise_batch(network, population[start : start + user_batch], settings, seed=seed):
-            after = [exit.accuracy for exit in done.report.exit_metrics if exit.stage == "after" and exit.exit in early]
+            after = [exit.accuracy for exit in done.report.exits_at(Stage.AFTER) if exit.exit in early]
             right += done.report.num_test * sum(after) / len(after)
             asked += done.report.num_test
     wait_for(device)

@@ -21,6 +21,7 @@ from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings, lo
 from persephonee.benchmarks.users import ROOT, CommandFailed, environment, load_user
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.reports import Stage
 from persephonee.data_partitions.user_splits import SplitSettings, split_samples
 
 
@@ -38,7 +39,7 @@ def run_fraction(path: str, schedule: str) -> dict[str, float]:
             split = split_samples(samples, SplitSettings(), settings.seed)
             store = ExitStore(Path(stores) / user)
             report = personalise(network, samples, split, rounds, store=store, seed=settings.seed).report
-            early = report.exit_metrics[-network.num_exits - 1 : -1]
+            early = report.exits_at(Stage.AFTER)[:-1]
             right += report.num_test * sum(exit.accuracy for exit in early) / len(early)
             asked += report.num_test
         seconds = time.perf_counter() - begin

@@ -1,5 +1,6 @@
 """Many users' personalisation rounds at once over the one frozen backbone, on the network's device (Sec. 3.1)."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -9,15 +10,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from persephonee.clients.errors import NonFiniteLossError
-from persephonee.clients.personalisation.batched_training import ExitOfUser, train_exit_of_users
+from persephonee.clients.personalisation.evaluation import exit_logits
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.exit_training import epoch_orders
-from persephonee.clients.personalisation.fast_training import add_to_classifiers, classify, embed, solve
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
-from persephonee.clients.personalisation.personalisation_round import Personalisation, PersonalisationRound
+from persephonee.clients.personalisation.labels import usable_labels
+from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.starting_exits import StartingExits, starting_exits
+from persephonee.clients.personalisation.training.batched_training import ExitOfUser, train_exit_of_users
+from persephonee.clients.personalisation.training.exit_training import epoch_orders
+from persephonee.clients.personalisation.training.fast_training import add_to_classifiers, classify, embed, solve
+from persephonee.clients.personalisation.training.schedules import TrainedExits
 from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.seeds import torch_generator
 from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.network import MultiExitNetwork
 
 
@@ -52,8 +59,34 @@ def personalise_batch(
         NonFiniteLossError: somebody's training diverged; nobody's round is stored.
         ClientError: as `personalise`.
     """
-    rounds = [
-        PersonalisationRound(
+    network.freeze_backbone()
+    whole = compute_features(network, torch.cat([user.samples.images for user in users]))
+    sizes = [len(user.samples) for user in users]
+    logits = whole.last_logits.split(sizes)
+    maps = zip(*(cast(Tensor, one).split(sizes) for one in whole.maps), strict=True)
+    caches = [FeatureCache(maps=own, last_logits=last) for own, last in zip(maps, logits, strict=True)]
+    exits = [starting_exits(network, user.samples.client_id, user.store) for user in users]
+    labels = [usable_labels(user.samples, user.split, settings) for user in users]
+    if settings.schedule == "fast":
+        trained = _fit(network, users, exits, whole, caches, labels, settings)
+    else:
+        orders = [
+            epoch_orders(
+                user.split.train,
+                settings,
+                torch_generator(seed, user.samples.client_id, round_number, "exit training"),
+            )
+            for user in users
+        ]
+        trained = _train(users, exits, caches, labels, orders, settings)
+    for user, one in zip(users, trained, strict=True):
+        if not all(torch.isfinite(parameter).all() for parameter in one.heads.parameters()):
+            raise NonFiniteLossError(
+                f"the training of user {user.samples.client_id!r} diverged: the round is refused and the previous "
+                f"exits stay; use a learning rate below {settings.learning_rate}."
+            )
+    return [
+        personalise(
             network,
             user.samples,
             user.split,
@@ -61,93 +94,94 @@ def personalise_batch(
             store=user.store,
             round_number=round_number,
             seed=seed,
-            global_exit_weights=None,
-            run="",
+            features=cache,
+            trained=one,
         )
-        for user in users
+        for user, cache, one in zip(users, caches, trained, strict=True)
     ]
-    whole = compute_features(network, torch.cat([user.samples.images for user in users]))
-    sizes = [len(user.samples) for user in users]
-    logits = whole.last_logits.split(sizes)
-    maps = zip(*(cast(Tensor, one).split(sizes) for one in whole.maps), strict=True)
-    caches = [FeatureCache(maps=own, last_logits=last) for own, last in zip(maps, logits, strict=True)]
-    embedded: list[tuple[Tensor, ...]] | list[None] = [None] * len(users)
-    if settings.schedule == "fast":
-        embedded = _embedded(network, whole, rounds, caches)
-        _fit(users, rounds, caches, embedded, settings)
-    else:
-        _train(users, rounds, caches, settings)
-    for user, one in zip(users, rounds, strict=True):
-        if not all(torch.isfinite(parameter).all() for parameter in one.heads.parameters()):
-            raise NonFiniteLossError(
-                f"the training of user {user.samples.client_id!r} diverged: the round is refused and the previous "
-                f"exits stay; use a learning rate below {settings.learning_rate}."
-            )
-    return [one.finish(cache, rows) for one, cache, rows in zip(rounds, caches, embedded, strict=True)]
 
 
 def _train(
     users: Sequence[BatchUser],
-    rounds: Sequence[PersonalisationRound],
+    exits: Sequence[StartingExits],
     caches: Sequence[FeatureCache],
+    labels: Sequence[Tensor],
+    orders: Sequence[list[Tensor]],
     settings: PersonalisationSettings,
-) -> None:
-    orders = [epoch_orders(user.split.train, settings, one.generator) for user, one in zip(users, rounds, strict=True)]
-    for exit in range(len(rounds[0].heads)):
-        exits = [
+) -> list[TrainedExits]:
+    device = caches[0].last_logits.device
+    heads = [copy.deepcopy(one.start).requires_grad_(True) for one in exits]
+    for exit in range(len(heads[0])):
+        members = [
             ExitOfUser(
-                head=one.heads[exit],
+                head=trained[exit],
                 maps=cast(Tensor, cache.maps[exit]),
                 last_logits=cache.last_logits,
-                labels=one.labels.to(cache.last_logits.device),
-                orders=[order.to(cache.last_logits.device) for order in own],
+                labels=own_labels.to(device),
+                orders=[order.to(device) for order in own_orders],
                 anchor=one.global_heads[exit],
             )
-            for one, cache, own in zip(rounds, caches, orders, strict=True)
+            for trained, one, cache, own_labels, own_orders in zip(heads, exits, caches, labels, orders, strict=True)
         ]
-        train_exit_of_users(exits, settings)
+        train_exit_of_users(members, settings)
+    return [
+        TrainedExits(
+            heads=trained,
+            start_logits=exit_logits(one.start, cache, user.split.judged),
+            logits=exit_logits(trained, cache, user.split.judged),
+        )
+        for user, trained, one, cache in zip(users, heads, exits, caches, strict=True)
+    ]
 
 
 def _embedded(
-    network: MultiExitNetwork,
-    whole: FeatureCache,
-    rounds: Sequence[PersonalisationRound],
-    caches: Sequence[FeatureCache],
+    network: MultiExitNetwork, exits: Sequence[StartingExits], whole: FeatureCache, caches: Sequence[FeatureCache]
 ) -> list[tuple[Tensor, ...]]:
     """Return what each user's classifiers take; those who start from the global exits share one pass."""
     sizes = [len(cache.last_logits) for cache in caches]
-    shared = embed(network.heads, whole) if any(one.start is network.heads for one in rounds) else None
-    pieces = list(zip(*(rows.split(sizes) for rows in shared), strict=True)) if shared else [()] * len(rounds)
+    shared = embed(network.heads, whole) if any(one.start_is_global for one in exits) else None
+    pieces = list(zip(*(rows.split(sizes) for rows in shared), strict=True)) if shared else [()] * len(exits)
     return [
-        piece if one.start is network.heads else embed(one.start, cache)
-        for one, cache, piece in zip(rounds, caches, pieces, strict=True)
+        piece if one.start_is_global else embed(one.start, cache)
+        for one, cache, piece in zip(exits, caches, pieces, strict=True)
     ]
 
 
 def _fit(
+    network: MultiExitNetwork,
     users: Sequence[BatchUser],
-    rounds: Sequence[PersonalisationRound],
+    exits: Sequence[StartingExits],
+    whole: FeatureCache,
     caches: Sequence[FeatureCache],
-    embedded: Sequence[tuple[Tensor, ...]],
+    labels: Sequence[Tensor],
     settings: PersonalisationSettings,
-) -> None:
+) -> list[TrainedExits]:
+    embedded = _embedded(network, exits, whole, caches)
     train = [user.split.train for user in users]
     rows = [[one[chosen] for one in own] for own, chosen in zip(embedded, train, strict=True)]
-    exits, device = len(rows[0]), caches[0].last_logits.device
-
-    def padded(tensors: list[Tensor], value: float = 0) -> Tensor:
-        """Return [U * M, n, ...]: each user's tensor, once for each exit."""
-        return pad_sequence(tensors, batch_first=True, padding_value=value).repeat_interleave(exits, dim=0)
-
-    last_logits = padded([cache.last_logits[chosen] for cache, chosen in zip(caches, train, strict=True)])
-    labels = padded([one.labels[chosen].to(device) for one, chosen in zip(rounds, train, strict=True)], -1)
-    early = [classify(one.heads, own) for one, own in zip(rounds, rows, strict=True)]
+    num_exits, device = len(rows[0]), caches[0].last_logits.device
+    last_logits = _padded([cache.last_logits[chosen] for cache, chosen in zip(caches, train, strict=True)], num_exits)
+    given = [one[chosen].to(device) for one, chosen in zip(labels, train, strict=True)]
+    heads = [copy.deepcopy(one.start).requires_grad_(True) for one in exits]
+    early = [classify(trained, own) for trained, own in zip(heads, rows, strict=True)]
     logits = pad_sequence([exit for own in early for exit in own], batch_first=True)
-    longest = logits.shape[1]
-    grams = torch.stack([_padded_gram(one, longest) for own in rows for one in own])
-    found = solve(grams, logits, last_logits, labels, settings.weights).unflatten(0, (len(users), exits))
-    for one, own, coefficients in zip(rounds, rows, found, strict=True):
-        add_to_classifiers(one.heads, own, coefficients[:, : len(own[0])])
+    grams = torch.stack([_padded_gram(one, logits.shape[1]) for own in rows for one in own])
+    found = solve(grams, logits, last_logits, _padded(given, num_exits, UNLABELLED), settings.weights)
+    results = []
+    for user, one, trained, own, chosen, coefficients in zip(
+        users, exits, heads, embedded, rows, found.unflatten(0, (len(users), num_exits)), strict=True
+    ):
+        add_to_classifiers(trained, chosen, coefficients[:, : len(chosen[0])])
+        judged = [exit[user.split.judged] for exit in own]
+        results.append(
+            TrainedExits(heads=trained, start_logits=classify(one.start, judged), logits=classify(trained, judged))
+        )
+    return results
+
+
+def _padded(tensors: list[Tensor], num_exits: int, value: float = 0) -> Tensor:
+    """Return [U * M, n, ...]: each user's tensor, once for each exit."""
+    return pad_sequence(tensors, batch_first=True, padding_value=value).repeat_interleave(num_exits, dim=0)
 
 
 def _padded_gram(rows: Tensor, size: int) -> Tensor:

@@ -1,13 +1,39 @@
 """Confidence calibration: the choice of thr_conf on the user's own calibration set (PersEPhonEE, Sec. 3.1.4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.settings import PersonalisationSettings
+
+LeavingCosts = Callable[[Sequence[int]], Sequence[float]]
+"""Given the exits in use, what a sample costs that leaves at each of them and, at the end, at the last exit."""
+
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """0 to 1 in steps of 0.05, one threshold for all exits, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationSet:
+    """What calibration and pruning know of N calibration samples, N >= 1.
+
+    Attributes:
+        confidences: top-1 softmax of all exits, shape [M+1, N], in [0, 1].
+        correct: whether each exit's answer equals the reference, shape [M+1, N].
+        leaving_costs: in MACs or ms.
+    """
+
+    confidences: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    leaving_costs: LeavingCosts
+
+    @property
+    def num_exits(self) -> int:
+        """M, the number of early exits."""
+        return len(self.confidences) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +115,28 @@ def choose_threshold(
     # one part in a billion: a drop of exactly the tolerance is within it, whatever the rounding of the means
     within = [p for p in pareto_front(points) if p.accuracy >= original_accuracy - drop_tolerance - 1e-9]
     return min(within, key=lambda p: p.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedPolicy:
+    """A policy, and what it achieves on the calibration samples."""
+
+    policy: ExitPolicy
+    point: OperatingPoint
+
+
+def calibrate(
+    samples: CalibrationSet, settings: PersonalisationSettings, exits: tuple[int, ...] | None = None
+) -> CalibratedPolicy:
+    """Return the policy with the threshold that the settings' drop tolerance allows.
+
+    Args:
+        samples: what the exits answer on the calibration samples.
+        settings: the drop tolerance against the last exit.
+        exits: early exits that the policy may use, increasing; None for all.
+    """
+    exits = tuple(range(samples.num_exits)) if exits is None else exits
+    points = sweep(samples.confidences, samples.correct, exits, samples.leaving_costs(exits))
+    point = choose_threshold(points, float(samples.correct[-1].mean()), settings.drop_tolerance)
+    policy = ExitPolicy(threshold=point.threshold, exits_in_use=exits, num_exits=samples.num_exits)
+    return CalibratedPolicy(policy=policy, point=point)

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from persephonee.clients.personalisation.calibration import exit_rates
+from persephonee.clients.personalisation.calibration import CalibrationSet, LeavingCosts, exit_rates
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.policy import ExitPolicy
-from persephonee.clients.personalisation.reports import ExitMetrics
+from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit
 from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.network import MultiExitNetwork
 
@@ -55,17 +57,51 @@ class ExitOutputs:
         accuracies: NDArray[np.float64] = (self.predictions == reference.numpy()).mean(axis=1)
         return accuracies
 
+    def calibration_set(self, reference: Tensor, leaving_costs: LeavingCosts) -> CalibrationSet:
+        """Return what calibration and pruning need, given the classes [N] that count as right."""
+        correct = self.predictions == reference.numpy()
+        return CalibrationSet(confidences=self.confidences, correct=correct, leaving_costs=leaving_costs)
 
-@torch.no_grad()
+
+@dataclass(frozen=True, eq=False)
+class JudgedOutputs:
+    """What all M+1 exits answer on the samples on which a round judges them.
+
+    Attributes:
+        calibration: on the calibration samples, which choose.
+        test: on the test samples, which serve the report alone.
+    """
+
+    calibration: ExitOutputs
+    test: ExitOutputs
+
+    @classmethod
+    def of(cls, early: Tensor, features: FeatureCache, split: SampleSplit) -> "JudgedOutputs":
+        """Return the outputs that belong to the early exits' logits [M, n, K] on the n samples `split.judged`."""
+        logits = torch.cat([early, features.last_logits[None, split.judged]])
+        count = len(split.calibration)
+        return cls(ExitOutputs.of(logits[:, :count]), ExitOutputs.of(logits[:, count:]))
+
+    def replaced(self, exits: Sequence[int], by: "JudgedOutputs") -> "JudgedOutputs":
+        """Return the same with what another set of heads answers at these exits."""
+        return JudgedOutputs(self.calibration.replaced(exits, by.calibration), self.test.replaced(exits, by.test))
+
+
 def run_exits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> ExitOutputs:
     """Return what the heads and the last exit answer on the cached samples with indices `samples`, [n]."""
+    return ExitOutputs.of(torch.cat([exit_logits(heads, features, samples), features.last_logits[None, samples]]))
+
+
+@torch.no_grad()
+def exit_logits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> Tensor:
+    """Return the heads' logits on the cached samples with indices `samples`, [n]; shape [M, n, K]."""
     heads.eval()
     # in pieces, so that no second copy of all maps stands beside the cache
     early = [
         torch.cat([head(maps[piece]) for piece in samples.split(features.chunk)])
         for head, maps in zip(heads, features.maps, strict=True)
     ]
-    return ExitOutputs.of(torch.stack([*early, features.last_logits[samples]]))
+    return torch.stack(early)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +133,7 @@ def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Tensor, co
 
 
 def exit_metrics(
-    outputs: ExitOutputs, policy: ExitPolicy, labels: Tensor, costs: CostTable, stage: str
+    outputs: ExitOutputs, policy: ExitPolicy, labels: Tensor, costs: CostTable, stage: Stage
 ) -> tuple[ExitMetrics, ...]:
     """Return a row for each of the M+1 exits, measured against the labels [N] of the test samples."""
     rates = apply_policy(outputs, policy, labels, costs).exit_rates
@@ -117,6 +153,48 @@ def exit_metrics(
     )
 
 
+def report_round(
+    samples: UserSamples,
+    split: SampleSplit,
+    costs: CostTable,
+    *,
+    outputs_before: ExitOutputs,
+    policy_before: ExitPolicy,
+    outputs_after: ExitOutputs,
+    policy_after: ExitPolicy,
+    round_number: int,
+    labels: str,
+    rolled_back: tuple[int, ...],
+    seconds: float,
+) -> PersonalisationReport:
+    """Return the report on the test samples; `before` is with the global exits, `after` with the personal ones."""
+    truth = samples.labels[split.test]
+    before = apply_policy(outputs_before, policy_before, truth, costs)
+    after = apply_policy(outputs_after, policy_after, truth, costs)
+    return PersonalisationReport(
+        client_id=samples.client_id,
+        round=round_number,
+        status="ok",
+        num_train=len(split.train),
+        num_calibration=len(split.calibration),
+        num_test=len(split.test),
+        labels=labels,
+        threshold=policy_after.threshold,
+        accuracy_original=float(outputs_after.accuracies(truth)[-1]),
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+        mean_macs=after.mean_macs,
+        mean_macs_before=before.mean_macs,
+        original_macs=costs.original_macs,
+        seconds_personalise=seconds,
+        rolled_back_exits=rolled_back,
+        exit_metrics=(
+            *exit_metrics(outputs_before, policy_before, truth, costs, Stage.BEFORE),
+            *exit_metrics(outputs_after, policy_after, truth, costs, Stage.AFTER),
+        ),
+    )
+
+
 def evaluate_exits(
     network: MultiExitNetwork, heads: nn.ModuleList, images: Tensor, labels: Tensor
 ) -> tuple[ExitMetrics, ...]:
@@ -133,7 +211,7 @@ def evaluate_exits(
     return tuple(
         ExitMetrics(
             exit=exit,
-            stage="before",
+            stage=Stage.BEFORE,
             accuracy=float(accuracies[exit]),
             loss=float(losses[exit]),
             exit_rate=math.nan,

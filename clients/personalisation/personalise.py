@@ -3,20 +3,52 @@
 Start reading here: `personalise` is the way of a user's samples, a step a line, and each step is a file beside this.
 """
 
+import time
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.exit_training import train_exits
-from persephonee.clients.personalisation.fast_training import embed, fit_classifiers
+from persephonee.clients.personalisation.calibration import LeavingCosts, calibrate
+from persephonee.clients.personalisation.evaluation import JudgedOutputs, exit_logits, report_round
+from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
 from persephonee.clients.personalisation.feature_plan import FeaturePlan, plan_features
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
-from persephonee.clients.personalisation.personalisation_round import Personalisation, PersonalisationRound
+from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
+from persephonee.clients.personalisation.guard import guard, worse_exits
+from persephonee.clients.personalisation.labels import calibration_reference, labelled_fraction, usable_labels
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.profiler import Profile, profile_exits, save_profile
+from persephonee.clients.personalisation.pruning import prune
+from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.personalisation.settings import PersonalisationSettings, parse_bytes
+from persephonee.clients.personalisation.starting_exits import starting_exits
+from persephonee.clients.personalisation.training.schedules import TrainedExits, train
 from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.seeds import torch_generator
 from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.multi_exit.exit_weights import exit_weights_of
 from persephonee.multi_exit.network import MultiExitNetwork
 
-__all__ = ["Personalisation", "personalise"]
+
+@dataclass(frozen=True, kw_only=True)
+class Personalisation:
+    """The result of a round.
+
+    Attributes:
+        report: aggregates, all that a client may send without its owner's permission.
+        policy: the threshold and the exits in use from now on.
+        exit_weights: the personal exits' tensors; `network.load_exit_state` takes them.
+        trained: all exits as training left them, before the guard; what a federated round may share.
+        worse: the exits that training made worse on the calibration samples than those that it started from.
+        profile: measured on this device, where the settings ask for latencies.
+    """
+
+    report: PersonalisationReport
+    policy: ExitPolicy
+    exit_weights: dict[str, Tensor]
+    trained: dict[str, Tensor]
+    worse: tuple[int, ...]
+    profile: Profile | None = None
 
 
 def personalise(
@@ -29,6 +61,7 @@ def personalise(
     round_number: int = 1,
     seed: int = 0,
     features: FeatureCache | None = None,
+    trained: TrainedExits | None = None,
     global_exit_weights: dict[str, Tensor] | None = None,
     run: str = "",
 ) -> Personalisation:
@@ -43,6 +76,7 @@ def personalise(
         round_number: from 1.
         seed: with client id and round it determines the result.
         features: of these samples and this network, where they have been computed already; None computes them.
+        trained: where exits of many users have been trained at once (`batched_personalise.py`); None trains them.
         global_exit_weights: what a federation merged. The round then starts from them, and the guard still compares
             with the user's own; None takes the network's for comparison and starts from the user's own.
         run: of a federation; a round of the same run and number starts from what it started from before.
@@ -57,30 +91,83 @@ def personalise(
         StoreError: the store is damaged, or belongs to another model.
         OSError: the store cannot be written; the previous round stays in force.
     """
-    user = PersonalisationRound(
-        network,
-        samples,
-        split,
-        settings,
-        store=store,
-        round_number=round_number,
-        seed=seed,
-        global_exit_weights=global_exit_weights,
-        run=run,
-    )
-    # 1 features: one pass through the frozen backbone serves training, calibration and test
+    begin, user = time.perf_counter(), samples.client_id
+    network.freeze_backbone()
+    labels = usable_labels(samples, split, settings)
+    repeating = (run, round_number) if run else None
+    exits = starting_exits(network, user, store, global_exit_weights=global_exit_weights, repeating=repeating)
+
+    # 1 features: one pass through the frozen backbone serves training, calibration and test (3.1.3)
     if features is None:
         features = compute_features(network, samples.images, _plan(network, len(samples), settings))
-    # 2 exit training
-    if settings.schedule == "fast":
-        embedded = embed(user.start, features)
-        train = split.train
-        rows = [one[train] for one in embedded]
-        fit_classifiers(user.heads, rows, features.last_logits[train], user.labels[train], settings.weights)
-        return user.finish(features, embedded)
-    train_exits(user.heads, features, user.labels, split.train, settings, user.generator, anchor=user.global_heads)
-    # 3 to 6 guard, profile, calibrate, prune, store, report
-    return user.finish(features)
+    reference = calibration_reference(labels, features.last_logits, split)
+
+    # 2 exit training: Eq. (1); the backbone never moves (3.1.3)
+    if trained is None:
+        generator = torch_generator(seed, user, round_number, "exit training")
+        trained = train(exits, features, labels, split, settings, generator)
+    outputs_trained = JudgedOutputs.of(trained.logits, features, split)
+    outputs_start = outputs_global = outputs_previous = JudgedOutputs.of(trained.start_logits, features, split)
+    if not exits.start_is_global:
+        outputs_global = JudgedOutputs.of(exit_logits(exits.global_heads, features, split.judged), features, split)
+    if not exits.start_is_previous:
+        outputs_previous = JudgedOutputs.of(exit_logits(exits.previous, features, split.judged), features, split)
+
+    # 3 guard: an exit that got worse goes back
+    guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, reference)
+
+    # 4 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere (3.3)
+    leaving_costs: LeavingCosts = network.costs.leaving_macs
+    profile = None
+    if settings.cost == "latency":
+        profile = profile_exits(network, guarded.heads, samples.images[split.calibration], labels[split.calibration])
+        leaving_costs = profile.leaving_ms
+
+    # 5 calibrate, 6 prune: with the global exits for comparison, and with the personal ones (3.1.4)
+    set_before = outputs_global.calibration.calibration_set(reference, leaving_costs)
+    set_after = guarded.outputs.calibration.calibration_set(reference, leaving_costs)
+    policy_before = prune(set_before, calibrate(set_before, settings), settings).policy
+    policy = prune(set_after, calibrate(set_after, settings), settings).policy
+
+    # 7 store: exits, policy and what each sample has served for, all or nothing
+    exit_weights = _on_cpu(exit_weights_of(guarded.heads))
+    if store is not None:
+        if profile is not None:
+            save_profile(store.folder, profile, round_number)
+        store.save(
+            StoredExits(
+                client_id=user,
+                run=run,
+                round=round_number,
+                backbone_fingerprint=frozen_backbone(network).fingerprint,
+                policy=policy,
+                exit_weights=exit_weights,
+                parts=store.known_parts().after(samples.images, split.train, split.calibration, split.test),
+            )
+        )
+
+    # 8 report: aggregates over the test samples, whose labels serve nothing else
+    report = report_round(
+        samples,
+        split,
+        network.costs,
+        outputs_before=outputs_global.test,
+        policy_before=policy_before,
+        outputs_after=guarded.outputs.test,
+        policy_after=policy,
+        round_number=round_number,
+        labels=labelled_fraction(labels, split),
+        rolled_back=guarded.rolled_back,
+        seconds=time.perf_counter() - begin,
+    )
+    return Personalisation(
+        report=report,
+        policy=policy,
+        exit_weights=exit_weights,
+        trained=_on_cpu(exit_weights_of(trained.heads)),
+        worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, reference),
+        profile=profile,
+    )
 
 
 def _plan(network: MultiExitNetwork, num_samples: int, settings: PersonalisationSettings) -> FeaturePlan | None:
@@ -88,3 +175,7 @@ def _plan(network: MultiExitNetwork, num_samples: int, settings: Personalisation
         return None
     budget = parse_bytes(settings.memory_budget)
     return plan_features(network, num_samples, budget, batch_size=settings.batch_size, half=settings.half_features)
+
+
+def _on_cpu(exit_weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in exit_weights.items()}

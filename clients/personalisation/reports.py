@@ -1,6 +1,16 @@
 """What a personalisation round reports: aggregates over a user's test samples, never a single sample."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Of which exits a row speaks."""
+
+    BEFORE = "before"
+    """The global exits."""
+    AFTER = "after"
+    """The personal exits that the round left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9,7 +19,7 @@ class ExitMetrics:
 
     Attributes:
         exit: number of the exit, from 0; the last exit is M.
-        stage: "before", with the global exits, or "after", with the personal ones.
+        stage: with the global exits, or with the personal ones.
         accuracy: top-1 of this exit alone, on the test samples.
         loss: cross-entropy against the labels, mean over the test samples.
         exit_rate: fraction of the test samples that leave here under the stage's policy.
@@ -19,7 +29,7 @@ class ExitMetrics:
     """
 
     exit: int
-    stage: str
+    stage: Stage
     accuracy: float
     loss: float
     exit_rate: float
@@ -69,3 +79,7 @@ class PersonalisationReport:
     seconds_personalise: float
     rolled_back_exits: tuple[int, ...]
     exit_metrics: tuple[ExitMetrics, ...]
+
+    def exits_at(self, stage: Stage) -> tuple[ExitMetrics, ...]:
+        """Return the rows of a stage in the order of the exits, the last exit at the end."""
+        return tuple(metrics for metrics in self.exit_metrics if metrics.stage == stage)

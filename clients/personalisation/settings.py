@@ -64,8 +64,8 @@ class PersonalisationSettings:
 
     schedule: str = "paper"
     """"paper": SGD on the whole heads, as the settings below say; "fast": some Newton-like steps on the heads'
-    classifiers alone (clients/personalisation/fast_training.py), at the accuracy of the first in a fraction of its
-    time."""
+    classifiers alone (clients/personalisation/training/fast_training.py), at the accuracy of the first in a fraction
+    of its time."""
 
     epochs: int = 10
     """Passes over the user's training samples, at least 1."""

@@ -10,7 +10,7 @@ from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
-from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.clients.personalisation.reports import PersonalisationReport, Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.runtime.exploration import Validation, agreement_at, explore_logits
 from persephonee.data_partitions.samples import UserSamples
@@ -105,5 +105,5 @@ def summary_of(report: PersonalisationReport) -> str:
         f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
         f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
         f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
-        f"{[row.exit for row in report.exit_metrics if row.stage == 'after' and row.kept][:-1]} in use"
+        f"{[row.exit for row in report.exits_at(Stage.AFTER) if row.kept][:-1]} in use"
     )

@@ -5,7 +5,6 @@ just now.
 """
 
 import csv
-import hashlib
 import math
 import re
 import stat
@@ -24,6 +23,7 @@ from persephonee.clients.errors import ClientSettingsError, ImageError
 from persephonee.clients.runtime.device_settings import Frame
 from persephonee.clients.runtime.device_state import ScriptedClock
 from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.seeds import uniform_draw
 
 LABELS_FILE = "labels.csv"
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -270,5 +270,4 @@ class ReplayedUser:
             yield Frame(key=key, image=self._samples.images[i], label=int(self._samples.labels[i]) if told else None)
 
     def _draw(self, index: int, purpose: str) -> float:
-        text = f"{self._seed}/{self._samples.client_id}/{index}/{purpose}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64
+        return uniform_draw(self._seed, self._samples.client_id, index, purpose)

@@ -4,7 +4,6 @@ It computes nothing itself: the device (device.py) tells it what was answered an
 decision goes to the event log with its reason, and the state to the device's database.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ from persephonee.clients.runtime.event_log import EventLog
 from persephonee.clients.runtime.exploration import Explored, Validation, agreement_at, raised_threshold
 from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, PersistentState
 from persephonee.clients.runtime.phases import OrchestratorState, Phase, Signal, next_phase
+from persephonee.data_partitions.seeds import uniform_draw
 
 _COLLAPSE_Z = 4.0
 
@@ -112,8 +112,7 @@ class Orchestrator:
 
     def wants_to_explore(self) -> bool:
         """Return whether the next frame is to be explored: a draw that a restart does not change."""
-        digest = hashlib.sha256(f"{self._seed}/{self.state.frames}/exploration".encode()).digest()
-        return int.from_bytes(digest[:8], "little") / 2**64 < self.settings.p_expl
+        return uniform_draw(self._seed, self.state.frames, "exploration") < self.settings.p_expl
 
     def note_answer(self, left_early: bool, explored: Explored | None) -> None:
         """Take what a frame's answer was, and what its exploration showed."""

@@ -29,9 +29,9 @@ from torch.nn import functional
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.exit_training import train_exits
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.training.exit_training import train_exits
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
@@ -50,6 +50,7 @@ from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.differential_privacy import clipped
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report.figure_style import figure_style, save_figure
@@ -89,12 +90,12 @@ class Victim:
         heads = copy.deepcopy(self.network.heads).requires_grad_(True)
         chosen = self.pool[torch.from_numpy(members)]
         train_exits(heads, self._features, self._labels, chosen, self._settings, torch.Generator().manual_seed(seed))
-        return {f"heads.{name}": tensor.detach() for name, tensor in heads.state_dict().items()}
+        return exit_weights_of(heads)
 
     def release(self, exits: dict[str, Tensor]) -> Release:
         """Return what an attacker who has these exits and their report can measure."""
         heads = copy.deepcopy(self.network.heads)
-        heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in exits.items()})
+        load_exit_weights(heads, exits)
         tested = run_exits(heads.eval(), self._features, self._test)
         truth = self._labels[self._test]
         return Release(

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.exit_training import train_exits
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.training.exit_training import train_exits
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples

@@ -12,10 +12,12 @@ from persephonee.clients.personalisation.calibration import sweep
 from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
+from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
 from persephonee.experiments.studies.studies import Study
+from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 
 SCHEMES = {
@@ -78,7 +80,7 @@ def _unguarded(
     if not result.report.rolled_back_exits:
         return {}
     heads = copy.deepcopy(network.heads)
-    heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in result.trained.items()})
+    load_exit_weights(heads, result.trained)
     accuracies = run_exits(heads, features, test).accuracies(labels)
     return {exit: float(accuracies[exit]) for exit in result.report.rolled_back_exits}
 
@@ -86,8 +88,8 @@ def _unguarded(
 def _exit_rows(
     network: MultiExitNetwork, result: Personalisation, scheme: str, unguarded: dict[int, float], *, whole: bool
 ) -> list[dict[str, Any]]:
-    report, last = result.report, network.num_exits
-    before, after = report.exit_metrics[: last + 1], report.exit_metrics[last + 1 :]
+    report = result.report
+    before, after = report.exits_at(Stage.BEFORE), report.exits_at(Stage.AFTER)
     return [
         {
             "user": report.client_id,
@@ -110,7 +112,7 @@ def _policy_row(result: Personalisation, scheme: str) -> dict[str, Any]:
     report = result.report
     names = ("accuracy_original", "accuracy_before", "accuracy_after", "mean_macs", "mean_macs_before", "original_macs")
     own = {name: getattr(report, name) for name in names}
-    after = [row for row in report.exit_metrics if row.stage == "after"]
+    after = report.exits_at(Stage.AFTER)
     rates = {f"rate_{row.exit}": row.exit_rate for row in after}
     kept = {f"kept_{row.exit}": row.kept for row in after}
     return {"user": report.client_id, "scheme": scheme, "threshold": report.threshold, **own, **rates, **kept}

@@ -32,6 +32,7 @@ from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
+from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 
 log = logging.getLogger("persephonee.client")
@@ -175,7 +176,7 @@ def _evaluate(task: _Task) -> RecordDict:
         return wire.to_reply(done.report)
     task.network.freeze_backbone()
     heads = copy.deepcopy(task.network.heads)
-    heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in exits.items()})
+    load_exit_weights(heads, exits)
     test = task.split.test
     rows = evaluate_exits(task.network, heads, task.samples.images[test], task.samples.labels[test])
     report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exit_metrics=rows)

@@ -13,7 +13,6 @@ Nothing here comes from the server: a run configuration cannot make a device rea
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from urllib.parse import quote
 
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions, UserSamples
+from persephonee.data_partitions.seeds import uniform_draw
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.run_config import Value, from_flat
@@ -122,8 +122,7 @@ class ClientNode:
         """Return whether the user's exits may leave: by a device's own configuration, or drawn for a simulated user."""
         if not self.is_simulated:
             return self.sharing_allowed
-        digest = hashlib.sha256(f"{self.seed}/{user}/sharing permission".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64 < self.sharing_fraction
+        return uniform_draw(self.seed, user, "sharing permission") < self.sharing_fraction
 
     def samples(self, user: str, network: MultiExitNetwork, metadata: ModelMetadata) -> UserSamples:
         """Load the user's samples, which the network is to take.

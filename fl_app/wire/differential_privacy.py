@@ -9,7 +9,6 @@ the same seed differ; a run that is resumed goes on with the same secret.
 """
 
 import contextlib
-import hashlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from flwr.supercore.privacy_accounting import (
 )
 from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
+from persephonee.data_partitions.seeds import digest_of
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.exit_arrays import ExitArrays
 from persephonee.multi_exit.atomic_files import write_json_atomically
@@ -53,8 +53,7 @@ def with_noise(arrays: ExitArrays, privacy: PrivacySettings) -> ExitArrays:
 def secret_noise(secret: str, round_number: int) -> Iterator[None]:
     """Let numpy's global generator, which Flower draws from, follow from a secret and the round for a while."""
     before = np.random.get_state()
-    digest = hashlib.sha256(f"{secret}/{round_number}/noise".encode()).digest()
-    np.random.seed(np.frombuffer(digest, dtype=np.uint32))
+    np.random.seed(np.frombuffer(digest_of(secret, round_number, "noise"), dtype=np.uint32))
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from persephonee.fl_app.errors import WireError
+from persephonee.multi_exit.exit_weights import exit_weight_name
 from persephonee.multi_exit.network import MultiExitNetwork
 
 PARAMETERS, STATISTICS = "parameters", "statistics"
@@ -56,10 +57,14 @@ class ExitLayout:
             for name, tensor in head.state_dict().items():
                 if tensor.is_floating_point():
                     part = PARAMETERS if name in parameters else STATISTICS
-                    parts[part].append((f"heads.{number}.{name}", tensor.shape))
+                    parts[part].append((exit_weight_name(number, name), tensor.shape))
             tensors.update({f"{number}.{part}": tuple(found) for part, found in parts.items() if found})
-        norms = (name for name, module in network.heads.named_modules() if isinstance(module, nn.BatchNorm2d))
-        variances = frozenset(f"heads.{name}.running_var" for name in norms)
+        variances = frozenset(
+            exit_weight_name(number, f"{name}.running_var")
+            for number, head in enumerate(network.heads)
+            for name, module in head.named_modules()
+            if isinstance(module, nn.BatchNorm2d)
+        )
         return cls(tensors=tensors, variances=variances, dtype=dtype)
 
     def size(self, name: str) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport
+from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.record_keys import CLASSES, EXIT_FIELDS, METRICS, REPORT, REQUEST, SPEC, STAGES, STATUS
 from persephonee.fl_app.wire.value_kinds import Kind, Number, PerExit, shown
@@ -187,7 +187,7 @@ def _metrics(report: PersonalisationReport) -> dict[str, Any]:
         value = getattr(report, name)
         values[name] = float(value) if isinstance(METRICS[name], Number) else int(value)
     values["rolled_back"] = [float(place in report.rolled_back_exits) for place in paths]
-    for stage in STAGES:
+    for stage in Stage:
         for name in EXIT_FIELDS:
             values[f"{stage}.{name}"] = [_number(by_place.get((stage, place)), name) for place in paths]
     return values
@@ -202,7 +202,7 @@ def _exit(metrics: Mapping[str, Any], stage: str, place: int) -> ExitMetrics:
     values = {name: metrics[f"{stage}.{name}"][place] for name in EXIT_FIELDS}
     values["kept"] = values["kept"] == 1.0
     values["macs"] = 0 if math.isnan(values["macs"]) else int(values["macs"])
-    return ExitMetrics(exit=place, stage=stage, num_test=metrics["num_test"], **values)
+    return ExitMetrics(exit=place, stage=Stage(stage), num_test=metrics["num_test"], **values)
 
 
 def _check_records(content: RecordDict, required: set[str], optional: set[str]) -> None:

@@ -92,17 +92,19 @@ def _show(report: "PersonalisationReport", store: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from persephonee.clients.personalisation.reports import Stage
+
     title = f"User {report.client_id}, round {report.round}, {report.num_test} test samples, in %"
     # a user's id may have brackets, which are no markup
     table = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("exit")
     for name in ("MMAC", "before", "after", "leave here", "kept"):
         table.add_column(name, justify="right")
-    half = len(report.exit_metrics) // 2
-    for before, after in zip(report.exit_metrics[:half], report.exit_metrics[half:], strict=True):
+    last = max(row.exit for row in report.exit_metrics)
+    for before, after in zip(report.exits_at(Stage.BEFORE), report.exits_at(Stage.AFTER), strict=True):
         kept = "yes" if after.kept else "no"
         table.add_row(
-            "last" if after.exit == half - 1 else str(after.exit),
+            "last" if after.exit == last else str(after.exit),
             f"{after.macs / 1e6:.2f}",
             f"{100 * before.accuracy:.1f}",
             f"{100 * after.accuracy:.1f}",

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from persephonee.data_partitions.seeds import torch_generator
 from persephonee.multi_exit.losses import LossWeights, personalisation_loss
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.server.errors import PretrainingError, TrainingDivergedError
 from persephonee.server.training.meta_settings import MetaSettings
-from persephonee.server.training.meta_users import MetaUser, MetaUsers, batches_of, generator_of
+from persephonee.server.training.meta_users import MetaUser, MetaUsers, batches_of
 from persephonee.server.training.pretraining_checkpoint import EpochRecord
 from persephonee.server.training.pretraining_progress import PretrainProgress
 
@@ -112,7 +113,7 @@ def validate(
     """
     correct = torch.zeros(len(heads) + 1, dtype=torch.int64)
     for number, (train, test) in enumerate(validation):
-        own, _ = adapt(heads, train, settings, generator_of(settings.seed, "validate", number))
+        own, _ = adapt(heads, train, settings, torch_generator(settings.seed, "validate", number))
         own.eval()
         with torch.no_grad():
             logits = [*(head(maps) for head, maps in zip(own, test.maps, strict=True)), test.last_logits]
@@ -152,7 +153,7 @@ def _run_epoch(
     progress: PretrainProgress,
 ) -> tuple[float, float]:
     """Take an outer step after each `users_per_step` users, and return the mean loss and the last rate."""
-    generator = generator_of(settings.seed, "epoch", epoch)
+    generator = torch_generator(settings.seed, "epoch", epoch)
     order = torch.randperm(len(train), generator=generator).tolist()
     groups = [order[start : start + settings.users_per_step] for start in range(0, len(order), settings.users_per_step)]
     progress.epoch_started(epoch, settings.epochs, len(groups))

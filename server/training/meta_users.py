@@ -1,6 +1,5 @@
 """The users of meta-learning: each one's features, computed once, since the backbone does not move."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import Partitions, to_float
+from persephonee.data_partitions.seeds import torch_generator
 from persephonee.data_partitions.user_splits import SplitSettings, split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.server.training.meta_settings import MetaSettings
@@ -66,7 +66,7 @@ class MetaUsers:
         if client_id in self._kept:
             return self._kept[client_id]
         samples = self._partitions.load_partition(self._index_of[client_id])
-        order = torch.randperm(len(samples), generator=generator_of(self._settings.seed, "samples", client_id))
+        order = torch.randperm(len(samples), generator=torch_generator(self._settings.seed, "samples", client_id))
         chosen = order[: self._settings.max_samples]
         user = self._features(samples.images[chosen], samples.labels[chosen])
         if user.memory_bytes <= self._room:
@@ -99,12 +99,6 @@ class MetaUsers:
         batches = [self._network.features(to_float(batch)) for batch in images.split(BATCH_SIZE)]
         maps = tuple(torch.cat([maps[i] for maps, _ in batches]) for i in range(self._network.num_exits))
         return MetaUser(maps=maps, last_logits=torch.cat([logits for _, logits in batches]), labels=labels)
-
-
-def generator_of(seed: int, *purpose: object) -> torch.Generator:
-    """Return a generator that depends on the seed and on nothing but what it is for."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *purpose))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def batches_of(count: int, size: int, steps: int, generator: torch.Generator) -> Sequence[Tensor]:

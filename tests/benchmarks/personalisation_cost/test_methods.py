@@ -18,8 +18,8 @@ from persephonee.benchmarks.personalisation_cost.training_macs import (
     head_training_macs,
     whole_training_macs,
 )
-from persephonee.clients.personalisation.fast_training import STEPS
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.training.fast_training import STEPS
 from persephonee.data_partitions.samples import to_float
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.heads import MSDNetHead, PooledHead

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from persephonee.clients.errors import ClientError
-from persephonee.clients.personalisation import fast_training
-from persephonee.clients.personalisation.fast_training import classify, embed, fit_classifiers, solve
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.clients.personalisation.training import fast_training
+from persephonee.clients.personalisation.training.fast_training import classify, embed, fit_classifiers, solve
 from persephonee.data_partitions.user_splits import SplitSettings, split_samples
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.losses import LossWeights, personalisation_loss

@@ -1,10 +1,10 @@
 import torch
 from torch import nn
 
-from persephonee.clients.personalisation.exit_training import train_exits
 from persephonee.clients.personalisation.features import compute_features
-from persephonee.clients.personalisation.proximal import add_proximal_gradient
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.training.exit_training import train_exits
+from persephonee.clients.personalisation.training.proximal import add_proximal_gradient
 
 
 def test_the_gradient_is_that_of_the_term_written_out():

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from persephonee.data_partitions.seeds import torch_generator
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import PretrainingError, TrainingDivergedError
 from persephonee.server.training.meta_learning import OUTER_STEPS, adapt, meta_learn
 from persephonee.server.training.meta_model import make_meta_learned_model
 from persephonee.server.training.meta_settings import MetaSettings
-from persephonee.server.training.meta_users import MetaUser, MetaUsers, batches_of, generator_of
+from persephonee.server.training.meta_users import MetaUser, MetaUsers, batches_of
 from tests.tiny_cnn import NAME, SIDE, SOURCE, TinyUsers
 
 SAMPLES = 12
@@ -152,7 +153,7 @@ def test_exits_that_gained_nothing_stay_the_same_bits():
 
 def test_inner_steps_that_diverge_are_refused_in_a_sentence():
     with pytest.raises(TrainingDivergedError, match="inner rate"):
-        adapt(linear_heads(), made_up_user(1), MetaSettings(inner_rate=1e38), generator_of(0))
+        adapt(linear_heads(), made_up_user(1), MetaSettings(inner_rate=1e38), torch_generator(0))
 
 
 @pytest.mark.parametrize(

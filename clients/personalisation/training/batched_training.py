@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from persephonee.clients.personalisation.exit_training import batches
-from persephonee.clients.personalisation.fast_training import loss_trends
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.training.exit_training import batches
+from persephonee.clients.personalisation.training.fast_training import loss_trends
 from persephonee.multi_exit.heads import MSDNetHead, PooledHead
 
 

@@ -1,0 +1,39 @@
+"""Which labels a round may use, and what stands in for the others (PersEPhonEE, Sec. 3.1.3 and 3.1.4)."""
+
+import torch
+from torch import Tensor
+
+from persephonee.clients.errors import LabelsRequiredError
+from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.multi_exit.losses import UNLABELLED
+
+
+def usable_labels(samples: UserSamples, split: SampleSplit, settings: PersonalisationSettings) -> Tensor:
+    """Return the labels, int64 [N], with -1 where the device may not use one.
+
+    Raises:
+        LabelsRequiredError: settings.weights.alpha is the only weight, and no training sample has a label.
+    """
+    labels = torch.where(split.labelled, samples.labels, UNLABELLED)
+    weights = settings.weights
+    if weights.alpha > 0 and weights.beta == 0 and bool((labels[split.train] == UNLABELLED).all()):
+        raise LabelsRequiredError(
+            f"user {samples.client_id!r} has no labelled training sample, and alpha > 0 learns from labels only: "
+            "give labels, or use self-distillation (beta) or self-supervision (gamma)."
+        )
+    return labels
+
+
+def calibration_reference(labels: Tensor, last_logits: Tensor, split: SampleSplit) -> Tensor:
+    """Return what calibration measures against: the label where there is one, else the last exit's answer."""
+    given = labels[split.calibration]
+    return torch.where(given == UNLABELLED, last_logits.cpu()[split.calibration].argmax(dim=1), given)
+
+
+def labelled_fraction(labels: Tensor, split: SampleSplit) -> str:
+    """Return how many of the training and calibration samples have a usable label: "all", "none", or "0.25"."""
+    usable = labels[torch.cat([split.train, split.calibration])]
+    fraction = float((usable != UNLABELLED).float().mean())
+    return {0.0: "none", 1.0: "all"}.get(fraction, f"{fraction:.2f}")
