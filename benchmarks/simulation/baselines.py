@@ -12,7 +12,7 @@ import pandas as pd
 
 from persephonee.benchmarks import schedules
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings
-from persephonee.benchmarks.users import PERSEPHONEE, data_options, run_command
+from persephonee.benchmarks.users import PERSEPHONEE, run_command
 
 OURS, FLOWER, PFL = "persephonee simulate", "plain Flower app", "pfl-research"
 
@@ -79,8 +79,10 @@ def _run_ours(baseline: Baseline, settings: TaskSettings, path: Path) -> dict[st
     run_dir = path.parent / "run"
     command = [*PERSEPHONEE, "simulate", "--model", settings.model]
     command += ["--sources", ",".join(settings.sources), "--seed", str(settings.seed)]
-    command += ["--clients", str(len(settings.users)), "--run-dir", str(run_dir), *data_options(settings.data)]
-    command += ["--schedule", baseline.schedule, "--epochs", str(settings.epochs)]
+    command += ["--clients", str(len(settings.users)), "--run-dir", str(run_dir), "--schedule", baseline.schedule]
+    for name, value in settings.data.items():
+        command += ["--set", f"{'data-seed' if name == 'seed' else name.replace('_', '-')}={value}"]
+    command += ["--set", f"epochs={settings.epochs}"]
     seconds = _timed(command)
     exits = pd.read_parquet(run_dir / "exits.parquet")
     early = exits[(exits.stage == "after") & (exits.exit < exits.exit.max())]

@@ -40,6 +40,11 @@ PRETRAIN_OPTIONS = {
     "seed": 0,
 }
 
+OPTIONS_OF_SIMULATE = frozenset(
+    {"dataset", "data-path", "user-column", "label-column", "drop-tolerance", "share-exits", "seed"}
+)
+"""Settings that have an option of `simulate` of their own."""
+
 NAMES = {"synthetic-writers": "built-in writers", "parquet": "QMNIST by writer"}
 
 
@@ -80,9 +85,9 @@ def simulate_text(run: Run, models: Mapping[str, tuple[str, dict[str, Any]]]) ->
     """Return the command that makes a run again, from its config.json."""
     config = run.config
     model = models.get(config.get("model", ""), ("MODEL", {}))[0]
-    words = ["persephonee simulate", f"--model models/{model}", *_options(config, DATA_OPTIONS)]
-    words += [f"--clients {config['clients']}", f"--rounds {config['num-server-rounds']}"]
-    words += [f"--labels {config['labels']}", *_options(config, RUN_OPTIONS), f"--run-dir runs/{run.path.name}"]
+    words = ["persephonee simulate", f"--model models/{model}", *_settings(config, DATA_OPTIONS)]
+    words += [f"--clients {config['clients']}", f"--rounds {config.get('rounds', config.get('num-server-rounds'))}"]
+    words += [f"--labels {config['labels']}", *_settings(config, RUN_OPTIONS), f"--run-dir runs/{run.path.name}"]
     return words
 
 
@@ -147,12 +152,19 @@ def _options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str
     return words
 
 
+def _settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Return what `simulate` is told: a few options, and the rest as --set."""
+    options = _options(config, {key: default for key, default in defaults.items() if key in OPTIONS_OF_SIMULATE})
+    rest = {key: default for key, default in defaults.items() if key not in OPTIONS_OF_SIMULATE}
+    return options + [f"--set {word.removeprefix('--').replace(' ', '=')}" for word in _options(config, rest)]
+
+
 def _pretrain_text(name: str, described: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     spec, settings = described["spec"], described["metadata"]["settings"]
     words = ["persephonee pretrain", f"--backbone {spec['backbone']}", f"--num-exits {len(spec['cuts'])}"]
     words += _options(data, DATA_OPTIONS)
     if settings["max_users"] is not None:
-        words.append(f"--max-writers {settings['max_users']}")
+        words.append(f"--max-users {settings['max_users']}")
     for option, default in PRETRAIN_OPTIONS.items():
         if settings[option] != default:
             words.append(f"--{option.replace('_', '-')} {settings[option]}")

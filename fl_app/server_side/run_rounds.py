@@ -52,7 +52,7 @@ class Rounds:
     ) -> None:
         self._settings, self._network, self._metadata = settings, network, metadata
         self._folder, self._file = folder, file
-        self._status = RunStatus(rounds=settings.rounds.num_server_rounds)
+        self._status = RunStatus(rounds=settings.rounds.rounds)
         settings.privacy.check_accountant()
         self._begun = checkpoint.begin(folder.path, folder.completed_rounds)
         self._sharing: ExitSharing | None = None
@@ -78,7 +78,7 @@ class Rounds:
         """
         self._say("waiting for clients")
         participants, held_out = self._divided(self._strategy.enrol(self._users))
-        last = self._settings.rounds.num_server_rounds
+        last = self._settings.rounds.rounds
         for number in range(1, last + 1):
             if number not in self._folder.completed_rounds:
                 self._run_round(number, participants, held_out, is_last=number == last)

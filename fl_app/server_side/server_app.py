@@ -34,7 +34,7 @@ app = ServerApp()
 # Where a run happens and how it is started, as opposed to what determines its numbers.
 _NOT_RECORDED = PATH_KEYS | {"resume", "overwrite", "round-deadline", "node-wait"}
 # A run may be continued for more rounds, too.
-MAY_DIFFER = ANY_RUN_MAY_DIFFER | {"num-server-rounds"}
+MAY_DIFFER = ANY_RUN_MAY_DIFFER | {"rounds"}
 
 
 @app.main()

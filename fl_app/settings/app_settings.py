@@ -21,6 +21,15 @@ from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.losses import LossWeights
 from persephonee.server.training.global_model import GlobalModelSettings
 
+SMALL_RUN: dict[str, Value] = {
+    "pretrain-epochs": 3,
+    "pretrain-max-users": 40,
+    # few samples make few steps: smaller batches make more of them
+    "pretrain-batch-size": 64,
+    "pretrain-learning-rate": 0.05,
+}
+"""How `simulate` and `flwr run` make a model where none is named: in minutes, not hours."""
+
 PATH_KEYS = frozenset({"data-path", "model", "run-dir", "client-store", "model-store", "weights"})
 
 
@@ -32,7 +41,7 @@ class RoundSettings:
         RunConfigError: a number out of its range.
     """
 
-    num_server_rounds: int = 1
+    rounds: int = 1
     """Personalisation rounds, 1 or more."""
 
     clients: int = 0
@@ -55,8 +64,8 @@ class RoundSettings:
     """Seconds to wait for nodes to appear and to say who they are."""
 
     def __post_init__(self) -> None:
-        if self.num_server_rounds < 1:
-            raise RunConfigError(f"num-server-rounds={self.num_server_rounds} is below 1; ask for 1 or more.")
+        if self.rounds < 1:
+            raise RunConfigError(f"rounds={self.rounds} is below 1; ask for 1 or more.")
         if self.clients < 0:
             raise RunConfigError(f"clients={self.clients} is negative; give a number of clients, or 0 for all nodes.")
         if not 0 <= self.held_out_fraction < 1:
@@ -171,6 +180,19 @@ class AppSettings:
             self.sharing.check_participants(clients - self.rounds.num_held_out(clients))
         weights = self.loss.weights(self.split.labels)
         training = replace(self.pretraining.training, seed=self.seed)
+        for name, given, default, derived, source in (
+            (
+                "personalisation.weights",
+                self.personalisation.weights,
+                PersonalisationSettings().weights,
+                weights,
+                "loss",
+            ),
+            ("pretraining.training.seed", self.pretraining.training.seed, 0, self.seed, "seed"),
+            ("pretraining.sources", self.pretraining.sources, DEFAULT_SOURCES, self.sources, "paths.sources"),
+        ):
+            if given not in (default, derived):
+                raise RunConfigError(f"{name}={given} contradicts {source}, which decides it: set {source} instead.")
         object.__setattr__(self, "personalisation", replace(self.personalisation, weights=weights))
         object.__setattr__(self, "pretraining", replace(self.pretraining, training=training, sources=self.sources))
 

@@ -4,6 +4,7 @@ A key is the name of a field with hyphens. A run configuration holds strings, nu
 empty string stands for it. `-c` does not check types, so this does.
 """
 
+import contextlib
 import difflib
 import json
 import typing
@@ -19,9 +20,19 @@ Value = str | int | float | bool
 Settings = TypeVar("Settings")
 
 # `seed` seeds the run; the built-in writers have their own, so that runs with different seeds may share a model.
-# Pretraining has a schedule as personalisation has one.
+# Pretraining has users and a schedule as personalisation has them.
 _RENAMED: Mapping[tuple[str, ...], str] = {("data", "seed"): "data-seed"}
-_PREFIXED: Mapping[tuple[str, ...], str] = {("pretraining", "training"): "pretrain-"}
+_PREFIXED: Mapping[tuple[str, ...], str] = {
+    ("pretraining", "training"): "pretrain-",
+    ("pretraining", "users"): "pretrain-",
+}
+# What keys were called in runs of former versions.
+_FORMER: Mapping[str, str] = {
+    "num-server-rounds": "rounds",
+    "max-users": "pretrain-max-users",
+    "personal-users": "pretrain-personal-users",
+    "validation-fraction": "pretrain-validation-fraction",
+}
 # These follow from other settings.
 _DERIVED = {("personalisation", "weights"), ("pretraining", "sources"), ("pretraining", "training", "seed")}
 
@@ -38,6 +49,7 @@ def from_flat(cls: type[Settings], config: Mapping[str, Value]) -> Settings:
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(keys))}."
+            hint = f"it is called {_FORMER[key]} now." if key in _FORMER else hint
             raise RunConfigError(f"{key} is no run-config key; {hint}")
         values[keys[key].path] = _parsed(key, value, keys[key])
     try:
@@ -49,6 +61,28 @@ def from_flat(cls: type[Settings], config: Mapping[str, Value]) -> Settings:
 def to_flat(settings: Any) -> dict[str, Value]:
     """Return all values of a settings object under their flat keys."""
     return {key: _flat(key, _at(settings, leaf.path)) for key, leaf in _leaves(type(settings)).items()}
+
+
+def with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that a former version wrote, under the keys of this one."""
+    return {_FORMER.get(key, key): value for key, value in config.items()}
+
+
+def from_text(cls: type, key: str, text: str) -> Value:
+    """Return what a text, such as that of `--set KEY=VALUE`, means for a key: a number, true or false, or the text.
+
+    Whether it fits is checked when the settings are made.
+    """
+    leaf = _leaves(cls).get(key)
+    if leaf is None or (text == "" and NoneType in leaf.types):
+        return text
+    if bool in leaf.types:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    for kind in (int, float):
+        if kind in leaf.types and key != "labels":
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    return text
 
 
 def keys_below(cls: type, *fields: str) -> tuple[str, ...]:

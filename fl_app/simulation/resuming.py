@@ -12,14 +12,11 @@ import psutil
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.server_side.checkpoint import FOLDER
 from persephonee.fl_app.settings.app_settings import AppSettings
-from persephonee.fl_app.settings.run_config import Value
+from persephonee.fl_app.settings.run_config import Value, with_present_names
 from persephonee.fl_app.simulation.superlink import stop_leftovers
 from persephonee.multi_exit.atomic_files import write_json_atomically
 
 NOTE_NAME = "works-in.json"
-
-# what a resumed run says anew
-_OF_THE_CALL = ("run-dir", "resume", "overwrite")
 
 
 def keep_settings(settings: AppSettings, run_dir: Path) -> None:
@@ -27,26 +24,20 @@ def keep_settings(settings: AppSettings, run_dir: Path) -> None:
     write_json_atomically(run_dir / FOLDER / "settings.json", settings.to_run_config())
 
 
-def resumed_settings(given: AppSettings, defaults: AppSettings) -> AppSettings:
-    """Return the settings of the run in `given`'s run folder, changed where `given` differs from the defaults.
-
-    Args:
-        given: as the command line says.
-        defaults: as it would say with no option at all.
+def kept_config(run_dir: Path) -> dict[str, Value] | None:
+    """Return the run configuration that a run began with, under the present names; None where it kept none.
 
     Raises:
         AppError: what the run kept is damaged.
     """
-    path = given.run_folder(0) / FOLDER / "settings.json"
+    path = run_dir / FOLDER / "settings.json"
     if not path.is_file():
-        return given
+        return None
     try:
         kept: dict[str, Value] = json.loads(path.read_text())
     except ValueError as error:
         raise AppError(f"{path} is damaged ({error}): delete it, and give all options again.") from None
-    now, before = given.to_run_config(), defaults.to_run_config()
-    changed = {key: value for key, value in now.items() if value != before[key] or key in _OF_THE_CALL}
-    return AppSettings.from_run_config({**kept, **changed})
+    return with_present_names(kept)
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) 
     """Refuse a run whose users' exits would fill the disk, before hours have gone into it."""
     exits = sum(tensor.numel() * tensor.element_size() for tensor in network.exit_state().values())
     # from the second round on a store keeps the former exits beside the new ones
-    needed = settings.rounds.clients * exits * (1 if settings.rounds.num_server_rounds == 1 else 2)
+    needed = settings.rounds.clients * exits * (1 if settings.rounds.rounds == 1 else 2)
     place = next(folder for folder in (stores, *stores.absolute().parents) if folder.exists())
     # what a run left there that this one overwrites makes room for it
     held = sum(file.stat().st_size for file in stores.rglob("*") if file.is_file())

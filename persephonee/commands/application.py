@@ -5,6 +5,8 @@ the verbs of a device work where Flower, Ray and matplotlib are not installed.
 """
 
 import logging
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -26,7 +28,6 @@ app = typer.Typer(
     cls=OneSentenceGroup,
     help="Personalised early-exit networks on the user's device, with Flower and without it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for verb in (pretrain, inspect, simulate, personalise, report, export, figures):
@@ -48,8 +49,19 @@ _LOG_LINES = _StderrHandler()
 _LOG_LINES.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"persephonee {version('persephonee')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _every_verb() -> None:
+def _every_verb(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     # only this project's own lines: libraries keep their defaults
     logger = logging.getLogger("persephonee")
     logger.setLevel(logging.INFO)

@@ -160,12 +160,8 @@ def status(
     store: Annotated[Path, typer.Option(help="Folder of the device.")],
     events: Annotated[int, typer.Option(help="How many of the last events.", min=0, max=1_000_000)] = 10,
     as_json: AsJson = False,
-    seed: Seed = 0,
 ) -> None:
-    """Show the phase, the policy, what was learned and saved so far, and the last events.
-
-    Nothing is random here, so the seed plays no part.
-    """
+    """Show the phase, the policy, what was learned and saved so far, and the last events."""
     from persephonee.clients.runtime.device_status import read_status
     from persephonee.commands.device_output import show_status
 

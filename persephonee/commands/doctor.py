@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.options import AsJson, Seed
+from persephonee.commands.options import AsJson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +27,8 @@ def doctor(
         typer.Option(help="A node.toml of another device, or a folder with many: no client id may be there twice."),
     ] = None,
     as_json: AsJson = False,
-    seed: Seed = 0,
 ) -> None:
-    """Look for what keeps a device from taking part; exits with 1 where something is wrong.
-
-    Nothing is random here, so the seed plays no part.
-    """
+    """Look for what keeps a device from taking part; exits with 1 where something is wrong."""
     from persephonee.fl_app.deployment.doctor import examine
     from persephonee.fl_app.deployment.findings import WRONG
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persephonee.commands.option_groups import with_groups
-from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, data_settings, source_names
+from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
 
 if TYPE_CHECKING:
     from persephonee.data_partitions.opening import DataSettings
@@ -27,12 +27,8 @@ def enrol(
     ] = False,
     port: Annotated[int, typer.Option(help="On loopback; two SuperNodes on one machine need two.")] = 9094,
     sources: Sources = DEFAULT_SOURCES,
-    seed: Seed = 0,
 ) -> None:
-    """Make what a SuperNode needs to join, and print the public key to register on the server.
-
-    A key must not be foreseen, so the seed plays no part.
-    """
+    """Make what a SuperNode needs to join, and print the public key to register on the server."""
     from persephonee.fl_app.deployment.device_folder import (
         DEVICE_UNIT,
         KEY_NAME,

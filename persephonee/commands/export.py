@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, source_names
+from persephonee.commands.options import DEFAULT_SOURCES, Sources, source_names
 
 if TYPE_CHECKING:
     from persephonee.clients.inference.exported_network import ExportedNetwork
@@ -18,12 +18,8 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the graphs and policy.json.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the network in the folder.")] = False,
     sources: Sources = DEFAULT_SOURCES,
-    seed: Seed = 0,
 ) -> None:
-    """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy.
-
-    Nothing is random here, so the seed plays no part.
-    """
+    """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy."""
     from persephonee.clients.inference.onnx_export import export_onnx
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.fl_app.errors import AppError

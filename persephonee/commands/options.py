@@ -5,7 +5,7 @@ Nothing heavy is imported here: --help must answer at once, and a device has nei
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -41,6 +41,7 @@ Sources = Annotated[
     ),
 ]
 DEFAULT_SOURCES = "torchvision,timm"
+Dataset = Literal["synthetic-writers", "femnist", "parquet", "leaf", "imagefolder"]
 Labels = Annotated[
     str,
     typer.Option(
@@ -58,9 +59,7 @@ def source_names(sources: str, *trusted: str) -> tuple[str, ...]:
 
 def data_settings(
     *,
-    dataset: Annotated[
-        str, typer.Option(help="synthetic-writers, femnist, parquet, leaf or imagefolder.", rich_help_panel=DATA)
-    ] = "synthetic-writers",
+    dataset: Annotated[Dataset, typer.Option(help="Which data.", rich_help_panel=DATA)] = "synthetic-writers",
     data_path: Annotated[
         Path | None, typer.Option(help="Where the data lies, if it is local.", rich_help_panel=DATA)
     ] = None,
@@ -154,9 +153,9 @@ def loss_settings(
     *,
     labels: Labels = "all",
     scheme: Annotated[
-        str,
+        Literal["auto", "supervised", "self-distillation", "self-supervision"],
         typer.Option(
-            help="auto, supervised, self-distillation or self-supervision; auto follows the labels.",
+            help="What the exits learn from; auto follows the labels.",
             rich_help_panel=PERSONALISATION,
         ),
     ] = "auto",
@@ -178,24 +177,29 @@ def loss_settings(
     ] = 1.0,
 ) -> "LossSettings":
     """Make the settings of Eq. (1), and refuse labels that are wanted and not there."""
-    from persephonee.clients.errors import LabelsRequiredError
     from persephonee.fl_app.settings.app_settings import LossSettings
     from persephonee.fl_app.settings.run_config import parse_labels
 
     settings = LossSettings(scheme=scheme, alpha=alpha, beta=beta, gamma=gamma, temperature=temperature)
-    share = parse_labels(labels)
-    if share == 0 and settings.weights(share).alpha > 0:
-        raise LabelsRequiredError(
-            f"--labels {labels} leaves no label to learn from, and alpha > 0 learns from labels: "
-            "take --scheme self-distillation or self-supervision."
-        )
+    refuse_missing_labels(settings, parse_labels(labels))
     return settings
+
+
+def refuse_missing_labels(loss: "LossSettings", labelled: float) -> None:
+    """Refuse weights that learn from labels where there are none."""
+    from persephonee.clients.errors import LabelsRequiredError
+
+    if labelled == 0 and loss.weights(labelled).alpha > 0:
+        raise LabelsRequiredError(
+            "--labels none leaves no label to learn from, and alpha > 0 learns from labels: "
+            "take the scheme self-distillation or self-supervision."
+        )
 
 
 def schedule_settings(
     *,
     schedule: Annotated[
-        str,
+        Literal["paper", "fast"],
         typer.Option(
             help="paper (SGD, as the options here say) or fast (classifiers only, in a few steps).",
             rich_help_panel=PERSONALISATION,
@@ -215,7 +219,7 @@ def schedule_settings(
         ),
     ] = 0.01,
     cost: Annotated[
-        str,
+        Literal["macs", "latency"],
         typer.Option(
             help="What the threshold saves: macs, or latency, measured on this device.", rich_help_panel=PERSONALISATION
         ),

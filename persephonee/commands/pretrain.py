@@ -109,7 +109,7 @@ def pretrain(
     validation_fraction: Annotated[
         float, typer.Option(help="Fraction of the other users who only validate.", rich_help_panel=TRAINING)
     ] = 0.1,
-    max_writers: Annotated[
+    max_users: Annotated[
         int | None, typer.Option(help="Train and validate on at most so many users.", rich_help_panel=TRAINING)
     ] = None,
     sources: Sources = DEFAULT_SOURCES,
@@ -125,7 +125,7 @@ def pretrain(
     from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
 
     if start is not None:
-        meta_learn_and_show(start, meta, data, out, max_users=max_writers, sources=sources, overwrite=overwrite)
+        meta_learn_and_show(start, meta, data, out, max_users=max_users, sources=sources, overwrite=overwrite)
         return
     refuse_given(OF_META, "without --from MODEL")
     if backbone is None or num_exits is None:
@@ -139,7 +139,7 @@ def pretrain(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         users=UserFractions(
-            personal_users=personal_users, validation_fraction=validation_fraction, max_users=max_writers
+            personal_users=personal_users, validation_fraction=validation_fraction, max_users=max_users
         ),
         training=training,
         # whoever names a network of their own on this command line trusts it

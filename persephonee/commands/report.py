@@ -5,15 +5,12 @@ from typing import Annotated
 
 import typer
 
-from persephonee.commands.options import Seed
-
 
 def report(
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    seed: Seed = 0,
 ) -> None:
-    """Draw the report of a run again from its tables; nothing is computed anew, so the seed plays no part."""
+    """Draw the report of a run again from its tables; nothing is computed anew."""
     from persephonee.server.report.report_page import draw_report
     from persephonee.server.results.results import summarise
     from persephonee.server.results.run_folder import RunFolder

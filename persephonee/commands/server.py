@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from persephonee.commands.options import Seed
-
 server_group = typer.Typer(no_args_is_help=True, help="The server of a federation of devices.")
 
 
@@ -28,12 +26,8 @@ def init(
         str, typer.Option(help="Address of this machine to listen on, such as that of its VPN; 0.0.0.0 is all of them.")
     ] = "0.0.0.0",
     days: Annotated[int, typer.Option(help="How long the certificates are valid.")] = 1825,
-    seed: Seed = 0,
 ) -> None:
-    """Make what a SuperLink with TLS and authenticated SuperNodes needs, and say what comes next.
-
-    A key must not be foreseen, so the seed plays no part.
-    """
+    """Make what a SuperLink with TLS and authenticated SuperNodes needs, and say what comes next."""
     from persephonee.fl_app.deployment.server_folder import ServerAddress, init_server
 
     for line in init_server(out, ServerAddress(hosts=tuple(host), listen=listen, port=port), days):

@@ -1,186 +1,93 @@
-"""`persephonee simulate`: the whole federation on this machine, from start to report."""
+"""`persephonee simulate`: the whole federation on this machine, from start to report.
+
+Its options are the settings that people change often; `--set` and `--config` take every key of a run configuration.
+"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from persephonee.commands.option_groups import with_groups
-from persephonee.commands.options import (
-    DEFAULT_SOURCES,
-    TRAINING,
-    Seed,
-    Sources,
-    data_settings,
-    loss_settings,
-    schedule_settings,
-    split_settings,
-)
-from persephonee.commands.pretrain import Backbone, Head, NumExits
-from persephonee.commands.sharing_options import privacy_settings, sharing_settings
-from persephonee.server.training.pretraining_settings import PretrainSettings
-
-if TYPE_CHECKING:
-    from persephonee.clients.personalisation.settings import PersonalisationSettings
-    from persephonee.data_partitions.opening import DataSettings
-    from persephonee.data_partitions.user_splits import SplitSettings
-    from persephonee.fl_app.settings.app_settings import AppSettings, LossSettings, PathSettings, RoundSettings
-    from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
-    from persephonee.server.training.global_model import GlobalModelSettings
+from persephonee.commands.options import DATA, DEFAULT_SOURCES, PERSONALISATION, Dataset, Labels, Seed, Sources
+from persephonee.commands.run_settings import DEFAULT_CLIENTS, given_options, resumed_settings, settings_of_run
 
 
-def network_settings(
+def simulate(
     *,
-    backbone: Backbone = "mobilenet_v2",
-    num_exits: NumExits = 6,
-    head: Head = "msdnet",
-    pretrain_writers: Annotated[
-        int, typer.Option(help="Without --model: users whose data makes one.", rich_help_panel=TRAINING)
-    ] = 40,
-    pretrain_epochs: Annotated[
-        int, typer.Option(help="Without --model: at most so many epochs.", rich_help_panel=TRAINING)
-    ] = 3,
-) -> "GlobalModelSettings":
-    """Make the settings of a model that is trained because none was named: minutes, not hours."""
-    from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
-
-    return GlobalModelSettings(
-        backbone=backbone,
-        num_exits=num_exits,
-        head=head,
-        users=UserFractions(max_users=pretrain_writers),
-        # few samples make few steps: smaller batches make more of them
-        training=PretrainSettings(epochs=pretrain_epochs, batch_size=64, learning_rate=0.05),
-    )
-
-
-def round_settings(
-    *,
-    clients: Annotated[int, typer.Option(help="Users who personalise.")] = 20,
-    rounds: Annotated[int, typer.Option(help="Personalisation rounds.")] = 1,
-    held_out_fraction: Annotated[
-        float, typer.Option(help="Fraction of them who never take part and serve to measure, in [0, 1).")
-    ] = 0.0,
-    min_reply_fraction: Annotated[
-        float, typer.Option(help="The run fails if a smaller fraction of the clients answers, in [0, 1].")
-    ] = 0.5,
-    enough_fraction: Annotated[
-        float,
-        typer.Option(help="A round ends once this fraction sent a valid reply, in (0, 1]; who is late is dropped."),
-    ] = 1.0,
-    round_deadline: Annotated[
-        float, typer.Option(help="Seconds after which a round ends with the replies that are there.")
-    ] = 3600.0,
-    node_wait: Annotated[
-        float, typer.Option(help="Seconds to wait for clients to appear and to say who they are.")
-    ] = 300.0,
-) -> "RoundSettings":
-    """Make the settings of the rounds."""
-    from persephonee.fl_app.settings.app_settings import RoundSettings
-
-    if clients < 1:
-        raise typer.BadParameter(f"--clients {clients} is too small; give 1 or more.")
-    return RoundSettings(
-        num_server_rounds=rounds,
-        clients=clients,
-        held_out_fraction=held_out_fraction,
-        min_reply_fraction=min_reply_fraction,
-        enough_fraction=enough_fraction,
-        round_deadline=round_deadline,
-        node_wait=node_wait,
-    )
-
-
-def path_settings(
-    *,
+    context: typer.Context,
     model: Annotated[
         Path | None, typer.Option(help="Folder of the global model; without it, one is pretrained first.")
     ] = None,
+    clients: Annotated[int, typer.Option(help="Users who personalise, 1 or more.")] = DEFAULT_CLIENTS,
+    rounds: Annotated[int, typer.Option(help="Personalisation rounds, 1 or more.")] = 1,
     run_dir: Annotated[Path | None, typer.Option(help="Folder for the run; runs/ and the time by default.")] = None,
-    sources: Sources = DEFAULT_SOURCES,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, with the settings that it began with.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
-) -> "PathSettings":
-    """Say where things lie."""
-    from persephonee.fl_app.settings.app_settings import PathSettings
-
-    if resume is not None and (overwrite or run_dir not in (None, resume)):
-        raise typer.BadParameter("--resume DIR names the run folder itself; leave out --run-dir and --overwrite.")
-    return PathSettings(
-        model=model, run_dir=resume or run_dir, sources=sources, resume=resume is not None, overwrite=overwrite
-    )
-
-
-@with_groups(
-    paths=path_settings,
-    rounds=round_settings,
-    sharing=sharing_settings,
-    privacy=privacy_settings,
-    data=data_settings,
-    split=split_settings,
-    loss=loss_settings,
-    schedule=schedule_settings,
-    network=network_settings,
-)
-def simulate(
-    *,
-    paths: "PathSettings",
-    rounds: "RoundSettings",
-    sharing: "SharingSettings",
-    privacy: "PrivacySettings",
-    data: "DataSettings",
-    split: "SplitSettings",
-    loss: "LossSettings",
-    schedule: "PersonalisationSettings",
-    network: "GlobalModelSettings",
+    share_exits: Annotated[
+        bool, typer.Option("--share-exits", help="Ask users for their exits, and merge them.")
+    ] = False,
     seed: Seed = 0,
+    dataset: Annotated[Dataset, typer.Option(help="Which data.", rich_help_panel=DATA)] = "synthetic-writers",
+    data_path: Annotated[
+        Path | None, typer.Option(help="Where the data lies, if it is local.", rich_help_panel=DATA)
+    ] = None,
+    user_column: Annotated[
+        str, typer.Option(help="parquet: the column that names the users.", rich_help_panel=DATA)
+    ] = "writer_id",
+    label_column: Annotated[
+        str, typer.Option(help="parquet, imagefolder: the column of the classes.", rich_help_panel=DATA)
+    ] = "character",
+    labels: Labels = "all",
+    schedule: Annotated[
+        Literal["paper", "fast"],
+        typer.Option(
+            help="paper trains whole heads by SGD; fast trains their classifiers alone, in a few steps.",
+            rich_help_panel=PERSONALISATION,
+        ),
+    ] = "paper",
+    drop_tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Accuracy that may be lost against the last exit, in [0, 1].", rich_help_panel=PERSONALISATION
+        ),
+    ] = 0.01,
+    sources: Sources = DEFAULT_SOURCES,
     ray_address: Annotated[
         str,
         typer.Option(
             help="HOST:PORT of a Ray cluster that is there; its machines see model, data and run folder as this one."
         ),
     ] = "",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other setting, such as epochs=5; may be given several times."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings from a TOML file of keys, or from an earlier run's config.json.")
+    ] = None,
 ) -> None:
     """Simulate a federation with Flower and Ray, and draw the report."""
-    from persephonee.fl_app.settings.app_settings import AppSettings
-    from persephonee.fl_app.simulation.resuming import resumed_settings
     from persephonee.fl_app.simulation.simulate import simulate as run_simulation
     from persephonee.server.report.report_page import REPORT_NAME
     from persephonee.server.results.results import summarise
     from persephonee.server.results.run_folder import RunFolder
     from persephonee.server.results.terminal_table import print_summary
 
-    settings = AppSettings(
-        data=data,
-        split=split,
-        loss=loss,
-        personalisation=schedule,
-        pretraining=network,
-        rounds=rounds,
-        sharing=sharing,
-        privacy=privacy,
-        paths=paths,
-        seed=seed,
-    )
-    if paths.resume:
-        settings = resumed_settings(settings, _without_options())
+    given = given_options(context, "resume", "ray_address", "sets", "config")
+    if resume is not None and (overwrite or config is not None or run_dir not in (None, resume)):
+        raise typer.BadParameter(
+            "--resume DIR names the run folder and its settings; leave out --run-dir, --overwrite and --config."
+        )
+    if resume is not None:
+        settings = resumed_settings(resume, sets or (), given)
+    else:
+        settings = settings_of_run(given, sets or (), config)
+    if settings.rounds.clients < 1:
+        raise typer.BadParameter(f"--clients {settings.rounds.clients} is too small; give 1 or more.")
     run = run_simulation(settings, ray_address)
     print_summary(summarise(RunFolder.open(run).tables()))
     typer.echo(f"Report: {run / REPORT_NAME}")
-
-
-def _without_options() -> "AppSettings":
-    """Return the settings that the verb makes when no option is given."""
-    from persephonee.fl_app.settings.app_settings import AppSettings
-
-    return AppSettings(
-        data=data_settings(),
-        split=split_settings(),
-        loss=loss_settings(),
-        personalisation=schedule_settings(),
-        pretraining=network_settings(),
-        rounds=round_settings(),
-        paths=path_settings(),
-    )

@@ -2,16 +2,20 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 from persephonee.clients.personalisation.personalise import personalise
+from persephonee.commands.application import app
+from persephonee.commands.run_settings import DEFAULT_CLIENTS
 from persephonee.fl_app.errors import AppError
-from persephonee.fl_app.settings.app_settings import RoundSettings
+from persephonee.fl_app.settings.app_settings import AppSettings, RoundSettings
 from persephonee.fl_app.simulation import simulate as simulation
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.results.run_folder import RunFolder
@@ -29,7 +33,39 @@ def test_every_verb_explains_itself(words):
     result = call(*words, "--help")
     assert result.exit_code == 0
     assert "Usage: persephonee" in result.output
-    assert all(verb in result.output for verb in (VERBS if not words else ("--seed",)))
+    assert all(verb in result.output for verb in (VERBS if not words else ()))
+    draws = words[:1] in [(verb,) for verb in ("pretrain", "inspect", "simulate", "personalise", "figures")]
+    assert ("--seed" in result.output) == (draws or words == ("device", "run"))
+
+
+def test_the_version_is_that_of_the_package():
+    assert call("--version").stdout == f"persephonee {version('persephonee')}\n"
+
+
+def test_every_option_of_simulate_that_is_a_setting_has_its_name_and_its_default(monkeypatch):
+    command = typer.main.get_command(app).commands["simulate"]
+    defaults = {**AppSettings().to_run_config(), "clients": DEFAULT_CLIENTS}
+    own = {"resume", "ray-address", "set", "config"}
+    options = {p.opts[0].removeprefix("--"): p for p in command.params if p.name not in ("help", "context")}
+    assert len(options) <= 20
+    for name, option in options.items():
+        if name not in own:
+            assert (option.default or "") == (defaults[name] or ""), name
+
+
+def test_options_come_before_set_and_set_before_a_file(monkeypatch, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('epochs = 7\nclients = 9\nlabels = "none"\n')
+    words = ("--config", file, "--set", "epochs=6", "--set", "clients=8", "--clients", 7)
+    settings = settings_of_simulate(monkeypatch, *words)
+    assert (settings.split.labels, settings.personalisation.epochs, settings.rounds.clients) == (0.0, 6, 7)
+
+
+def test_the_config_of_an_earlier_run_is_a_file_of_settings_even_under_former_names(monkeypatch, tmp_path):
+    config = {"num-server-rounds": 4, "max-users": 30, "epochs": 3, "model": "ab12", "versions": {"torch": "2"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = settings_of_simulate(monkeypatch, "--config", tmp_path / "config.json")
+    assert (settings.rounds.rounds, settings.pretraining.users.max_users, settings.paths.model) == (4, 30, None)
 
 
 def test_pretrain_keeps_users_back_and_records_whom_it_used(pretrained):
@@ -52,7 +88,7 @@ def test_pretrain_keeps_back_as_many_users_as_it_is_told(tmp_path, data_text, op
 
 
 def test_pretrain_prints_the_accuracy_of_each_exit_and_a_line_per_epoch(tmp_path, data_text):
-    words = ("--epochs", 1, "--max-writers", 4, "--batch-size", 32)
+    words = ("--epochs", 1, "--max-users", 4, "--batch-size", 32)
     result = call("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M", *words)
     assert "accuracy" in result.stdout
     assert f"{tmp_path / 'M'}: {NAME}, 2 exits, trained on 120 samples" in result.stdout
@@ -61,7 +97,7 @@ def test_pretrain_prints_the_accuracy_of_each_exit_and_a_line_per_epoch(tmp_path
 
 
 def test_an_interrupted_pretrain_ends_with_130_and_resumes_to_the_same_model(tmp_path, data_text, monkeypatch):
-    words = ("pretrain", *NETWORK, *data_text, "--epochs", 2, "--batch-size", 32, "--max-writers", 5)
+    words = ("pretrain", *NETWORK, *data_text, "--epochs", 2, "--batch-size", 32, "--max-users", 5)
     assert call(*words, "--out", tmp_path / "whole").exit_code == 0
 
     with monkeypatch.context() as patch:
@@ -204,9 +240,9 @@ def settings_of_simulate(monkeypatch, *words: object):
 
 
 def test_simulate_passes_its_options_on(monkeypatch, with_model):
-    words = "--clients 7 --rounds 3 --run-dir R --labels 0.25 --drop-tolerance 0.02 --seed 5 --epochs 2 --overwrite"
+    words = "--clients 7 --rounds 3 --run-dir R --labels 0.25 --drop-tolerance 0.02 --seed 5 --set epochs=2 --overwrite"
     settings = settings_of_simulate(monkeypatch, *with_model, *words.split())
-    assert (settings.rounds.clients, settings.rounds.num_server_rounds, settings.seed) == (7, 3, 5)
+    assert (settings.rounds.clients, settings.rounds.rounds, settings.seed) == (7, 3, 5)
     assert (settings.paths.run_dir, settings.paths.overwrite, settings.paths.resume) == (Path("R"), True, False)
     assert settings.paths.model == with_model[1]
     assert settings.data.dataset == "parquet"
@@ -216,17 +252,16 @@ def test_simulate_passes_its_options_on(monkeypatch, with_model):
 
 
 def test_simulate_waits_as_long_as_it_is_told_and_else_as_long_as_a_run_configuration_says(monkeypatch):
-    told = settings_of_simulate(monkeypatch, "--round-deadline", 90, "--node-wait", 7.5).rounds
+    told = settings_of_simulate(monkeypatch, "--set", "round-deadline=90", "--set", "node-wait=7.5").rounds
     assert (told.round_deadline, told.node_wait) == (90.0, 7.5)
     rounds, defaults = settings_of_simulate(monkeypatch).rounds, RoundSettings()
     assert (rounds.round_deadline, rounds.node_wait) == (defaults.round_deadline, defaults.node_wait)
 
 
 def test_simulate_passes_the_options_of_sharing_on(monkeypatch):
-    words = (
-        "--share-exits --share-dtype float16 --strategy krum --malicious-clients 1 --held-out-fraction 0.25 --clients 8"
-    )
-    more = "--proximal-mu 0.1 --dp-noise-multiplier 0.5 --dp-noise-at clients --sharing-fraction 0.9"
+    words = "--share-exits --set share-dtype=float16 --set strategy=krum --set malicious-clients=1 --clients 8"
+    more = "--set held-out-fraction=0.25 --set proximal-mu=0.1 --set dp-noise-multiplier=0.5 --set dp-noise-at=clients"
+    more += " --set sharing-fraction=0.9"
     settings = settings_of_simulate(monkeypatch, *words.split(), *more.split())
     sharing, privacy = settings.sharing, settings.privacy
     assert (sharing.share_exits, sharing.share_dtype, sharing.strategy) == (True, "float16", "krum")
@@ -236,7 +271,7 @@ def test_simulate_passes_the_options_of_sharing_on(monkeypatch):
 
 
 def test_noise_over_figures_alone_is_refused():
-    assert "covers shared exits, and none are shared" in refused("simulate", "--dp-noise-multiplier", 1)
+    assert "covers shared exits, and none are shared" in refused("simulate", "--set", "dp-noise-multiplier=1")
 
 
 def test_simulate_resumes_the_run_that_it_is_pointed_to(monkeypatch):
@@ -250,7 +285,9 @@ def test_simulate_without_labels_distils(monkeypatch):
 
 
 def test_simulate_without_a_model_makes_a_small_one(monkeypatch):
-    network = settings_of_simulate(monkeypatch, "--pretrain-writers", 9, "--pretrain-epochs", 2).pretraining
+    network = settings_of_simulate(
+        monkeypatch, "--set", "pretrain-max-users=9", "--set", "pretrain-epochs=2"
+    ).pretraining
     assert (network.users.max_users, network.training.epochs, network.weights) == (9, 2, None)
 
 

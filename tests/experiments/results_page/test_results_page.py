@@ -15,7 +15,7 @@ CONFIG = {
     "user-column": "who",
     "label-column": "character",
     "clients": 4,
-    "num-server-rounds": 1,
+    "rounds": 1,
     "labels": "none",
     "drop-tolerance": 0.02,
     "seed": 3,
@@ -117,7 +117,7 @@ def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp
     page, tables = tmp_path / "results.md", tmp_path / "tables"
     assert run_page(write_run(tmp_path / "digits-none"), "--out", page).exit_code == 0
     assert json.loads((tables / "run-digits-none.json").read_text()) == SUMMARY
-    shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2})
+    shared = write_run(tmp_path / "shared", **{"rounds": 2})
     write_held_out(shared, gain=0.05)
     assert run_page(shared, "--out", page).exit_code == 0
     text = page.read_text()
@@ -153,8 +153,8 @@ def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
 
 
 def test_curves_over_rounds_are_means_over_the_held_out_users(tmp_path):
-    plain = write_run(tmp_path / "plain", **{"num-server-rounds": 2})
-    shared = write_run(tmp_path / "shared", **{"num-server-rounds": 2, "share-exits": True, "strategy": "fedadam"})
+    plain = write_run(tmp_path / "plain", **{"rounds": 2})
+    shared = write_run(tmp_path / "shared", **{"rounds": 2, "share-exits": True, "strategy": "fedadam"})
     write_held_out(plain, gain=0.0)
     write_held_out(shared, gain=0.05)
     sources = recognise([plain, shared])

@@ -36,7 +36,7 @@ def test_a_later_run_does_not_test_a_device_on_what_trained_it_in_an_earlier_one
     monkeypatch.setattr(client_app, "personalise", noted)
     node = device_node("u2", 1)
     run(make_grid([node], settings), settings)
-    later = changed(settings, run_dir=str(tmp_path / "later"), num_server_rounds=2, **other)
+    later = changed(settings, run_dir=str(tmp_path / "later"), rounds=2, **other)
     assert set(with_status(run(make_grid([node], later), later))) == {"ok"}
     first, *later_rounds = rounds
     assert len(later_rounds) == 2

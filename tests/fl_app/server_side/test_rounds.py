@@ -36,7 +36,7 @@ def test_a_run_leaves_its_tables_and_a_report(settings, simulated_nodes, make_gr
 
 def test_the_same_seed_gives_the_same_tables_whatever_the_node_ids_are(settings, simulated_nodes, make_grid, tmp_path):
     times = {"clients": ["seconds_personalise"], "exits": []}
-    settings = changed(settings, num_server_rounds=2)
+    settings = changed(settings, rounds=2)
     runs = []
     for name, ids in (("a", [7, 8, 9]), ("b", [30, 10, 20])):
         here = changed(settings, run_dir=str(tmp_path / name))
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_tables_whatever_the_node_ids_are(settings,
 
 
 def test_a_client_without_the_model_gets_it_once(settings, device_node, make_grid, tmp_path):
-    settings = changed(settings, num_server_rounds=2)
+    settings = changed(settings, rounds=2)
     nodes = [device_node("u0", 1), device_node("u1", 2)]
     run_dir = run(make_grid(nodes, settings), settings)
     for node in nodes:
@@ -261,7 +261,7 @@ def test_a_run_goes_on_after_its_last_round_and_never_over_another_run(settings,
     with pytest.raises(ServerError, match="holds a run already"):
         run(make_grid(simulated_nodes(2), settings), settings)
     first = table(settings.paths.run_dir, "exits")
-    more = changed(settings, num_server_rounds=2, resume=True)
+    more = changed(settings, rounds=2, resume=True)
     run(make_grid(simulated_nodes(2), more), more)
     exits = table(settings.paths.run_dir, "exits")
     assert list(exits["round"].unique()) == [1, 2]

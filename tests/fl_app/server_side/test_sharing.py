@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("draw_nothing")
 
 @pytest.fixture
 def sharing(settings) -> AppSettings:
-    return changed(settings, share_exits=True, num_server_rounds=2)
+    return changed(settings, share_exits=True, rounds=2)
 
 
 def merged_model(run_dir, settings):
@@ -40,7 +40,7 @@ def test_without_asking_nothing_is_shared_and_no_model_is_saved(settings, simula
 
 
 def test_one_round_merges_what_the_same_calls_average_to(sharing, simulated_nodes, make_grid):
-    one = changed(sharing, num_server_rounds=1)
+    one = changed(sharing, rounds=1)
     run_dir = run(make_grid(simulated_nodes(3), one), one)
     network, partitions = initial_model(one), open_partitions(one.data)
     sums, weight, counts = {}, {}, {0: 0, 1: 0}
@@ -79,7 +79,7 @@ def test_the_backbone_stays_the_same_bits_over_rounds_of_sharing(sharing, simula
 
 def test_the_next_round_begins_with_the_merged_exits(sharing, simulated_nodes, make_grid, tmp_path):
     two = run(make_grid(simulated_nodes(3), sharing), sharing)
-    one_round = changed(sharing, num_server_rounds=1, run_dir=str(tmp_path / "one"))
+    one_round = changed(sharing, rounds=1, run_dir=str(tmp_path / "one"))
     merged = merged_model(run(make_grid(simulated_nodes(3), one_round), one_round), sharing)[0]
     partitions = open_partitions(sharing.data)
     exits = table(two, "exits")
@@ -110,7 +110,7 @@ def test_only_exits_travel_down_and_only_once_some_were_merged(sharing, device_n
 def test_the_exits_that_a_round_began_with_can_be_had_again_for_the_example_user(
     sharing, simulated_nodes, make_grid, tmp_path
 ):
-    one_round = changed(sharing, num_server_rounds=1, run_dir=str(tmp_path / "one"))
+    one_round = changed(sharing, rounds=1, run_dir=str(tmp_path / "one"))
     merged = merged_model(run(make_grid(simulated_nodes(3), one_round), one_round), sharing)[0].exit_state()
     run(make_grid(simulated_nodes(3), sharing), sharing)
     network = initial_model(sharing)
@@ -121,7 +121,7 @@ def test_the_exits_that_a_round_began_with_can_be_had_again_for_the_example_user
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_bytes_of_a_shared_round_are_the_exits_and_little_else(sharing, simulated_nodes, make_grid, dtype):
-    one = changed(sharing, num_server_rounds=1, share_dtype=dtype)
+    one = changed(sharing, rounds=1, share_dtype=dtype)
     nodes = simulated_nodes(3)
     run_dir = run(make_grid(nodes, one), one)
     heads = initial_model(one).heads
@@ -155,7 +155,7 @@ def test_a_client_app_that_forgets_the_permission_is_held_back(sharing, device_n
 
 
 def test_a_simulations_users_permit_in_the_fraction_that_was_set(sharing, simulated_nodes, make_grid):
-    half = changed(sharing, sharing_fraction=0.5, num_server_rounds=1)
+    half = changed(sharing, sharing_fraction=0.5, rounds=1)
     outcomes = table(run(make_grid(simulated_nodes(6), half), half), "sharing").outcome
     assert {"shared", "not permitted"} == set(outcomes)
 
@@ -174,7 +174,7 @@ def test_bad_arrays_are_refused_and_counted_and_not_averaged(sharing, simulated_
 
     runs = []
     for name, reply_with in (("spoilt", spoil), ("silent", silence)):
-        one = changed(sharing, num_server_rounds=1, min_sharers=1, run_dir=str(tmp_path / name))
+        one = changed(sharing, rounds=1, min_sharers=1, run_dir=str(tmp_path / name))
         nodes = simulated_nodes(3)
         nodes[2].reply_with = reply_with
         runs.append(run(make_grid(nodes, one), one))
@@ -186,7 +186,7 @@ def test_bad_arrays_are_refused_and_counted_and_not_averaged(sharing, simulated_
 
 
 def test_an_exit_that_too_few_sent_stays_as_it_was(sharing, simulated_nodes, make_grid):
-    many = changed(sharing, min_sharers=3, sharing_fraction=0.3, num_server_rounds=1)
+    many = changed(sharing, min_sharers=3, sharing_fraction=0.3, rounds=1)
     run_dir = run(make_grid(simulated_nodes(4), many), many)
     assert (table(run_dir, "sharing").outcome == "shared").sum() < 3
     assert merged_model(run_dir, many)[0].fingerprint == initial_model(many).fingerprint
@@ -219,7 +219,7 @@ def test_held_out_users_are_measured_after_each_round_and_never_take_part(sharin
 
 def test_an_held_out_user_that_is_too_small_is_named(sharing, simulated_nodes, make_grid):
     for seed in range(30):
-        apart = changed(sharing, held_out_fraction=0.2, num_server_rounds=1, seed=seed)
+        apart = changed(sharing, held_out_fraction=0.2, rounds=1, seed=seed)
         names = open_partitions(apart.data).client_ids
         from persephonee.data_partitions.user_splits import choose_users
 

@@ -3,8 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.fl_app.errors import RunConfigError
-from persephonee.fl_app.settings.app_settings import PATH_KEYS, AppSettings
+from persephonee.fl_app.settings.app_settings import PATH_KEYS, SMALL_RUN, AppSettings
+from persephonee.multi_exit.losses import LossWeights
+from persephonee.server.training.global_model import GlobalModelSettings
+from persephonee.server.training.pretraining_settings import PretrainSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -21,8 +25,21 @@ def test_settings_survive_the_way_through_a_run_configuration():
 
 def test_flwr_run_may_override_every_key():
     table = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert table.keys() == AppSettings().to_run_config().keys()
+    fields = AppSettings().to_run_config()
+    assert table.keys() == fields.keys()
+    # of the 3,550 built-in writers, few enough that the first run is over in minutes
+    small = {**SMALL_RUN, "num-writers": 100}
+    assert {key: value for key, value in table.items() if value != fields[key]} == small
     AppSettings.from_run_config(table)
+
+
+def test_settings_that_contradict_what_they_follow_from_are_refused():
+    with pytest.raises(RunConfigError, match="contradicts loss"):
+        AppSettings(personalisation=PersonalisationSettings(weights=LossWeights(beta=2.0)))
+    with pytest.raises(RunConfigError, match="contradicts seed"):
+        AppSettings(pretraining=GlobalModelSettings(training=PretrainSettings(seed=4)))
+    with pytest.raises(RunConfigError, match=r"contradicts paths\.sources"):
+        AppSettings(pretraining=GlobalModelSettings(sources=("my_cnn",)))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +62,7 @@ def test_flwr_run_may_override_every_key():
         ({"alpha": 1.0, "scheme": "supervised"}, "own weights exclude each other"),
         ({"scheme": "magic"}, "scheme='magic' is unknown"),
         ({"clients": -1}, "clients=-1"),
-        ({"num-server-rounds": 0}, "num-server-rounds=0"),
+        ({"rounds": 0}, "rounds=0"),
         ({"min-reply-fraction": 2}, "min-reply-fraction=2"),
         ({"enough-fraction": 0.4}, "enough-fraction=0.4 is out of range"),
         ({"enough-fraction": 1.1}, "enough-fraction=1.1"),

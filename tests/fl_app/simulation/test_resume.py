@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from persephonee.clients.personalisation import exit_store
+from persephonee.commands.run_settings import resumed_settings
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.server_side import checkpoint, server_app
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
@@ -35,7 +36,7 @@ class Killed(BaseException):
 @pytest.fixture
 def two_rounds(settings, monkeypatch) -> AppSettings:
     monkeypatch.setattr(server_app, "draw_report", lambda run: run / "report.html")
-    more = {"share-exits": True, "strategy": "fedadam", "num-server-rounds": 2, "held-out-fraction": 0.3, "epochs": 1}
+    more = {"share-exits": True, "strategy": "fedadam", "rounds": 2, "held-out-fraction": 0.3, "epochs": 1}
     return AppSettings.from_run_config({**settings.to_run_config(), **more})
 
 
@@ -106,10 +107,10 @@ def test_a_resumed_run_gives_the_tables_and_the_model_of_one_that_was_not_killed
 
 
 def test_a_resumed_run_measures_the_same_held_out_users_and_nobody_who_took_part(two_rounds, device_node, make_grid):
-    settings = at(two_rounds, two_rounds.paths.run_dir, **{"num-server-rounds": 1})
+    settings = at(two_rounds, two_rounds.paths.run_dir, **{"rounds": 1})
 
     def rounds(number, names):
-        more = at(settings, settings.paths.run_dir, **{"num-server-rounds": number, "resume": number > 1})
+        more = at(settings, settings.paths.run_dir, **{"rounds": number, "resume": number > 1})
         nodes = [device_node(name, int(name[1]) + 1) for name in names]
         run_dir = server_app.serve(make_grid(nodes, more), more, more.paths.model, more.paths.run_dir).parent
         held_out, clients = (pd.read_parquet(run_dir / f"{name}.parquet") for name in ("held_out", "clients"))
@@ -158,12 +159,15 @@ def test_a_missing_checkpoint_is_named(two_rounds, simulated_nodes, make_grid):
 def test_a_resumed_run_needs_not_be_told_its_settings_again(tmp_path):
     begun = AppSettings.from_run_config({"clients": 7, "epochs": 3, "run-dir": str(tmp_path), "model": "m"})
     resuming.keep_settings(begun, tmp_path)
-    defaults = AppSettings()
-    given = AppSettings.from_run_config({"run-dir": str(tmp_path), "resume": True, "num-server-rounds": 5})
-    found = resuming.resumed_settings(given, defaults).to_run_config()
+    found = resumed_settings(tmp_path, ("min-sharers=3",), {"rounds": 5}).to_run_config()
     assert (found["clients"], found["epochs"], found["model"]) == (7, 3, "m")
-    assert (found["num-server-rounds"], found["resume"]) == (5, True)
-    assert resuming.resumed_settings(at(given, tmp_path / "older"), defaults) == at(given, tmp_path / "older")
+    assert (found["rounds"], found["resume"], found["min-sharers"]) == (5, True, 3)
+    kept = tmp_path / "checkpoint" / "settings.json"
+    kept.write_text('{"num-server-rounds": 4, "max-users": 30}')
+    older = resumed_settings(tmp_path, (), {}).to_run_config()
+    assert (older["rounds"], older["pretrain-max-users"]) == (4, 30)
+    kept.unlink()
+    assert resumed_settings(tmp_path, (), {}).to_run_config()["clients"] == 20
 
 
 def test_what_a_killed_run_left_running_is_stopped_and_a_living_run_is_refused(tmp_path):
@@ -203,8 +207,8 @@ def test_a_run_that_failed_can_be_resumed_while_its_process_lives(tmp_path):
 def test_kill_9_of_a_simulation_in_its_second_round_changes_nothing(tmp_path):
     network = build_network("squeezenet1_1", num_exits=2, num_classes=62, input_size=28, head="msdnet")
     save_network(network, tmp_path / "model", ModelMetadata())
-    words = ["simulate", "--num-writers", "6", "--clients", "5", "--held-out-fraction", "0.2", "--rounds", "3"]
-    words += ["--epochs", "8", "--share-exits", "--model", str(tmp_path / "model")]
+    words = ["simulate", "--set", "num-writers=6", "--clients", "5", "--set", "held-out-fraction=0.2", "--rounds", "3"]
+    words += ["--set", "epochs=8", "--share-exits", "--model", str(tmp_path / "model")]
     program = "from persephonee.commands.application import main; main()"
     command = [sys.executable, "-c", program, *words]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}

@@ -127,7 +127,7 @@ def test_bad_input_is_refused_before_flower_starts(small_run, tmp_path, monkeypa
 def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
     small_run, monkeypatch, rounds, exits_of_each
 ):
-    settings = AppSettings.from_run_config({**small_run.to_run_config(), "num-server-rounds": rounds})
+    settings = AppSettings.from_run_config({**small_run.to_run_config(), "rounds": rounds})
     network, _ = load_network(settings.model_folder(0))
     # pooled heads hold floats alone
     needed = 2 * exits_of_each * 4 * sum(parameter.numel() for parameter in network.heads.parameters())
