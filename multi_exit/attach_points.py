@@ -13,11 +13,30 @@ import torch
 from torch import Tensor, fx, nn
 
 from persephonee.multi_exit.errors import BackboneError, PlacementError
+from persephonee.multi_exit.shape_tracer import InputNormalisation
 from persephonee.multi_exit.tracing import Measurement
 
 _MAP_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _REARRANGING = {"permute", "transpose", "swapaxes", "view", "reshape", "flatten", "unflatten"}
-_NON_LINEAR = {"relu", "relu6", "hardtanh", "silu", "gelu", "elu", "hardswish", "leaky_relu", "mish", "max_pool2d"}
+_LINEAR = {
+    *("add", "sub", "rsub", "neg", "mean", "sum", "cat", "concat", "stack", "getitem", "getattr", "chunk", "split"),
+    *("conv2d", "conv_transpose2d", "linear", "pad", "pad_same", "interpolate", "upsample", "pixel_shuffle"),
+    *("avg_pool2d", "adaptive_avg_pool2d", "identity", "dropout", "dropout2d", "alpha_dropout", "feature_dropout"),
+    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "contiguous", "clone", "to", "float", "type_as"),
+    *("size", "dim", "expand", "expand_as", "repeat", "squeeze", "unsqueeze", "narrow", "roll", "flip", "unbind"),
+    *("permute", "transpose", "swapaxes", "view", "reshape", "flatten", "unflatten", "movedim", "t"),
+}
+"""Functions and methods that are no activation; normalisation counts as none."""
+
+_PRODUCTS = {"mul", "multiply", "div", "divide", "truediv", "matmul", "bmm", "einsum"}
+"""Linear where only one factor depends on the images, as with a learned scale."""
+
+_LINEAR_MODULES = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.ChannelShuffle),
+    *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.ReflectionPad2d),
+    *(nn.ReplicationPad2d, nn.ConstantPad2d, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, InputNormalisation),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +138,7 @@ def _feature_maps(traced: fx.GraphModule, measured: Measurement) -> set[fx.Node]
         output = measured.outputs[node.name]
         module = traced.get_submodule(node.target) if node.op == "call_module" else None
         operation = type(module).__name__ if module else getattr(node.target, "__name__", str(node.target))
-        if any(n in non_linear for n in node.all_input_nodes) or _is_non_linear(module, operation):
+        if any(n in non_linear for n in node.all_input_nodes) or _is_non_linear(module, operation, node):
             non_linear.add(node)
         if not isinstance(output, Tensor):
             continue
@@ -135,9 +154,17 @@ def _feature_maps(traced: fx.GraphModule, measured: Measurement) -> set[fx.Node]
     return {n for n in spatial if n in non_linear and measured.outputs[n.name].dim() == 4}
 
 
-def _is_non_linear(module: nn.Module | None, operation: str) -> bool:
-    in_activations = module is not None and type(module).__module__ == "torch.nn.modules.activation"
-    return in_activations or isinstance(module, nn.MaxPool2d) or operation.rstrip("_") in _NON_LINEAR
+def _is_non_linear(module: nn.Module | None, operation: str, node: fx.Node) -> bool:
+    """Return whether a node is an activation or may be one: what is not known to be linear is not."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    if module is not None:
+        return not isinstance(module, _LINEAR_MODULES)
+    name = operation.strip("_")
+    if name in _PRODUCTS:
+        factors = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
+        return len(factors) > 1
+    return name not in _LINEAR
 
 
 def _is_back_to_nchw(node: fx.Node, operation: str) -> bool:

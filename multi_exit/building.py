@@ -1,87 +1,117 @@
 """From the name of a CNN to a multi-exit network: trace, choose the places, cut, attach heads, count (Sec. 3.1.2)."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from torch import fx, nn
+from torch import nn
 
-from persephonee.multi_exit.attach_points import AttachPoint, choose_attach_points, find_attach_points
-from persephonee.multi_exit.backbones import (
-    DEFAULT_SOURCES,
-    SMALL_INPUT_PX,
-    build_backbone,
-    keep_resolution,
-    load_weights,
-)
-from persephonee.multi_exit.costs import CostTable, ExitCost, count_macs
+from persephonee.multi_exit.answers import ask, make_lazy_layers, probe_images
+from persephonee.multi_exit.attach_points import choose_attach_points, find_attach_points
+from persephonee.multi_exit.backbones import DEFAULT_SOURCES, build_backbone, is_known_family
+from persephonee.multi_exit.cutting import MeasuredCNN, assemble
 from persephonee.multi_exit.errors import BackboneError, ModelFileError, SettingsError
-from persephonee.multi_exit.heads import build_head
+from persephonee.multi_exit.heads import fits
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
-from persephonee.multi_exit.tracing import InputNormalisation, Measurement, trace
+from persephonee.multi_exit.own_networks import GIVEN, given_network, unwrapped
+from persephonee.multi_exit.shape_tracer import InputNormalisation
+from persephonee.multi_exit.stems import SMALL_INPUT_PX, STRIDE_1, keep_resolution
+from persephonee.multi_exit.tracing import Measurement, trace
+from persephonee.multi_exit.weights import load_weights, names_published_weights, published_weights, read_weights
 
 
 def build_network(
-    backbone: str,
+    backbone: str | nn.Module,
     *,
     num_exits: int,
-    num_classes: int,
+    num_classes: int | None = None,
     in_channels: int = 1,
     input_size: int = 28,
-    head: str = "msdnet",
-    weights: Path | None = None,
+    head: str = "auto",
+    stem: str = "auto",
+    weights: Path | str | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     allowed: tuple[str, ...] = DEFAULT_SOURCES,
     seed: int = 0,
 ) -> MultiExitNetwork:
-    """Return the multi-exit network of a CNN, in eval() mode.
+    """Return the multi-exit network of a CNN, in eval() mode; its last exit answers as the CNN does.
 
     Args:
-        backbone: a torchvision classification model, `timm/NAME`, or `package.module:function`.
+        backbone: a CNN of your own, which is copied; or a torchvision classification model, `timm/NAME`, or
+            `package.module:function`, which any process can build again.
         num_exits: M, early exits besides the original classifier; 6 in the paper.
-        num_classes: K, at least 2.
+        num_classes: K, at least 2; may be left out with a CNN of your own.
         in_channels: 1 or 3.
-        input_size: side of the square images, in px; up to 48 px the stem keeps the resolution.
-        head: "msdnet" or "pooled".
-        weights: a .safetensors or .pth file with the backbone's trained weights; None for random ones.
-        mean: per channel, subtracted from images in [0, 1]; none by default.
+        input_size: side of the square images, in px.
+        head: "auto", "msdnet" or "pooled"; "auto" never costs more than half of the network up to the exit.
+        stem: "original"; "stride-1", which keeps the resolution of small images; or "auto", which is stride-1 for
+            untrained torchvision and timm networks up to 48 px or where they run on nothing else, and leaves networks
+            with weights and networks of your own alone.
+        weights: a .safetensors or .pth file with the backbone's trained weights, or the name of published ones, such
+            as "DEFAULT" or "IMAGENET1K_V1"; None for random ones.
+        mean: per channel, subtracted from images in [0, 1]; published weights bring theirs. Three for grey images give
+            the network three equal channels.
         std: per channel; given together with `mean`.
         allowed: the sources from which this machine builds backbones.
         seed: of the random weights.
 
     Raises:
-        BackboneError: the backbone is unknown, not allowed, or has no places for exits.
+        BackboneError: the backbone is unknown, not allowed, has no places for exits, or is no classifier that can be
+            cut.
         PlacementError: more exits than places.
         SettingsError: a setting is out of its range.
         ModelFileError: the weights cannot be read.
     """
+    if isinstance(backbone, nn.Module):
+        backbone = unwrapped(backbone, type(backbone).__name__)
+    published = None
+    if weights is not None and names_published_weights(weights):
+        name = backbone if isinstance(backbone, str) else GIVEN
+        published = published_weights(name, str(weights))
+        mean, std = (mean, std) if mean else (published.mean, published.std)
     _check(num_classes, in_channels, input_size, mean, std)
+    if num_classes is None and isinstance(backbone, str):
+        raise SettingsError("num_classes is missing: expected the number of classes of the data.")
+    spec = NetworkSpec(
+        backbone=backbone if isinstance(backbone, str) else f"{GIVEN}{type(backbone).__name__}",
+        num_classes=num_classes or 0,
+        in_channels=in_channels,
+        input_size=input_size,
+        stem=stem,
+        head=head,
+        cuts=(),
+        mean=mean,
+        std=std,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_backbone(backbone, num_classes, in_channels, allowed)
+        model = _make(spec, allowed, backbone)
+        classifier_is_new = False
         if weights is not None:
-            load_weights(model, read_weights(weights), backbone)
-        stem, traced, measured = _trace_and_measure(model, backbone, in_channels, input_size, mean, std)
-        total = max(measured.macs.values())
-        chosen = choose_attach_points(find_attach_points(traced, measured, backbone), total, num_exits, backbone)
-        spec = NetworkSpec(
-            backbone=backbone,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            input_size=input_size,
-            stem=stem,
-            head=head,
-            cuts=tuple(attach_point.node for attach_point in chosen),
-            mean=mean,
-            std=std,
-        )
-        return _assemble(traced, measured, chosen, spec)
+            state = published.state if published else read_weights(Path(weights))
+            classifier_is_new = load_weights(model, state, spec.backbone, new_classifier=published is not None)
+        spec, cnn = _with_stem(model, spec, is_known=weights is None and is_known_family(spec.backbone))
+        name = name_of(spec)
+        attach_points = find_attach_points(cnn.traced, cnn.measured, name)
+        if head == "auto":
+            attach_points = tuple(p for p in attach_points if fits(p.shape, spec.num_classes, p.macs))
+        chosen = choose_attach_points(attach_points, max(cnn.measured.macs.values()), num_exits, name)
+        network = assemble(cnn, chosen, replace(spec, cuts=tuple(point.node for point in chosen)))
+        network.classifier_is_new = classifier_is_new
+        return network
 
 
-def rebuild_network(spec: NetworkSpec, allowed: tuple[str, ...] = DEFAULT_SOURCES) -> MultiExitNetwork:
+def rebuild_network(
+    spec: NetworkSpec, allowed: tuple[str, ...] = DEFAULT_SOURCES, backbone: nn.Module | None = None
+) -> MultiExitNetwork:
     """Return the network of a specification, with random weights.
+
+    Args:
+        spec: of the network.
+        allowed: the sources from which this machine builds backbones.
+        backbone: the CNN, where the network was built from one in memory.
 
     Raises:
         BackboneError: the backbone is unknown or not allowed on this machine.
@@ -89,123 +119,80 @@ def rebuild_network(spec: NetworkSpec, allowed: tuple[str, ...] = DEFAULT_SOURCE
         SettingsError: a number of the specification is out of its range.
     """
     _check(spec.num_classes, spec.in_channels, spec.input_size, spec.mean, spec.std)
-    model = build_backbone(spec.backbone, spec.num_classes, spec.in_channels, allowed)
-    if spec.stem == "stride-1":
+    if spec.stem not in ("original", STRIDE_1):
+        raise SettingsError(f"stem={spec.stem!r} is unknown: expected original or {STRIDE_1}.")
+    model = _make(spec, allowed, backbone or spec.backbone)
+    if spec.stem == STRIDE_1:
         keep_resolution(model)
-    traced = trace(model, spec.backbone, _normalisation(spec.mean, spec.std))
-    measured = Measurement(traced, (spec.in_channels, spec.input_size, spec.input_size), model, spec.backbone)
-    by_node = {attach_point.node: attach_point for attach_point in find_attach_points(traced, measured, spec.backbone)}
+    cnn = _trace_and_measure(model, spec)
+    attach_points = find_attach_points(cnn.traced, cnn.measured, name_of(spec))
+    by_node = {attach_point.node: attach_point for attach_point in attach_points}
     unknown = [cut for cut in spec.cuts if cut not in by_node]
     if unknown:
         raise ModelFileError(
             f"{spec.backbone} has no place {unknown[0]!r} for an exit in the installed version: "
             "install the version that saved the model, or pretrain it again."
         )
-    return _assemble(traced, measured, tuple(by_node[cut] for cut in spec.cuts), spec)
+    return assemble(cnn, tuple(by_node[cut] for cut in spec.cuts), spec)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a .safetensors or .pth file; a .pth is read as tensors only, never as objects.
+def name_of(spec: NetworkSpec) -> str:
+    """Return what errors call the backbone."""
+    return spec.backbone.removeprefix(GIVEN)
 
-    Raises:
-        ModelFileError: the file is missing, cut off, or holds something else than tensors.
-    """
-    if not path.is_file():
-        raise ModelFileError(f"no weights file at {path}: give the path of a .safetensors or .pth file.")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise a dozen kinds of errors for a damaged file
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelFileError(f"{path} cannot be read as weights ({reason}): fetch or save the file again.") from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelFileError(f"{path} holds no dictionary of tensors: save model.state_dict().")
-    return state
+
+def _make(spec: NetworkSpec, allowed: tuple[str, ...], backbone: str | nn.Module) -> nn.Module:
+    """Return the CNN, with all of its layers made."""
+    channels = len(spec.mean) or spec.in_channels
+    if isinstance(backbone, nn.Module):
+        model = given_network(backbone)
+    else:
+        model = build_backbone(backbone, spec.num_classes, channels, allowed)
+    make_lazy_layers(model, name_of(spec), probe_images((channels, spec.input_size, spec.input_size)))
+    return model
+
+
+def _with_stem(model: nn.Module, spec: NetworkSpec, is_known: bool) -> tuple[NetworkSpec, MeasuredCNN]:
+    """Return the specification with the stem that was used, and the CNN; only a stem that may change is changed."""
+    if spec.stem not in ("auto", "original", STRIDE_1):
+        raise SettingsError(f"stem={spec.stem!r} is unknown: expected auto, original or {STRIDE_1}.")
+    may_change = spec.stem == "auto" and is_known
+    cnn = None
+    if not (spec.stem == STRIDE_1 or (may_change and spec.input_size <= SMALL_INPUT_PX)):
+        try:
+            spec, cnn = replace(spec, stem="original"), _trace_and_measure(model, spec)
+        except BackboneError:
+            # made for larger images than these, as Inception is: try again at full resolution
+            if not may_change:
+                raise
+    if cnn is None:
+        keep_resolution(model)
+        spec, cnn = replace(spec, stem=STRIDE_1), _trace_and_measure(model, spec)
+    return replace(spec, num_classes=cnn.logits.shape[1]), cnn
+
+
+def _trace_and_measure(model: nn.Module, spec: NetworkSpec) -> MeasuredCNN:
+    """Ask the CNN, trace it and count its costs."""
+    shape = (spec.in_channels, spec.input_size, spec.input_size)
+    normalisation = InputNormalisation(spec.mean, spec.std) if spec.mean else None
+    images = normalisation(probe_images(shape)) if normalisation else probe_images(shape)
+    logits = ask(model, name_of(spec), images, spec.num_classes or None)
+    # tracing switches off what works in place in the modules that it shares, and has to see it
+    traced = trace(model, name_of(spec), (images.shape[1], *shape[1:]), normalisation)
+    return MeasuredCNN(
+        image_shape=shape, logits=logits, traced=traced, measured=Measurement(traced, shape, name_of(spec))
+    )
 
 
 def _check(
-    num_classes: int, in_channels: int, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    num_classes: int | None, in_channels: int, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    if num_classes < 2:
+    if num_classes is not None and num_classes < 2:
         raise SettingsError(f"num_classes={num_classes} is out of range: expected at least 2.")
     if in_channels not in (1, 3):
         raise SettingsError(f"in_channels={in_channels} is out of range: expected 1 (grey) or 3 (colour).")
     if not 8 <= input_size <= 4096:
         raise SettingsError(f"input_size={input_size} is out of range: expected 8 to 4096 px.")
-    fits = len(mean) == len(std) and len(mean) in (0, in_channels)
-    if not fits or not all(map(math.isfinite, (*mean, *std))) or any(s <= 0 for s in std):
+    matches = len(mean) == len(std) and len(mean) in (0, in_channels, 3)
+    if not matches or not all(map(math.isfinite, (*mean, *std))) or any(s <= 0 for s in std):
         raise SettingsError(f"mean={mean} and std={std} do not fit: expected {in_channels} numbers each, std > 0.")
-
-
-def _trace_and_measure(
-    model: nn.Module, name: str, in_channels: int, input_size: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[str, fx.GraphModule, Measurement]:
-    """Return the stem that was used, the graph and its costs; the stem keeps the resolution where it must."""
-    shape = (in_channels, input_size, input_size)
-    normalisation = _normalisation(mean, std)
-    if input_size > SMALL_INPUT_PX:
-        in_place = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-        traced = trace(model, name, normalisation)
-        try:
-            return "original", traced, Measurement(traced, shape, model, name)
-        except BackboneError:
-            # made for larger images than these, as Inception is: try again at full resolution; tracing has switched off
-            # what works in place, and has to see it to know who reads its result
-            for module in in_place:
-                module.inplace = True  # type: ignore[assignment]
-    keep_resolution(model)
-    traced = trace(model, name, normalisation)
-    return "stride-1", traced, Measurement(traced, shape, model, name)
-
-
-def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> InputNormalisation | None:
-    return InputNormalisation(mean, std) if mean else None
-
-
-def _assemble(
-    traced: fx.GraphModule, measured: Measurement, chosen: tuple[AttachPoint, ...], spec: NetworkSpec
-) -> MultiExitNetwork:
-    stages = _cut(traced, spec.cuts)
-    heads = [build_head(spec.head, attach_point.shape, spec.num_classes) for attach_point in chosen]
-    total = max(measured.macs.values())
-    rows = []
-    # a set: a parameter that serves in two stages counts once
-    params: set[nn.Parameter] = set()
-    for i, stage in enumerate(stages):
-        params.update(stage.parameters())
-        is_last = i == len(heads)
-        rows.append(
-            ExitCost(
-                exit=i,
-                at="output" if is_last else chosen[i].at,
-                share=1.0 if is_last else chosen[i].macs / total,
-                macs=total if is_last else chosen[i].macs,
-                params=sum(p.numel() for p in params),
-                head_macs=0 if is_last else count_macs(heads[i], chosen[i].shape),
-                head_params=0 if is_last else sum(p.numel() for p in heads[i].parameters()),
-            )
-        )
-    shapes = tuple(attach_point.shape for attach_point in chosen)
-    return MultiExitNetwork(stages, heads, spec, CostTable(tuple(rows)), shapes).eval()
-
-
-def _cut(traced: fx.GraphModule, cuts: tuple[str, ...]) -> list[nn.Module]:
-    """Return the stages: the graph cut behind the nodes `cuts`; their modules keep the names that they had."""
-    stages: list[nn.Module] = []
-    graph, environment = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in traced.graph.nodes:
-        if node.op == "get_attr":
-            continue
-        for used in node.all_input_nodes:
-            # parameters that the author fetched once may be used in several stages
-            if used not in environment and used.op == "get_attr":
-                environment[used] = graph.node_copy(used)
-        environment[node] = graph.node_copy(node, environment.__getitem__)
-        if node.name in cuts:
-            graph.output(environment[node])
-            stages.append(fx.GraphModule(traced, graph))
-            graph = fx.Graph()
-            environment = {node: graph.placeholder("features")}
-    stages.append(fx.GraphModule(traced, graph))
-    return stages

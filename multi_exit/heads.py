@@ -1,17 +1,20 @@
 """Exit heads: small classifiers attached to a feature map [B, C, H, W] of the backbone.
 
 `msdnet` is MSDNet's intermediate classifier (Huang et al. 2018, arXiv 1703.09844), which PersEPhonEE uses;
-`pooled` is the much cheaper mixed-pooling classifier of SDN (Kaya et al. 2019, arXiv 1810.07052).
+`pooled` is the much cheaper mixed-pooling classifier of SDN (Kaya et al. 2019, arXiv 1810.07052); `auto` takes the
+first where it costs at most half of the network up to the exit, and else the largest of the second that does.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from persephonee.multi_exit.costs import count_macs
 from persephonee.multi_exit.errors import SettingsError
 
 MSDNET_CHANNELS = 128
+
+HEAD_FRACTION = 0.5
+"""The largest fraction of the backbone's MACs up to an exit that a head of the kind "auto" costs."""
 
 
 def _convolution(in_channels: int, out_channels: int, side: int) -> tuple[list[nn.Module], int]:
@@ -58,12 +61,13 @@ class PooledHead(nn.Module):
     Args:
         shape: (C, H, W) of the feature map; H and W may be as small as 1.
         num_classes: K, number of logits.
+        side: of the pooled map, at most.
     """
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, side: int = 4) -> None:
         super().__init__()
         channels, height, width = shape
-        size = (min(4, height), min(4, width))
+        size = (min(side, height), min(side, width))
         self.average = nn.AdaptiveAvgPool2d(size)
         self.maximum = nn.AdaptiveMaxPool2d(size)
         # sigmoid(0) = 1/2: both poolings weigh the same at the start
@@ -81,15 +85,36 @@ class PooledHead(nn.Module):
         return pooled.flatten(1)  # type: ignore[no-any-return]
 
 
-HEADS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"msdnet": MSDNetHead, "pooled": PooledHead}
+HEADS = ("auto", "msdnet", "pooled")
 
 
-def build_head(kind: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def fits(shape: tuple[int, int, int], num_classes: int, backbone_macs: int) -> bool:
+    """Return whether a place has a head of the kind "auto", whose cheapest is one linear layer."""
+    return shape[0] * num_classes <= HEAD_FRACTION * backbone_macs
+
+
+def build_head(kind: str, shape: tuple[int, int, int], num_classes: int, backbone_macs: int) -> nn.Module:
     """Return a head for maps of `shape` (C, H, W).
 
+    Args:
+        kind: "auto", "msdnet" or "pooled".
+        shape: of the feature map.
+        num_classes: K, number of logits.
+        backbone_macs: the backbone's multiply-adds up to the exit, for "auto".
+
     Raises:
-        SettingsError: `kind` is neither "msdnet" nor "pooled".
+        SettingsError: the kind is unknown.
     """
-    if kind not in HEADS:
-        raise SettingsError(f"head={kind!r} is unknown: use one of {', '.join(sorted(HEADS))}.")
-    return HEADS[kind](shape, num_classes)
+    if kind == "msdnet":
+        return MSDNetHead(shape, num_classes)
+    if kind == "pooled":
+        return PooledHead(shape, num_classes)
+    if kind != "auto":
+        raise SettingsError(f"head={kind!r} is unknown: use one of {', '.join(HEADS)}.")
+    if count_macs(MSDNetHead(shape, num_classes), shape) <= HEAD_FRACTION * backbone_macs:
+        return MSDNetHead(shape, num_classes)
+    for side in (4, 2):
+        head = PooledHead(shape, num_classes, side)
+        if count_macs(head, shape) <= HEAD_FRACTION * backbone_macs:
+            return head
+    return PooledHead(shape, num_classes, 1)

@@ -18,14 +18,15 @@ class NetworkSpec:
     """All that is needed to build the network again, apart from its weights.
 
     Attributes:
-        backbone: a torchvision name, `timm/NAME`, or `package.module:function`.
+        backbone: a torchvision name, `timm/NAME`, `package.module:function`, or `nn.Module:CLASS` of one in memory.
         num_classes: K.
         in_channels: 1 or 3.
         input_size: side of the square images, in px.
         stem: "original", or "stride-1" where the stem keeps the resolution.
-        head: "msdnet" or "pooled".
+        head: "auto", "msdnet" or "pooled".
         cuts: the nodes of the traced graph behind which the M exits sit.
-        mean: per channel, subtracted from images in [0, 1] inside the network; empty for none.
+        mean: per channel, subtracted from images in [0, 1] inside the network; empty for none. Three, where
+            in_channels is 1, make grey images colour.
         std: per channel, divides the difference; empty for none.
     """
 
@@ -81,6 +82,7 @@ class MultiExitNetwork(nn.Module):
         spec: how to build the network again.
         costs: the cost table, M+1 rows.
         feature_shapes: (C, H, W) of the maps that the heads take.
+        classifier_is_new: published weights had another number of classes, so that the last exit is untrained.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class MultiExitNetwork(nn.Module):
         self.spec = spec
         self.costs = costs
         self.feature_shapes = feature_shapes
+        self.classifier_is_new = False
         self._backbone_is_frozen = False
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
 from persephonee.multi_exit.backbones import DEFAULT_SOURCES
@@ -69,19 +69,22 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
     return fingerprint
 
 
-def load_network(folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES) -> tuple[MultiExitNetwork, ModelMetadata]:
+def load_network(
+    folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES, backbone: nn.Module | None = None
+) -> tuple[MultiExitNetwork, ModelMetadata]:
     """Return the network in `folder`, in eval() mode, and what is known of it.
 
     Args:
         folder: that `save_network` wrote.
         allowed: the sources from which this machine builds backbones; nothing is ever unpickled.
+        backbone: the CNN, where the network was built from one in memory; its weights do not matter.
 
     Raises:
         ModelFileError: the folder is missing, cut off, or its weights do not match its description.
         BackboneError: the backbone is not allowed or not known here.
     """
     description = read_description(folder)
-    network = rebuild_network(NetworkSpec.from_json(json.dumps(description["spec"])), allowed)
+    network = rebuild_network(NetworkSpec.from_json(json.dumps(description["spec"])), allowed, backbone)
     load_tensors(network, _read_tensors(folder / description["weights"]), folder)
     if network.fingerprint != description["fingerprint"]:
         raise ModelFileError(

@@ -10,57 +10,53 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from persephonee.multi_exit.errors import BackboneError
+from persephonee.multi_exit.errors import BackboneError, reason_of
+from persephonee.multi_exit.shape_tracer import InputNormalisation, ShapeTracer, Tracer
 
 
-class InputNormalisation(nn.Module):
-    """Maps images in [0, 1] to what a trained backbone expects: (x - mean) / std per channel.
-
-    The constants are part of the network's specification, not of its weights.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images [B, C, H, W]."""
-        return (images - self.mean) / self.std
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(module, InputNormalisation) or super().is_leaf_module(module, module_qualified_name)
-
-
-def trace(model: nn.Module, name: str, normalisation: InputNormalisation | None) -> fx.GraphModule:
+def trace(
+    model: nn.Module, name: str, shape: tuple[int, int, int], normalisation: InputNormalisation | None
+) -> fx.GraphModule:
     """Return `model` as a graph module whose operations never change a tensor that an earlier node returned.
 
     A cached feature would otherwise be changed by the in-place ReLU that follows the cut.
 
+    Args:
+        model: in eval() mode.
+        name: of the model, for errors.
+        shape: (C, H, W) of an image behind the normalisation.
+        normalisation: put before the model; None for none.
+
     Raises:
         BackboneError: torch.fx cannot trace the model.
     """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # torch.fx runs the model's own code, which may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackboneError(
-            f"torch.fx cannot trace {name} ({reason}): use a CNN whose forward() has no data-dependent control flow."
-        ) from None
-    traced = fx.GraphModule(model, graph)
+    traced = fx.GraphModule(model, _graph(model, name, shape))
     _remove_in_place_operations(traced)
     if normalisation is not None:
         traced.add_submodule("input_normalisation", normalisation)
-        image = next(node for node in graph.nodes if node.op == "placeholder")
-        with graph.inserting_after(image):
-            normalised = graph.call_module("input_normalisation", (image,))
+        image = next(node for node in traced.graph.nodes if node.op == "placeholder")
+        with traced.graph.inserting_after(image):
+            normalised = traced.graph.call_module("input_normalisation", (image,))
         image.replace_all_uses_with(normalised, delete_user_cb=lambda user: user is not normalised)
     traced.recompile()
     return traced.eval()
+
+
+def _graph(model: nn.Module, name: str, shape: tuple[int, int, int]) -> fx.Graph:
+    try:
+        return Tracer().trace(model)
+    except Exception:  # torch.fx runs the model's own code, which may raise anything
+        pass
+    try:
+        # second, since a network that needs no shapes keeps the names of nodes that saved models know
+        return ShapeTracer(shape).trace(model)
+    except BackboneError as error:
+        raise BackboneError(f"{name} cannot be cut: {error}") from None
+    except Exception as error:
+        raise BackboneError(
+            f"torch.fx cannot trace {name} ({reason_of(error)}): use a CNN whose forward() does not decide by what the "
+            "images show or how many there are."
+        ) from None
 
 
 def _remove_in_place_operations(traced: fx.GraphModule) -> None:
@@ -71,8 +67,12 @@ def _remove_in_place_operations(traced: fx.GraphModule) -> None:
             # who reads the changed tensor later means the result, as where a pre-activation feeds the shortcut too
             for user in [user for user in changed.users if position[user] > position[node]]:
                 user.replace_input_with(changed, node)
+        if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), torch.jit.ScriptModule):
+            # what a compiled block does inside cannot be changed, so it gets a copy to work on
+            with traced.graph.inserting_before(node):
+                node.args = tuple(traced.graph.call_method("clone", (argument,)) for argument in node.args)
     for module in traced.modules():
-        if getattr(module, "inplace", False) is True:
+        if not isinstance(module, torch.jit.ScriptModule) and getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
 
 
@@ -114,6 +114,28 @@ def _switch_off_inplace(node: fx.Node, function: Callable[..., Any]) -> bool:
     return True
 
 
+def detached(model: nn.Module) -> nn.Module:
+    """Return the module, its derived tensors cut off from their gradients, without which it cannot be copied.
+
+    torch's older weight_norm and spectral_norm keep such a tensor, and compute it anew with each call.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+    return model
+
+
+def _without_weights(traced: fx.GraphModule, name: str) -> nn.Module:
+    """Return a copy on the meta device, where nothing is computed."""
+    try:
+        return copy.deepcopy(detached(traced)).to("meta")
+    except Exception as error:  # a module may refuse to be copied in its own words
+        raise BackboneError(
+            f"{name} cannot be copied ({reason_of(error)}): use a CNN of torch's own layers, none of them compiled."
+        ) from None
+
+
 class Measurement(fx.Interpreter):
     """One pass over the graph on the meta device: the output of each node, and the MACs spent up to it.
 
@@ -122,9 +144,8 @@ class Measurement(fx.Interpreter):
         macs: multiply-adds from the input up to and including each node, for one image.
     """
 
-    def __init__(self, traced: fx.GraphModule, input_shape: tuple[int, int, int], model: nn.Module, name: str) -> None:
-        # on the meta device nothing is computed and no weights are copied
-        super().__init__(copy.deepcopy(traced).to("meta"))
+    def __init__(self, traced: fx.GraphModule, input_shape: tuple[int, int, int], name: str) -> None:
+        super().__init__(_without_weights(traced, name))
         self.outputs: dict[str, Any] = {}
         self.macs: dict[str, int] = {}
         self._counter = FlopCounterMode(display=False)
@@ -134,12 +155,9 @@ class Measurement(fx.Interpreter):
                 # two images: a batch of one would hide a model that mixes its batch into its shapes
                 self.run(torch.empty(2, channels, height, width, device="meta"))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            where = f"{name} does not run on images of {channels}x{height}x{width} px"
-            # transformers check their input size first of all; no size would help them
-            if any("attention" in type(m).__name__.lower() for m in model.modules()):
-                raise BackboneError(f"{where}, and transformers have no places for exits: use a CNN.") from None
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise BackboneError(f"{where} ({reason}): use a larger --input-size.") from None
+            raise BackboneError(
+                f"the operations of {name} cannot be counted ({reason_of(error)}): use a CNN of torch's own layers."
+            ) from None
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note its output and the cumulative cost."""

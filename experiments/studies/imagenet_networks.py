@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from persephonee.multi_exit.atomic_files import write_bytes_atomically
-from persephonee.multi_exit.building import read_weights
 from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.weights import read_weights
 
 SOURCE = "persephonee.experiments.studies.imagenet_networks"
 CLASSIFIERS = ("fc.weight", "fc.bias", "classifier.1.weight", "classifier.1.bias")

@@ -196,6 +196,9 @@ def make_global_model(
         allowed=settings.sources,
         seed=training.seed,
     )
+    if network.classifier_is_new:
+        # published weights of other classes: features to begin with, and a last exit that has yet to learn
+        training = replace(training, mode="joint")
     checkpoint = prepare_folder(folder, resume, overwrite)
     result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
     metadata = ModelMetadata(

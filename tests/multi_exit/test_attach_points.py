@@ -12,8 +12,8 @@ from persephonee.multi_exit.tracing import Measurement, trace
 
 
 def attach_points_of(model: nn.Module, name: str = "the network", px: int = 64) -> tuple[AttachPoint, ...]:
-    traced = trace(model, name, None)
-    return find_attach_points(traced, Measurement(traced, (3, px, px), model, name), name)
+    traced = trace(model, name, (3, px, px), None)
+    return find_attach_points(traced, Measurement(traced, (3, px, px), name), name)
 
 
 def torchvision_attach_points(name: str) -> tuple[AttachPoint, ...]:

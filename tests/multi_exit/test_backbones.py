@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from persephonee.multi_exit.backbones import build_backbone, keep_resolution, load_weights, source_of
+from persephonee.multi_exit.backbones import build_backbone, source_of
 from persephonee.multi_exit.errors import BackboneError
 
 MODULE = "own_backbones_of_the_tests"
@@ -10,22 +10,6 @@ MODULE = "own_backbones_of_the_tests"
 
 def first_convolution(model: nn.Module) -> nn.Conv2d:
     return next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-
-
-def map_sides(model: nn.Module, px: int) -> list[int]:
-    """Return the sides of all convolutions' and poolings' outputs, each once, in order."""
-    sides: list[int] = []
-
-    def note(_module, _inputs, output):
-        if output.shape[-1] not in sides:
-            sides.append(output.shape[-1])
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
-            module.register_forward_hook(note)
-    with torch.no_grad():
-        model.eval()(torch.rand(1, 1, px, px))
-    return sides
 
 
 def test_names_say_where_a_backbone_comes_from():
@@ -109,52 +93,3 @@ def test_the_first_convolution_takes_grey_or_colour(name, in_channels):
     assert first_convolution(model).in_channels == in_channels
     with torch.no_grad():
         assert model(torch.rand(2, in_channels, 64, 64)).shape == (2, 10)
-
-
-def test_mobilenet_v2_keeps_the_papers_maps_at_28_px():
-    model = build_backbone("mobilenet_v2", 10, 1)
-    keep_resolution(model)
-    assert map_sides(model, 28) == [28, 14, 7, 4, 2]
-
-
-def test_a_resnet_loses_the_stride_and_the_pooling_of_its_stem():
-    model = build_backbone("resnet18", 10, 1)
-    keep_resolution(model)
-    assert map_sides(model, 28) == [28, 14, 7, 4]
-
-
-def test_a_vgg_which_has_no_such_stem_loses_one_pooling_only():
-    class SmallVGG(nn.Sequential):
-        def __init__(self) -> None:
-            super().__init__(
-                *(module for _ in range(3) for module in (nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
-            )
-
-    model = SmallVGG()
-    keep_resolution(model)
-    assert map_sides(model, 28) == [28, 27, 13, 6]
-
-
-def test_weights_load_by_name(tiny_cnn):
-    trained, model = tiny_cnn(7, 1), tiny_cnn(7, 1)
-    load_weights(model, trained.state_dict(), "tiny")
-    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in model.state_dict().items())
-
-
-def test_weights_of_another_number_of_classes_are_refused_in_one_sentence(tiny_cnn, one_sentence):
-    with pytest.raises(BackboneError) as caught:
-        load_weights(tiny_cnn(7, 1), tiny_cnn(10, 1).state_dict(), "tiny")
-    assert "classifier.weight has the shape (7," in one_sentence(caught)
-
-
-def test_weights_for_colours_answer_on_grey_as_on_three_equal_channels(tiny_cnn):
-    trained, model = tiny_cnn(7, 3).eval(), tiny_cnn(7, 1).eval()
-    load_weights(model, trained.state_dict(), "tiny")
-    grey = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(model(grey), trained(grey.expand(-1, 3, -1, -1)))
-
-
-def test_weights_of_another_architecture_are_refused_in_one_sentence(tiny_cnn, one_sentence):
-    with pytest.raises(BackboneError) as caught:
-        load_weights(tiny_cnn(7, 1), {"some.weight": torch.zeros(3)}, "tiny")
-    assert "0 of 12 tensors" in one_sentence(caught)

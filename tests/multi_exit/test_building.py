@@ -1,5 +1,4 @@
 import math
-import pickle
 
 import pytest
 import safetensors.torch
@@ -7,8 +6,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from persephonee.multi_exit.building import build_network, read_weights
-from persephonee.multi_exit.errors import BackboneError, ModelFileError, PlacementError, SettingsError
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.errors import BackboneError, PlacementError, SettingsError
 
 FAMILIES = [
     *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf", "densenet121"),
@@ -191,48 +190,3 @@ def test_settings_out_of_their_range_are_refused_in_one_sentence(build_own, tiny
     with pytest.raises(SettingsError) as caught:
         build_own(tiny_cnn, **settings)
     assert said in one_sentence(caught)
-
-
-class RunsWhenUnpickled:
-    """What a poisoned .pth file holds: unpickling it calls a function."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
-def test_weights_are_never_unpickled(tmp_path, one_sentence):
-    path, trace_of_running = tmp_path / "weights.pth", tmp_path / "ran"
-    path.write_bytes(pickle.dumps({"first.weight": RunsWhenUnpickled(str(trace_of_running))}))
-    with pytest.raises(ModelFileError) as caught:
-        read_weights(path)
-    one_sentence(caught)
-    torch.save({"first.weight": RunsWhenUnpickled(str(trace_of_running))}, path)
-    with pytest.raises(ModelFileError) as caught:
-        read_weights(path)
-    one_sentence(caught)
-    assert not trace_of_running.exists()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_files_load_and_cut_off_ones_are_refused(tmp_path, suffix, build_own, tiny_cnn, one_sentence):
-    path, state = tmp_path / f"weights{suffix}", tiny_cnn(10, 1).state_dict()
-    safetensors.torch.save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-    network = build_own(tiny_cnn, weights=path, seed=9)
-    assert torch.equal(network.stages[0].first.weight, state["first.weight"])
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ModelFileError) as caught:
-        read_weights(path)
-    assert str(path) in one_sentence(caught)
-
-
-def test_weights_that_are_missing_or_no_tensors_are_refused(tmp_path, one_sentence):
-    with pytest.raises(ModelFileError) as caught:
-        read_weights(tmp_path / "nowhere.pth")
-    one_sentence(caught)
-    torch.save({"epoch": 3, "state": {}}, tmp_path / "checkpoint.pth")
-    with pytest.raises(ModelFileError) as caught:
-        read_weights(tmp_path / "checkpoint.pth")
-    assert "state_dict" in one_sentence(caught)

@@ -11,7 +11,7 @@ MAPS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 2), (4, 4), (5, 5), (7, 7), (8, 8)]
 @pytest.mark.parametrize("size", MAPS, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_heads_classify_maps_of_any_size_and_learn_from_all_of_them(kind, size):
     torch.manual_seed(0)
-    head = build_head(kind, (6, *size), 5).train()
+    head = build_head(kind, (6, *size), 5, 0).train()
     features = torch.rand(4, 6, *size, requires_grad=True)
     logits = head(features)
     assert logits.shape == (4, 5)
@@ -24,13 +24,13 @@ def test_heads_classify_maps_of_any_size_and_learn_from_all_of_them(kind, size):
 
 @pytest.mark.parametrize("size", MAPS, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_msdnet_head_spends_no_kernel_on_a_single_pixel(size):
-    first, second = (m for m in build_head("msdnet", (6, *size), 5) if isinstance(m, torch.nn.Conv2d))
+    first, second = (m for m in build_head("msdnet", (6, *size), 5, 0) if isinstance(m, torch.nn.Conv2d))
     assert (first.kernel_size == (1, 1)) == (min(size) == 1)
     assert second.in_channels == second.out_channels == 128
 
 
 def test_msdnet_head_on_the_map_it_was_made_for_halves_it_twice():
-    head = build_head("msdnet", (16, 8, 8), 5)
+    head = build_head("msdnet", (16, 8, 8), 5, 0)
     sides = []
     for module in head:
         if isinstance(module, torch.nn.Conv2d):
@@ -40,7 +40,7 @@ def test_msdnet_head_on_the_map_it_was_made_for_halves_it_twice():
 
 
 def test_pooled_head_blends_maximum_and_average_half_and_half_at_first():
-    head = build_head("pooled", (1, 8, 8), 16).requires_grad_(False)
+    head = build_head("pooled", (1, 8, 8), 16, 0).requires_grad_(False)
     with torch.no_grad():
         head.classifier.weight.copy_(torch.eye(16))
         head.classifier.bias.zero_()
@@ -54,5 +54,5 @@ def test_pooled_head_blends_maximum_and_average_half_and_half_at_first():
 
 def test_an_unknown_head_is_refused_in_one_sentence(one_sentence):
     with pytest.raises(SettingsError) as caught:
-        build_head("mlp", (1, 2, 2), 3)
+        build_head("mlp", (1, 2, 2), 3, 0)
     assert "msdnet, pooled" in one_sentence(caught)

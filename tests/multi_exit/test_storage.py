@@ -46,8 +46,8 @@ class LateShortcut(nn.Module):
         return self.classifier(self.pool(self.second(shortcut)).mean((2, 3)))
 
 
-def test_a_network_that_falls_back_to_full_resolution_answers_the_same_when_it_is_loaded(build_own, tmp_path):
-    network = build_own(LateShortcut, num_exits=1, head="pooled", in_channels=1)
+def test_a_network_that_was_asked_to_keep_the_resolution_answers_the_same_when_it_is_loaded(build_own, tmp_path):
+    network = build_own(LateShortcut, num_exits=1, head="pooled", in_channels=1, stem="stride-1")
     assert network.spec.stem == "stride-1"
     save_network(network, tmp_path, ModelMetadata())
     loaded, _ = load_network(tmp_path, allowed=(MODULE,))

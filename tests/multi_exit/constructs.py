@@ -1,0 +1,179 @@
+"""Small CNNs with the constructs that people's networks are made of; each takes num_classes and in_channels."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class OwnCNN(nn.Module):
+    """Three convolutions with pooling between them; a construct replaces `block` or `act`."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.third = nn.Conv2d(8, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def act(self, x: Tensor) -> Tensor:
+        return functional.relu(x)
+
+    def block(self, x: Tensor) -> Tensor:
+        return self.act(self.second(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(self.act(self.norm(self.first(x))), 2)
+        return self.fc(self.act(self.third(self.block(x))).mean((2, 3)))
+
+
+class Residual(OwnCNN):
+    def block(self, x):
+        return self.act(self.second(x) + x)
+
+
+class InvertedResidual(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.wide, self.narrow = nn.Conv2d(8, 24, 1), nn.Conv2d(24, 8, 1)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+
+    def block(self, x):
+        return x + self.narrow(functional.relu6(self.depthwise(functional.relu6(self.wide(x)))))
+
+
+class Dense(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.join = nn.Conv2d(16, 8, 1)
+
+    def block(self, x):
+        return self.join(torch.cat([x, self.act(self.second(x))], 1))
+
+
+class ChannelShuffle(OwnCNN):
+    def block(self, x):
+        batch, channels, height, width = x.size()
+        x = x.view(batch, 2, int(channels * 0.5), height, width).permute(0, 2, 1, 3, 4)
+        return self.act(self.second(x.reshape(batch, channels, height, width)))
+
+
+class SplitByShape(OwnCNN):
+    def block(self, x):
+        half = int(x.size(1) * 0.5)
+        return self.act(self.second(torch.cat([x[:, half:], x[:, :half]], 1)))
+
+
+class SqueezeExcite(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.squeeze = nn.Linear(8, 8)
+
+    def block(self, x):
+        gate = torch.sigmoid(self.squeeze(functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)))
+        return self.act(self.second(x)) * gate.view(x.size(0), x.size(1), 1, 1)
+
+
+class Grouped(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+
+
+class Swish(OwnCNN):
+    def act(self, x):
+        return x * torch.sigmoid(x)
+
+
+class Tanh(OwnCNN):
+    def act(self, x):
+        return torch.tanh(x)
+
+
+class Clamp(OwnCNN):
+    def act(self, x):
+        return x.clamp(0, 6)
+
+
+class Maximum(OwnCNN):
+    def act(self, x):
+        return torch.maximum(x, torch.zeros_like(x))
+
+
+class Selu(OwnCNN):
+    def act(self, x):
+        return functional.selu(x)
+
+
+class Softplus(OwnCNN):
+    def act(self, x):
+        return functional.softplus(x)
+
+
+class ReluMadeInForward(OwnCNN):
+    def act(self, x):
+        return nn.ReLU(inplace=True)(x)
+
+
+class DropoutInForward(OwnCNN):
+    def block(self, x):
+        return functional.dropout(super().block(x), 0.5, training=self.training)
+
+
+class AdaptivePooling(OwnCNN):
+    def block(self, x):
+        return functional.adaptive_avg_pool2d(super().block(x), 4)
+
+
+class AsymmetricPadding(OwnCNN):
+    def block(self, x):
+        height = x.shape[-1]
+        return self.act(functional.conv2d(functional.pad(x, (0, height % 2 + 1, 1, 1)), self.second.weight))
+
+
+class StochasticDepth(OwnCNN):
+    def block(self, x):
+        if self.training and torch.rand(1).item() < 0.5:
+            return x
+        return x + super().block(x)
+
+
+class OldWeightNorm(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.second = nn.utils.weight_norm(self.second)
+
+
+class OptionalArgument(OwnCNN):
+    def forward(self, x, return_features=False, mask=None):
+        if mask is not None:
+            x = x * mask
+        features = self.act(self.third(self.block(self.act(self.first(x))))).mean((2, 3))
+        return features if return_features else self.fc(features)
+
+
+class Asserts(OwnCNN):
+    def forward(self, x):
+        assert x.shape[1] in (1, 3), "grey or colour"
+        if len(x.shape) != 4 or x.dim() != 4:
+            raise ValueError("expected a batch")
+        return super().forward(x)
+
+
+class NumpyConstant(OwnCNN):
+    def forward(self, x):
+        return super().forward(np.sqrt(2.0) * x * np.float32(0.5))
+
+
+class LazyLayers(OwnCNN):
+    def __init__(self, num_classes, in_channels):
+        super().__init__(num_classes, in_channels)
+        self.second, self.fc = nn.LazyConv2d(8, 3, padding=1), nn.LazyLinear(num_classes)
+
+
+CONSTRUCTS = [
+    *(Residual, InvertedResidual, Dense, ChannelShuffle, SplitByShape, SqueezeExcite, Grouped, Swish, Tanh, Clamp),
+    *(Maximum, Selu, Softplus, ReluMadeInForward, DropoutInForward, AdaptivePooling, AsymmetricPadding),
+    *(StochasticDepth, OldWeightNorm, OptionalArgument, Asserts, NumpyConstant, LazyLayers),
+]
