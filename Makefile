@@ -22,7 +22,7 @@ PAIR = $$($(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproje
 # a pair that the machine brings along (a Jetson's own build) is used; a virtual environment's cannot be
 HAS_PAIR := import sys, torch, torchvision; sys.exit(sys.prefix != sys.base_prefix)
 
-.PHONY: install demo bench test test-slow test-faults lint clean
+.PHONY: install demo bench test test-slow test-faults lint docs packages clean
 
 install: $(STAMP)
 
@@ -65,6 +65,16 @@ lint: install
 	@mkdir -p build/typed/persephonee
 	@for path in persephonee/* $(FOLDERS); do ln -sfn ../../../$$path build/typed/persephonee/; done
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --package persephonee
+
+# the API reference; fails on a module that cannot be imported and on a broken link
+docs: install
+	$(BIN)/python docs/build_reference.py build/docs
+
+# what a release consists of, in dist/
+packages: install
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf .venv

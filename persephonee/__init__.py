@@ -5,7 +5,7 @@ first used, so that `import persephonee` is fast and loads neither PyTorch nor F
 
     import persephonee
 
-    network = persephonee.load_network("models/writers")
+    network, metadata = persephonee.load_network(Path("models/writers"))
     result = persephonee.personalise(network, samples, split, settings)
 """
 

@@ -45,7 +45,7 @@ _EXTRA_OF = {
 }
 """Which extra of this project brings an optional package."""
 
-_OWN = {"multi_exit", "data_partitions", "clients", "server", "fl_app", "experiments"}
+_ONLY_IN_A_CHECKOUT = ("persephonee.experiments", "persephonee.benchmarks")
 
 
 class OneSentenceGroup(TyperGroup):
@@ -95,7 +95,7 @@ def sentence_of(error: Exception) -> str | None:
             "install both with one command from one place, as the README shows."
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return _missing_package(error.name.split(".")[0])
+        return _missing_package(error.name)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or type(error).__name__}."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -113,13 +113,19 @@ def _is_torch_mismatch(error: Exception) -> bool:
     return "torchvision::" in str(error) or ("torchvision" in str(error) and "undefined symbol" in str(error))
 
 
-def _missing_package(package: str) -> str | None:
+def _missing_package(module: str) -> str | None:
+    package = module.split(".")[0]
+    if module.startswith(_ONLY_IN_A_CHECKOUT):
+        return (
+            "this verb runs the studies in the folder experiments, which an installed wheel leaves out: "
+            "clone the repository, run make install there, and use its .venv/bin/persephonee."
+        )
     if package in _EXTRA_OF:
         return (
             f"this needs the package {package}, which is not installed: "
             f'install it with pip install "persephonee[{_EXTRA_OF[package]}]".'
         )
-    if package in _OWN:
+    if package == "persephonee":
         return None
     return f"this needs the package {package}, which is not installed: install it with pip install {package}."
 
