@@ -14,7 +14,7 @@ import typer
 from persephonee.commands.application import app
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def code_blocks(text: str, language: str) -> list[str]:
@@ -67,9 +67,8 @@ def test_files_and_tests_that_the_documents_name_are_there(path):
     text = path.read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert all((path.parent / link).exists() for link in links), links
-    named = re.findall(
-        r"`((?:multi_exit|data_partitions|clients|server|fl_app|experiments|tests|docs)/[\w/]*\.?\w*)`", text
-    )
+    folders = "persephonee|multi_exit|data_partitions|clients|server|fl_app|experiments|benchmarks|tests|docs"
+    named = re.findall(rf"`((?:{folders})/[\w/]*\.?\w*)`", text)
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
     sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from persephonee.commands.application import app
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
+from tests.commands.command_line import refused
 from tests.conftest import REPOSITORY
 from tests.tiny_cnn import NAME, SIDE, SOURCE, user_images, write_parquet
 
@@ -54,13 +55,6 @@ def lines(*words: object) -> list[dict]:
     result = call("run", *words, "--json")
     assert result.exit_code == 0, result.output
     return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def refused(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    return line
 
 
 def test_a_replay_answers_every_sample_and_personalises_by_night_on_its_own(replay, tmp_path):
@@ -128,18 +122,18 @@ def test_labels_are_told_as_far_as_they_are_wished(replay, tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence(replay, words, sentence):
-    assert sentence in refused("run", *replay, *words)
+    assert sentence in refused("device", "run", *replay, *words)
 
 
 def test_a_status_without_a_store_and_a_watch_without_a_folder_are_refused(tmp_path, with_model):
-    assert "holds no device's store" in refused("status", "--store", tmp_path / "nothing")
-    words = ("run", *with_model, "--store", tmp_path / "S", "--watch", tmp_path / "nowhere")
+    assert "holds no device's store" in refused("device", "status", "--store", tmp_path / "nothing")
+    words = ("device", "run", *with_model, "--store", tmp_path / "S", "--watch", tmp_path / "nowhere")
     assert "there is no folder" in refused(*words)
 
 
 def test_a_store_of_another_user_is_refused(replay):
     lines(*replay)
-    assert "was made with user u01, not u00" in refused("run", *replay, "--user", "u00")
+    assert "was made with user u01, not u00" in refused("device", "run", *replay, "--user", "u00")
 
 
 def test_a_watched_folder_is_answered_without_flower_and_ray_and_sigterm_stops_cleanly(tmp_path, with_model):

@@ -16,14 +16,7 @@ from flwr.common.config import parse_config_args
 from persephonee.fl_app.client_side.client_node import ClientNode
 from persephonee.fl_app.deployment.systemd_units import quoted
 from persephonee.fl_app.settings.app_settings import AppSettings
-from tests.commands.command_line import call
-
-
-def refused(*words: object) -> str:
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    assert len(result.stderr.splitlines()) == 1
-    return result.stderr
+from tests.commands.command_line import call, refused
 
 
 def mode(path) -> int:

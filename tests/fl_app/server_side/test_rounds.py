@@ -21,6 +21,7 @@ from tests.fl_app.whole_runs import changed, run, table, with_status
 pytestmark = pytest.mark.usefixtures("draw_nothing")
 
 
+@pytest.mark.draws_report
 def test_a_run_leaves_its_tables_and_a_report(settings, simulated_nodes, make_grid):
     run_dir = run(make_grid(simulated_nodes(3), settings), settings)
     clients, exits = table(run_dir, "clients"), table(run_dir, "exits")
