@@ -47,7 +47,7 @@ bench: install
 	$(BIN)/python -m persephonee.benchmarks.run_all --out $(BENCH_OUT) $(BENCH_ARGS)
 
 test: install
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 test-slow: install
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)

@@ -104,15 +104,15 @@ def test_a_plan_s_arithmetic_adds_up(task):
     network = task.network
     heads = [head_training_macs(h, s) for h, s in zip(network.heads, network.feature_shapes, strict=True)]
     assert exits_training_macs(network, (0, 1)) == sum(heads)
-    assert backbone_macs(network, (0,)) == network.costs.exits[0].macs
+    assert backbone_macs(network, (0,)) == network.costs.exit_costs[0].macs
     assert WAYS["whole"](task).macs == 2 * 24 * 3 * network.costs.original_macs == 48 * whole_training_macs(network)
-    assert WAYS["paper"](task).macs == 48 * (network.costs.exits[1].macs + sum(heads))
+    assert WAYS["paper"](task).macs == 48 * (network.costs.exit_costs[1].macs + sum(heads))
     # pooled to at most 4 x 4, and a 1 for the bias; 2 classes, 24 samples
     taken = [math.prod((c, min(4, h), min(4, w))) + 1 for c, h, w in network.feature_shapes]
     pairs = sum(24**2 * d + 24**3 + 2 * 24 * d * 2 + STEPS * 2 * 24**2 * 2 for d in taken)
-    forward = sum(row.head_macs for row in network.costs.exits[:2])
-    assert WAYS["fast"](task).macs == 24 * (network.costs.exits[1].macs + forward) + pairs
-    assert WAYS["cached"](task).macs == 24 * network.costs.exits[1].macs + 48 * sum(heads)
+    forward = sum(row.head_macs for row in network.costs.exit_costs[:2])
+    assert WAYS["fast"](task).macs == 24 * (network.costs.exit_costs[1].macs + forward) + pairs
+    assert WAYS["cached"](task).macs == 24 * network.costs.exit_costs[1].macs + 48 * sum(heads)
 
 
 def test_the_rate_of_a_matrix_product_and_the_peak_are_measured():
