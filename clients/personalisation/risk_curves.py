@@ -1,0 +1,183 @@
+"""Risk curves: what each candidate policy loses against the last exit, as small counts that may travel (Sec. 3.1.4).
+
+NumPy alone, so that a device without torch computes them too. A curve says nothing of a single sample: per candidate it
+holds a sum over half of the calibration samples. One half chooses a policy where the other one certifies it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.personalisation.calibration import THRESHOLDS
+from persephonee.clients.personalisation.policy import ExitPolicy
+
+FLOOR = 0.5
+"""No candidate's threshold is below it: an exit that gives its own answer less than an even chance may not be final."""
+UNIT = 10
+"""Losses are counted in tenths of a sample."""
+COST_UNIT = 1000
+"""Costs are counted in thousandths of the original network's."""
+MOST_EXITS_FOR_PAIRS = 7
+FEWEST_SAMPLES = 5
+"""A sum over fewer samples would say something about each of them: no curve over fewer leaves a device."""
+
+
+@cache
+def candidate_policies(num_exits: int) -> tuple[ExitPolicy, ...]:
+    """Return the C policies that are compared, none of which depends on data: one or two exits and a threshold.
+
+    With more than `MOST_EXITS_FOR_PAIRS` exits it is one exit, so that a curve stays small. The original network is
+    not among them: it is what remains where no candidate qualifies.
+    """
+    sizes = (1, 2) if num_exits <= MOST_EXITS_FOR_PAIRS else (1,)
+    subsets = [subset for size in sizes for subset in combinations(range(num_exits), size)]
+    return tuple(
+        ExitPolicy(threshold=threshold, exits_in_use=subset, num_exits=num_exits)
+        for subset in subsets
+        for threshold in THRESHOLDS
+        if FLOOR <= threshold < 1
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RiskCurve:
+    """What the C candidates lose and cost on one user's samples, in two halves.
+
+    Attributes:
+        excess: summed loss against the last exit in `UNIT`ths of a sample, int64 [2, C], in [-UNIT n, UNIT n].
+        samples: n, how many samples each half has.
+        costs: mean cost over all samples in `COST_UNIT`ths of the original network's, int64 [C].
+
+    Raises:
+        ClientSettingsError: the counts are impossible; the sentence says which.
+    """
+
+    excess: NDArray[np.int64]
+    samples: tuple[int, int]
+    costs: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if min(self.samples) < 1 or self.excess.shape != (2, len(self.costs)):
+            raise ClientSettingsError(
+                f"a risk curve of shape {self.excess.shape} over {self.samples} samples is impossible: expected "
+                f"{(2, len(self.costs))} and at least one sample in each half."
+            )
+        most = UNIT * np.array(self.samples)
+        if (np.abs(self.excess) > most[:, None]).any():
+            raise ClientSettingsError(
+                f"a risk curve with a loss of {np.abs(self.excess).max()} tenths is impossible: its halves have "
+                f"{self.samples[0]} and {self.samples[1]} samples."
+            )
+        if (self.costs < 0).any():
+            raise ClientSettingsError(
+                f"a risk curve with a cost of {self.costs.min()} is impossible: expected 0 or more."
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples it was measured on."""
+        return sum(self.samples)
+
+
+def labelled_excess(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each exit's excess error on each sample, [M+1, N]: 1 where it is wrong and the last exit right.
+
+    Where it is right and the last exit wrong it is -1, so the mean is the drop in accuracy against the last exit.
+
+    Args:
+        predictions: top-1 class of all exits, [M+1, N].
+        labels: classes, [N].
+    """
+    wrong = predictions != labels
+    return wrong.astype(np.float64) - wrong[-1]
+
+
+def expected_excess(
+    predictions: NDArray[np.int64], last_logits: NDArray[np.float64], temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """Return each exit's expected excess error on samples without labels, [M+1, N], in [0, 1].
+
+    It is p(last exit's answer) - p(this exit's answer) under the last exit's probabilities at its temperature: an exit
+    that disagrees with a last exit that is wrong half the time has made no error.
+
+    Args:
+        predictions: top-1 class of all exits, [M+1, N].
+        last_logits: of the last exit, [N, K].
+        temperature: that calibrates the last exit, > 0.
+    """
+    scaled = last_logits.astype(np.float64) / temperature
+    likely = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    likely /= likely.sum(axis=1, keepdims=True)
+    own = np.take_along_axis(likely, predictions.T, axis=1).T
+    excess: NDArray[np.float64] = np.maximum(own[-1] - own, 0.0)
+    return excess
+
+
+def last_exit_temperature(last_logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return the temperature with the smallest negative log-likelihood, from a grid of 0.25 to 4 (Guo et al. 2017).
+
+    Args:
+        last_logits: of held-out users' samples, [N, K].
+        labels: [N].
+    """
+
+    def loss(temperature: float) -> float:
+        scaled = last_logits / temperature
+        top = scaled.max(axis=1)
+        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
+
+    return float(min(np.geomspace(0.25, 4, 41), key=loss))
+
+
+def risk_curve(
+    confidences: NDArray[np.float64],
+    excess: NDArray[np.float64],
+    leaving_costs: Callable[[Sequence[int]], Sequence[float]],
+    original_cost: float,
+) -> RiskCurve:
+    """Return the curve of one user.
+
+    Args:
+        confidences: top-1 softmax of all exits, [M+1, N], N >= 2.
+        excess: of all exits, [M+1, N], in [-1, 1].
+        leaving_costs: given the exits in use, what a sample costs that leaves at each of them and at the last one.
+        original_cost: of the original network, in the same unit.
+    """
+    return summed(*candidate_losses(confidences, excess, leaving_costs, original_cost))
+
+
+def candidate_losses(
+    confidences: NDArray[np.float64],
+    excess: NDArray[np.float64],
+    leaving_costs: Callable[[Sequence[int]], Sequence[float]],
+    original_cost: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what each sample loses and costs under each candidate, both [C, N]; arguments as of `risk_curve`.
+
+    These are outputs of single samples, which stay on the device.
+    """
+    policies, everyone = candidate_policies(len(confidences) - 1), np.arange(confidences.shape[1])
+    losses, costs = np.empty((2, len(policies), len(everyone)))
+    for row, policy in enumerate(policies):
+        exits = policy.exit_of(confidences)
+        leaving = np.full(policy.num_exits + 1, np.nan)
+        leaving[[*policy.exits_in_use, policy.num_exits]] = leaving_costs(policy.exits_in_use)
+        losses[row], costs[row] = excess[exits, everyone], leaving[exits] / original_cost
+    return losses, costs
+
+
+def summed(losses: NDArray[np.float64], costs: NDArray[np.float64]) -> RiskCurve:
+    """Return the curve of what `candidate_losses` returned, or of some of its samples."""
+    # every other sample, which after a split by class gives both halves the same classes
+    halves = losses[:, ::2], losses[:, 1::2]
+    return RiskCurve(
+        excess=np.rint(UNIT * np.array([half.sum(axis=1) for half in halves])).astype(np.int64),
+        samples=(halves[0].shape[1], halves[1].shape[1]),
+        costs=np.rint(COST_UNIT * costs.mean(axis=1)).astype(np.int64),
+    )
