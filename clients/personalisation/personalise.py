@@ -113,8 +113,8 @@ def personalise(
     if not exits.start_is_previous:
         outputs_previous = JudgedOutputs.of(exit_logits(exits.previous, features, split.judged), features, split)
 
-    # 3 guard: an exit that got worse goes back
-    guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, reference)
+    # 3 guard: an exit that got significantly worse goes back
+    guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, labels[split.calibration])
 
     # 4 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere (3.3)
     leaving_costs: LeavingCosts = network.costs.leaving_macs
@@ -165,7 +165,7 @@ def personalise(
         policy=policy,
         exit_weights=exit_weights,
         trained=_on_cpu(exit_weights_of(trained.heads)),
-        worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, reference),
+        worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, labels[split.calibration]),
         profile=profile,
     )
 

@@ -100,7 +100,7 @@ def _show(report: "PersonalisationReport", store: Path) -> None:
     table.add_column("exit")
     for name in ("MMAC", "before", "after", "leave here", "kept"):
         table.add_column(name, justify="right")
-    last = max(row.exit for row in report.exit_metrics)
+    last = len(report.exits_at(Stage.AFTER)) - 1
     for before, after in zip(report.exits_at(Stage.BEFORE), report.exits_at(Stage.AFTER), strict=True):
         kept = "yes" if after.kept else "no"
         table.add_row(
