@@ -98,7 +98,7 @@ def joint_weights(shares: Sequence[float], epoch: int, epochs: int) -> tuple[flo
 
     Args:
         shares: C_i, each early exit's fraction of the backbone's MACs, in (0, 1); M numbers.
-        epoch: e, from 0.
+        epoch: e, from 1 to E, so that the last one reaches C_i.
         epochs: E, at least 1.
     """
     return tuple(min(share, 0.01 + share * epoch / epochs) for share in shares)
@@ -113,7 +113,7 @@ def joint_loss(
         all_logits: M+1 tensors [B, K], the last exit's at the end.
         labels: class indices, shape [B], int64.
         shares: C_i of the M early exits.
-        epoch: e, from 0.
+        epoch: e, from 1 to E, so that the last one reaches C_i.
         epochs: E, at least 1.
 
     Returns:

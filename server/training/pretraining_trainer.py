@@ -114,7 +114,7 @@ class Trainer:
         if self.settings.mode == "exits":
             return torch.stack([functional.cross_entropy(exit, labels) for exit in logits[:-1]]).sum()
         shares = [cost.share for cost in self.network.costs.exit_costs[:-1]]
-        return joint_loss(logits, labels, shares, epoch, self.settings.epochs)
+        return joint_loss(logits, labels, shares, epoch + 1, self.settings.epochs)
 
     def _rank(self, record: EpochRecord) -> tuple[float, ...]:
         *early, last = record.validation_accuracy
