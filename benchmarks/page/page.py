@@ -12,7 +12,7 @@ from persephonee.benchmarks.page.drawings import draw_costs, draw_latency, draw_
 from persephonee.benchmarks.page.markdown import table_of
 from persephonee.benchmarks.page.numbers import Results
 from persephonee.benchmarks.page.sections import cost_section, gpu_section, scaling_section, simulation_section
-from persephonee.benchmarks.page.targets import REASONS, TARGETS
+from persephonee.benchmarks.page.targets import TARGETS
 from persephonee.benchmarks.result_tables import Result, read_result
 from persephonee.benchmarks.users import ROOT
 from persephonee.multi_exit.atomic_files import write_text_atomically
@@ -20,6 +20,7 @@ from persephonee.multi_exit.atomic_files import write_text_atomically
 COSTS = ("personalisation-28", "personalisation-mobilenet_v2-224", "personalisation-resnet50-224")
 NAMES = (*COSTS, "simulation", "gpu", "growth", "inference", "device")
 IMAGES = "images"
+BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
 COSTS_WORDS = """\
 ## Personalisation
 
@@ -40,25 +41,36 @@ def main(
 ) -> None:
     """Write the page and its figures."""
     results = {name: result for name in NAMES if (result := read_result(out, name)) is not None}
-    write_text_atomically(page, page_of(results, read_outcomes(out), page.parent / IMAGES))
+    earlier = page.read_text(encoding="utf-8") if page.exists() else ""
+    write_text_atomically(page, page_of(results, read_outcomes(out), page.parent / IMAGES, written_part(earlier)))
     typer.echo(f"{page}: {len(results)} of {len(NAMES)} results")
 
 
-def page_of(results: Results, outcomes: list[Outcome], images: Path) -> str:
+def written_part(page: str) -> str:
+    """Return what a person has written on an earlier page, between its two marks; empty where the page lacks them."""
+    _, found, rest = page.partition(BEGIN)
+    written, closed, _ = rest.partition(END)
+    return written.strip() if found and closed else ""
+
+
+def page_of(results: Results, outcomes: list[Outcome], images: Path, written: str = "") -> str:
     """Draw the figures and return the page's text.
 
     Args:
         results: by name; a section is left out where its result is missing.
         outcomes: how the parts of the run went; those that failed or were left out are named.
         images: folder of the figures.
+        written: what a person wrote below the targets, which is kept as it is.
     """
     parts = [
         "# Speed and memory\n",
-        "`make bench` measures all of this on one machine and writes this page; nothing in it is typed by hand but the "
-        "reasons in `benchmarks/page/targets.py`. What is compared was run in turn in one run. How many users "
-        'there were stands with each table: `make bench BENCH_ARGS="--scale brief"` takes fewer.\n',
+        "`make bench` measures all of this on one machine and writes this page. A person writes only what stands "
+        "between the marks below the targets, with its date and machine; it stays when the rest is replaced. "
+        "What is compared was run in turn in one run. How many users there were stands with each table: "
+        '`make bench BENCH_ARGS="--scale brief"` takes fewer.\n',
         "## Targets\n",
         targets_table(results),
+        f"{BEGIN}\n{written}\n{END}\n",
         *_not_there(outcomes),
     ]
     costs = [name for name in COSTS if name in results]
@@ -79,12 +91,12 @@ def page_of(results: Results, outcomes: list[Outcome], images: Path) -> str:
 
 
 def targets_table(results: Results) -> str:
-    """Return the table of the targets: what is wanted, what was measured, and why it is not enough."""
+    """Return the table of the targets: what is wanted, what was measured, and whether that is enough."""
     rows = []
     for target in TARGETS:
         measured, verdict = target.verdict(results)
-        rows.append([target.text, target.wanted(), measured, verdict, REASONS.get(target.name, "")])
-    return table_of(["target", "wanted", "measured", "verdict", "why"], rows)
+        rows.append([target.text, target.wanted(), measured, verdict])
+    return table_of(["target", "wanted", "measured", "verdict"], rows)
 
 
 def _not_there(outcomes: list[Outcome]) -> list[str]:

@@ -1,7 +1,4 @@
-"""The targets of speed and memory: what is wanted, how it is read from the results, and why one is missed.
-
-`REASONS` is the one thing that a person writes, a sentence for a target's name; figures come from the results.
-"""
+"""The targets of speed and memory: what is wanted, and how it is read from the results."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,35 +12,13 @@ POPULATION = 3500
 """All writers but those few with too little to train on."""
 ALL, FIRST = "all exits", "exit 0"
 
-_OURS_ALONE = (
-    "by then most of a user's time is the backbone's one pass over all images, which no schedule shortens; ours also "
-    "calibrates, guards and reports"
-)
-REASONS: dict[str, str] = {
-    "paper-way": "these exits had learned from 600 photographs, and the fast schedule, which keeps their convolutions, "
-    "ends below the paper's: see accuracy. From 20,000 photographs at 96 px it ends 0.3 points below (8 users, "
-    "`python -m persephonee.experiments.fast_schedule`)",
-    "whole": "the same",
-    "whole-exit-0": "the same",
-    "fast-flower": _OURS_ALONE,
-    "fast-pfl": _OURS_ALONE,
-    "paper-flower": "the training of the heads, the same for all, is most of the round",
-    "paper-pfl": "the training of the heads, the same for all, is most of the round",
-    "pooled": "a user's 230 images take 5 GMAC in the backbone alone: at 112 GMAC/s, what two such cores reach in "
-    "float32 matrix products, at most 22 users a second",
-    "flower-share": "one repetition, on a machine whose runs lie 10% apart; two earlier runs gave 4.3 and 4.5%",
-    "overhead": "at one exit, by less than its quartiles are apart",
-    "device": "what PyTorch itself takes depends on its build, see below; a device takes the CPU build",
-}
-"""Why a target is missed, or what one has to know about it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One target.
 
     Attributes:
-        name: key of `REASONS`.
+        name: names the target in tests and in code.
         text: what is measured.
         goal: the number to reach.
         at_least: whether more is better.
@@ -70,8 +45,8 @@ class Target:
         if value is None:
             return "not measured", "-"
         met = value >= self.goal if self.at_least else value <= self.goal
-        short = self.goal / value - 1 if self.at_least and value > 0 else value / self.goal - 1
-        return self._shown(value), "met" if met else f"missed by {short:.0%}"
+        factor = self.goal / value if self.at_least and value > 0 else value / self.goal
+        return self._shown(value), "met" if met else f"missed by a factor of {factor:.2f}"
 
     def _shown(self, value: float) -> str:
         if self.unit == "%":
