@@ -2,7 +2,8 @@
 
 Only their arithmetic is used (`aggregate_train`); whom to ask, and when a round ends, is strategy.py's business.
 BatchNorm's running statistics are averaged where the strategy steps with momentum (fedadam, fedyogi): a step on a
-variance has no meaning. The robust strategies treat them as they treat the weights.
+variance has no meaning. The robust strategies treat them as they treat the weights. Whatever the strategy, what a
+client may do is bounded first (client_bounds.py).
 """
 
 import logging
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
-    DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
     FedAvg,
     FedMedian,
@@ -25,9 +25,12 @@ from flwr.serverapp.strategy import (
 from flwr.serverapp.strategy.fedopt import FedOpt
 from numpy.typing import NDArray
 
+from persephonee.fl_app.server_side.client_bounds import bounded_changes, bounded_weights
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
-from persephonee.fl_app.wire.differential_privacy import secret_noise
+from persephonee.fl_app.wire.differential_privacy import clipped, noisy_mean, secret_noise
 from persephonee.fl_app.wire.exit_arrays import STATISTICS, ExitArrays, exit_of
+
+log = logging.getLogger("persephonee.server")
 
 WEIGHT = "num-examples"
 _MAKERS: Mapping[str, Callable[[SharingSettings], FedAvg]] = {
@@ -55,13 +58,15 @@ class Merger:
     """Merges round after round.
 
     Args:
-        settings: the strategy by name, and how many clients it needs.
+        settings: the strategy by name, how many clients it needs, and what one of them may do at most.
         privacy: whether the server adds noise.
+        start: the exits that the run began with, which the largest change of a client follows from.
     """
 
-    def __init__(self, settings: SharingSettings, privacy: PrivacySettings) -> None:
+    def __init__(self, settings: SharingSettings, privacy: PrivacySettings, start: ExitArrays) -> None:
         self._settings = settings
         self._privacy = privacy
+        self._norms = {name: float(np.linalg.norm(array.astype(np.float64))) for name, array in start.items()}
         self._strategies: dict[str, FedAvg] = {}
 
     def merge(
@@ -77,14 +82,15 @@ class Merger:
         """
         with _quiet():
             if self._privacy.is_on and self._privacy.dp_noise_at == "server":
-                return self._merge_with_noise(round_number, current, shared, secret)
+                with secret_noise(secret, round_number):
+                    return self._merge_with_noise(current, shared)
             merged, counts = dict(current), {}
             for exit in sorted({exit_of(name) for name in current}):
                 names = [name for name in current if exit_of(name) == exit]
                 senders = [c for c in shared if names[0] in c.exits]
-                counts[exit] = len(senders) if len(senders) >= self._settings.needed else 0
-                if counts[exit]:
-                    merged.update(self._merge_exit(round_number, names, current, senders))
+                exits = self._merge_exit(round_number, names, current, senders)
+                merged.update(exits)
+                counts[exit] = len(senders) if exits else 0
             return merged, counts
 
     def state(self) -> dict[str, NDArray[np.float32]]:
@@ -105,6 +111,12 @@ class Merger:
     def _merge_exit(
         self, round_number: int, names: Sequence[str], current: ExitArrays, senders: Sequence[Contribution]
     ) -> ExitArrays:
+        """Return the merged arrays of one exit, none where it stays as it was."""
+        if len(senders) < self._settings.needed:
+            return {}
+        sent = [{name: client.exits[name] for name in names} for client in senders]
+        sent = bounded_changes(sent, current, self._norms, self._settings.clip_fraction)
+        weights = bounded_weights([client.examples for client in senders], self._settings.weight_cap)
         # one strategy for a whole exit, so that Krum chooses one client's weights and statistics; momentum apart
         with_momentum = self._settings.strategy in ("fedadam", "fedyogi")
         groups = [[name] for name in names] if with_momentum else [list(names)]
@@ -113,26 +125,28 @@ class Merger:
             strategy = self._strategy(group[0])
             if isinstance(strategy, FedOpt):
                 strategy.current_arrays = {name: current[name] for name in group}
-            merged.update(_aggregate(strategy, round_number, [_message(c, group, c.examples) for c in senders]))
+            messages = [_message(arrays, group, weight) for arrays, weight in zip(sent, weights, strict=True)]
+            try:
+                merged.update(_aggregate(strategy, round_number, messages))
+            except Exception as error:
+                # a library's arithmetic on what clients sent must not end the run
+                log.warning("%s stays as it was in round %d: merging raised %r.", group[0], round_number, error)
+                return {}
+        if not all(np.isfinite(array).all() for array in merged.values()):
+            log.warning("%s stays as it was in round %d: merging gave what is not finite.", names[0], round_number)
+            return {}
         return merged
 
     def _merge_with_noise(
-        self, round_number: int, current: ExitArrays, shared: Sequence[Contribution], secret: str
+        self, current: ExitArrays, shared: Sequence[Contribution]
     ) -> tuple[ExitArrays, dict[int, int]]:
         """Clip each client's change of all exits together, average with equal weights, and add noise."""
         whole = [c for c in shared if c.exits.keys() == current.keys()]
-        # a change of nothing is left out: Flower's clipping divides by its norm
-        whole = [c for c in whole if any(not np.array_equal(c.exits[n], current[n]) for n in current)]
         exits = sorted({exit_of(name) for name in current})
         if len(whole) < self._settings.needed:
             return dict(current), dict.fromkeys(exits, 0)
-        strategy = DifferentialPrivacyServerSideFixedClipping(
-            FedAvg(), self._privacy.dp_noise_multiplier, self._privacy.dp_clipping_norm, len(whole)
-        )
-        strategy.current_arrays = _record(current)
-        with secret_noise(secret, round_number):
-            merged = _aggregate(strategy, round_number, [_message(c, list(current), 1) for c in whole])
-        return merged, dict.fromkeys(exits, len(whole))
+        changed = [clipped(client.exits, current, self._privacy) for client in whole]
+        return noisy_mean(changed, self._privacy), dict.fromkeys(exits, len(whole))
 
     def _strategy(self, name: str) -> FedAvg:
         if name not in self._strategies:
@@ -146,13 +160,9 @@ def _aggregate(strategy: Any, round_number: int, messages: Sequence[Message]) ->
     return {name: array.numpy().astype(np.float32) for name, array in arrays.items()}
 
 
-def _message(contribution: Contribution, names: Sequence[str], weight: int) -> Message:
-    content = RecordDict(
-        {
-            "exits": _record({name: contribution.exits[name] for name in names}),
-            "metrics": MetricRecord({WEIGHT: weight}),
-        }
-    )
+def _message(arrays: ExitArrays, names: Sequence[str], weight: int) -> Message:
+    exits = _record({name: arrays[name] for name in names})
+    content = RecordDict({"exits": exits, "metrics": MetricRecord({WEIGHT: weight})})
     return Message(content, dst_node_id=0, message_type="train")
 
 

@@ -36,8 +36,8 @@ class ExitSharing:
         self._layout = ExitLayout.of(network, settings.share_dtype)
         self._privacy = privacy
         self._secret = secret
-        self._merger = Merger(settings, privacy)
         self._exits = self._layout.arrays(self._base)
+        self._merger = Merger(settings, privacy, self._exits)
         self._record: ArrayRecord | None = None
         self.contributors: tuple[str, ...] = ()
         """Clients whose exits were ever merged, sorted."""

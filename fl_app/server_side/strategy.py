@@ -133,18 +133,19 @@ class PersonalisationStrategy:
         start = time.monotonic()
         make = partial(self._message, kind, number, personalise=personalise)
         enough = math.ceil(self._settings.enough_fraction * len(clients))
-        replies = self._collect(number, clients, make, self._settings.round_deadline, enough)
+        replies = self._collect(kind, number, clients, make, self._settings.round_deadline, enough)
         lacking = [c for c in clients if replies[c.client_id].report.status.startswith(wire.MODEL_MISSING)]
         for client in lacking:
             client.has_model = False
         enough -= sum(is_valid(reply.report.status) for reply in replies.values())
         if lacking and enough > 0:
             left = self._settings.round_deadline - (time.monotonic() - start)
-            replies.update(self._collect(number, lacking, make, max(left, 0.0), enough))
+            replies.update(self._collect(kind, number, lacking, make, max(left, 0.0), enough))
         return replies
 
     def _collect(
         self,
+        kind: str,
         number: int,
         clients: Sequence[Client],
         make: Callable[[Client, float], Message],
@@ -157,7 +158,7 @@ class PersonalisationStrategy:
 
         def keep(answer: Reply) -> None:
             # as they arrive: the bytes of shared exits are let go, one message after the other
-            replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
+            replies[answer.node_id] = self._reply(kind, number, of_node[answer.node_id], answer)
             self._on_progress(len(replies), len(messages))
 
         def counts(answer: Reply) -> bool:
@@ -167,7 +168,7 @@ class PersonalisationStrategy:
         predictions = send_and_receive(self._grid, messages, deadline, keep, counts, enough)
         for answer in predictions:
             if answer.node_id not in replies:
-                replies[answer.node_id] = self._reply(number, of_node[answer.node_id], answer)
+                replies[answer.node_id] = self._reply(kind, number, of_node[answer.node_id], answer)
         return {client.client_id: replies[client.node_id] for client in clients}
 
     def _message(self, kind: str, number: int, client: Client, deadline: float, *, personalise: bool) -> Message:
@@ -187,12 +188,17 @@ class PersonalisationStrategy:
         client.bytes_down += wire.content_bytes(content)
         return Message(content, client.node_id, kind, ttl=max(deadline, 1.0), group_id=str(number))
 
-    def _reply(self, number: int, client: Client, answer: Reply) -> "_Reply":
+    def _reply(self, kind: str, number: int, client: Client, answer: Reply) -> "_Reply":
         if answer.content is None:
             return _Reply(wire.no_report(client.client_id, f"{wire.FAILED}: {answer.cause}"))
         client.bytes_up += wire.content_bytes(answer.content)
         try:
-            report = wire.from_reply(answer.content, self._model.num_exits, exits_allowed=self._sharing is not None)
+            report = wire.from_reply(
+                answer.content,
+                self._model.num_exits,
+                exits_allowed=self._sharing is not None,
+                is_personalised=kind == wire.TRAIN,
+            )
         except WireError as error:
             words = f"{wire.REFUSED}: the reply held something else: {error}"
             return _Reply(wire.no_report(client.client_id, words))

@@ -40,6 +40,12 @@ class SharingSettings:
     malicious_clients: int = 0
     """krum: how many clients may lie; it needs 2 f + 3 clients for f of them."""
 
+    clip_fraction: float = 0.2
+    """Largest change of a client's exit, over the norm of the exit that the run began with; 0 clips none."""
+
+    weight_cap: float = 1.0
+    """Most that a client weighs in an average, over the median of the clients' samples; 0 caps none."""
+
     min_sharers: int = 2
     """An exit is merged where so many clients sent it, and else stays as it was; 1 would publish a client's exit."""
 
@@ -51,6 +57,8 @@ class SharingSettings:
         _require("server-learning-rate", rate, 0 < rate < math.inf, "a finite number above 0")
         _require("trimmed-fraction", self.trimmed_fraction, 0 <= self.trimmed_fraction < 0.5, "a fraction in [0, 0.5)")
         _require("malicious-clients", self.malicious_clients, self.malicious_clients >= 0, "0 or more")
+        for key, value in (("clip-fraction", self.clip_fraction), ("weight-cap", self.weight_cap)):
+            _require(key, value, 0 <= value < math.inf, "a finite number, 0 or more")
         _require("min-sharers", self.min_sharers, self.min_sharers >= 1, "1 or more")
         if self.strategy != "fedavg" and not self.share_exits:
             raise RunConfigError(f"strategy={self.strategy} merges exits, and none are shared: say share-exits.")

@@ -1,7 +1,10 @@
 """Differential privacy of shared exits: Flower's clipping and noise, and its accountant.
 
-Two clients' federations are neighbours when one of them has a client more. Noise at the server protects against
-everybody who sees the merged exits; noise at the clients protects against the server too, and costs far more accuracy.
+Two federations are neighbours when one client's data is replaced by other data (replace-one). A change clipped to C can
+then move by 2 C, and the average over n clients by 2 C / n; that is the sensitivity which epsilon is stated for, so a
+noise of z C protects like a multiplier of z / 2. Who takes part is public: n stands in the tables of the run. Noise at
+the server protects against everybody who sees the merged exits; noise at the clients protects against the server too,
+and costs far more accuracy.
 
 Noise that others could compute again would protect nothing, and the run's seed is known to every client. So the noise
 follows from a secret of the server's (or the operating system's randomness on a client), and two runs with noise and
@@ -10,7 +13,7 @@ the same seed differ; a run that is resumed goes on with the same secret.
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,7 @@ PRIVACY_NAME = "privacy.json"
 def clipped(arrays: ExitArrays, start: ExitArrays, privacy: PrivacySettings) -> ExitArrays:
     """Return `start` plus the change to `arrays`, clipped to the norm as a whole, all exits together."""
     if all(np.array_equal(arrays[name], start[name]) for name in arrays):
-        # Flower's clipping divides by the norm of the change
+        # a change of nothing counts as one: Flower's clipping would divide by its norm
         return arrays
     values = [arrays[name] for name in arrays]
     compute_clip_model_update(values, [start[name] for name in arrays], privacy.dp_clipping_norm)
@@ -47,6 +50,13 @@ def with_noise(arrays: ExitArrays, privacy: PrivacySettings) -> ExitArrays:
     with secret_noise(secrets.token_hex(16), 0):
         add_gaussian_noise_inplace(values, privacy.dp_noise_multiplier * privacy.dp_clipping_norm)
     return dict(zip(arrays, values, strict=True))
+
+
+def noisy_mean(changed: Sequence[ExitArrays], privacy: PrivacySettings) -> ExitArrays:
+    """Return the average with equal weights of n clients' clipped exits, with noise of standard deviation z C / n."""
+    values = [np.mean([arrays[name] for arrays in changed], axis=0, dtype=np.float64) for name in changed[0]]
+    add_gaussian_noise_inplace(values, privacy.dp_noise_multiplier * privacy.dp_clipping_norm / len(changed))
+    return {name: value.astype(np.float32) for name, value in zip(changed[0], values, strict=True)}
 
 
 @contextlib.contextmanager
@@ -63,8 +73,8 @@ def secret_noise(secret: str, round_number: int) -> Iterator[None]:
 def epsilon_after(privacy: PrivacySettings, rounds: int) -> float:
     """Return the epsilon at `dp_delta` that so many rounds have spent (Renyi accounting).
 
-    No amplification by sampling: the same clients take part in every round. At the clients, one update in place of
-    another changes what leaves by up to twice the clipping norm, which is half the noise.
+    No amplification by sampling: the same clients take part in every round. The accountant takes the noise over the
+    sensitivity, wherever the noise is added: z C over 2 C at a client, and z C / n over 2 C / n at the server.
     """
     if rounds == 0:
         return 0.0
@@ -74,9 +84,9 @@ def epsilon_after(privacy: PrivacySettings, rounds: int) -> float:
         neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
         sampling_method=SamplingMethod.NO_AMPLIFICATION,
     )
-    multiplier = privacy.dp_noise_multiplier * (0.5 if privacy.dp_noise_at == "clients" else 1.0)
     accountant = RdpAccountant(config)
-    event = GaussianPrivacyEvent(noise_multiplier=multiplier, sample_size=1, population_size=1)
+    # the Gaussian mechanism's divergence depends on noise over sensitivity alone, so a sensitivity of one says it all
+    event = GaussianPrivacyEvent(noise_multiplier=privacy.dp_noise_multiplier / 2, sample_size=1, population_size=1)
     accountant.compose(event, rounds)
     return float(accountant.get_privacy_spent().epsilon)
 
@@ -88,7 +98,8 @@ def write_spent(privacy: PrivacySettings, rounds: int, run: Path) -> str:
     words = (
         f"Differential privacy of the shared exits against {against}: epsilon {epsilon:.2f} at delta "
         f"{privacy.dp_delta:g} after {rounds} rounds (noise {privacy.dp_noise_multiplier:g} times the clipping norm "
-        f"{privacy.dp_clipping_norm:g}); the figures that clients report are not covered."
+        f"{privacy.dp_clipping_norm:g}), for neighbours that differ in one client's data; the figures that clients "
+        "report are not covered."
     )
     spent = {"epsilon": epsilon, "delta": privacy.dp_delta, "rounds": rounds, "words": words}
     write_json_atomically(run / PRIVACY_NAME, spent)

@@ -11,25 +11,22 @@ noise. Integer buffers (num_batches_tracked) do not travel: nothing computes wit
 integer.
 """
 
-import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from persephonee.fl_app.errors import WireError
+from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
+from persephonee.fl_app.wire.limits import MAX_VALUE
 from persephonee.multi_exit.exit_weights import exit_weight_name
 from persephonee.multi_exit.network import MultiExitNetwork
 
 PARAMETERS, STATISTICS = "parameters", "statistics"
-_HEADER_BYTES = 256
-"""The most that numpy's header may add to an array's data."""
-
 ExitArrays = dict[str, NDArray[np.float32]]
 
 
@@ -96,20 +93,23 @@ class ExitLayout:
         """Return arrays as they travel.
 
         Raises:
-            WireError: a value is not finite, or does not fit into the type in which it is to travel.
+            WireError: a value is not finite, is larger than an exit's may be, or does not fit into the type in which
+                it is to travel.
         """
         with np.errstate(over="ignore"):
             cast = {name: array.astype(self.dtype) for name, array in arrays.items()}
         for name, array in cast.items():
             if not np.isfinite(array).all():
                 raise WireError(f"exits/{name}: a value is not finite as {self.dtype}.")
+            _check_size(name, arrays[name])
         return ArrayRecord({name: Array(array) for name, array in cast.items()})
 
     def from_record(self, record: object) -> ExitArrays:
         """Return the arrays in a record that arrived, or is about to leave.
 
         Raises:
-            WireError: it holds anything but whole exits of this network, finite and in the right type and size.
+            WireError: it holds anything but whole exits of this network, finite, in the right type and size, and with
+                values that an exit may have.
         """
         if not isinstance(record, ArrayRecord):
             raise WireError(f"exits: expected an ArrayRecord, got {type(record).__name__}.")
@@ -119,29 +119,21 @@ class ExitLayout:
         missing = sorted(set(self.names({exit_of(name) for name in record})) - set(record))
         if missing or not record:
             raise WireError(f"exits: {missing[0] if missing else 'an exit'} is missing.")
-        return {name: self._array(name, record[name]) for name in self.tensors if name in record}
+        with refusing("exits"):
+            return {name: self._array(name, record[name]) for name in self.tensors if name in record}
 
     def _array(self, name: str, array: Array) -> NDArray[np.float32]:
-        size = self.size(name)
-        allowed = size * np.dtype(self.dtype).itemsize
-        if not allowed <= len(array.data) <= allowed + _HEADER_BYTES:
-            raise WireError(f"exits/{name}: expected {size} values of {self.dtype}, got {len(array.data)} bytes.")
-        file = io.BytesIO(array.data)
-        try:
-            # the header first: np.load would make room for whatever shape it claims
-            npy.read_magic(file)
-            shape, _, dtype = npy.read_array_header_1_0(file)
-        except (ValueError, EOFError):
-            raise WireError(f"exits/{name}: the bytes are no array.") from None
-        content = array.data[file.tell() :]
-        if (str(dtype), shape, len(content)) != (self.dtype, (size,), allowed):
-            got = f"{dtype} of shape {shape} in {len(content)} bytes"
-            raise WireError(f"exits/{name}: expected {self.dtype} values, {size} of them, got {got}.")
-        values = np.frombuffer(content, dtype=self.dtype)
+        values = read_array(array, self.dtype, (self.size(name),), f"exits/{name}")
         whole: NDArray[np.float32] = values.astype(np.float32)
         if not np.isfinite(whole).all():
             raise WireError(f"exits/{name}: a value is not finite.")
+        _check_size(name, whole)
         return whole
+
+
+def _check_size(name: str, values: NDArray[np.float32]) -> None:
+    if np.abs(values).max(initial=0.0) > MAX_VALUE:
+        raise WireError(f"exits/{name}: a value is larger than {MAX_VALUE:g}, which no exit's is.")
 
 
 def exit_of(name: str) -> int:

@@ -7,6 +7,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from persephonee.fl_app.errors import WireError
+from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
+from persephonee.fl_app.wire.limits import CLASS_NAME_CHARACTERS
+from persephonee.fl_app.wire.value_kinds import Text
 from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.errors import ModelFileError
@@ -63,7 +66,7 @@ class ModelStore:
         """
         spec = NetworkSpec.from_json(str(content.config_records["spec"]["json"]))
         network = rebuild_network(spec, self._sources)
-        arrays = {name: torch.from_numpy(a.numpy()) for name, a in content.array_records["model"].items()}
+        arrays = _arrays(content.array_records["model"], network)
         load_tensors(network, arrays, "the model that was received")
         if network.fingerprint != fingerprint:
             raise WireError("the model that was received is not the one that the request names; send it again.")
@@ -93,15 +96,28 @@ def model_records(
     return records
 
 
+def _arrays(record: ArrayRecord, network: MultiExitNetwork) -> dict[str, torch.Tensor]:
+    """Return what arrived for a network, each array checked against the tensor that it is for."""
+    expected = network.state_dict()
+    if set(record) != set(expected):
+        name = min(set(record) ^ set(expected))
+        raise WireError(f"the model that was received has or lacks the array {name[:40]!r}; send it again.")
+    arrays = {}
+    for name, tensor in expected.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        # a copy: the bytes of a message cannot be written to
+        arrays[name] = torch.from_numpy(read_array(record[name], kind, tuple(tensor.shape), f"model/{name}").copy())
+    return arrays
+
+
 def _class_names(content: RecordDict, num_classes: int) -> tuple[str, ...]:
     if "classes" not in content:
         return ()
-    try:
+    with refusing("classes/names"):
         names = json.loads(str(content.config_records["classes"]["names"]))
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise WireError(f"classes/names: expected the names of {num_classes} classes as a JSON list.")
+        one = Text(length=CLASS_NAME_CHARACTERS)
+        if not isinstance(names, list) or len(names) != num_classes or any(one.complaint(name) for name in names):
+            raise WireError(f"classes/names: expected the names of {num_classes} classes as a JSON list.")
     return tuple(names)
 
 

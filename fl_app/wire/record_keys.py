@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from persephonee.fl_app.wire.limits import CLASSES_CHARACTERS, ID_CHARACTERS, SPEC_CHARACTERS, WORDS_CHARACTERS
 from persephonee.fl_app.wire.value_kinds import Kind, Number, PerExit, Text, Truth, Whole
 
 STAGES = ("before", "after")
@@ -14,13 +15,13 @@ REQUEST: Mapping[str, Kind] = {
     "personalise": Truth(),  # in an evaluation: whether to personalise first, for the figures after
     "model": FINGERPRINT,  # of the global model that the run began with
     "code": FINGERPRINT,  # of the code that the server runs
-    "user": Text(length=128),  # whose data a simulated node plays; empty to a device, which knows its own
+    "user": Text(length=ID_CHARACTERS),  # whose data a simulated node plays; empty to a device, which knows its own
 }
-SPEC: Mapping[str, Kind] = {"json": Text(length=100_000)}
-CLASSES: Mapping[str, Kind] = {"names": Text(length=10_000_000)}  # of the model's classes, a JSON list
+SPEC: Mapping[str, Kind] = {"json": Text(length=SPEC_CHARACTERS)}
+CLASSES: Mapping[str, Kind] = {"names": Text(length=CLASSES_CHARACTERS)}  # of the model's classes, a JSON list
 
 STATUS: Mapping[str, Kind] = {
-    "client-id": Text(length=128),  # from the node's configuration; empty on a simulated node, which has none
+    "client-id": Text(length=ID_CHARACTERS),  # from the node's configuration; empty on a simulated node, which has none
     "partition-id": Whole(low=-1),  # of a simulated node; -1 on a device
     "code": FINGERPRINT,  # of the code that this client runs
     "model-held": Truth(),  # whether the client has the model that the request names
@@ -28,10 +29,10 @@ STATUS: Mapping[str, Kind] = {
 }
 
 REPORT: Mapping[str, Kind] = {
-    "client-id": Text(length=128),
-    "status": Text(length=300),  # "ok", or one of STATUS_KINDS, a colon and a sentence
+    "client-id": Text(length=ID_CHARACTERS),
+    "status": Text(length=WORDS_CHARACTERS),  # "ok", or one of STATUS_KINDS, a colon and a sentence
     "labels": Text(length=16),  # "all", "none" or the labelled fraction; empty where nothing was trained
-    "sharing": Text(length=300),  # one of SHARING_KINDS, where it needs one with a colon and a sentence
+    "sharing": Text(length=WORDS_CHARACTERS),  # one of SHARING_KINDS, where it needs one with a colon and a sentence
 }
 
 EXIT_FIELDS: Mapping[str, Kind] = {

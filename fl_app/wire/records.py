@@ -24,6 +24,8 @@ from flwr.common.serde import recorddict_to_proto
 
 from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
 from persephonee.fl_app.errors import WireError
+from persephonee.fl_app.wire.foreign_bytes import refusing
+from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES, ID_CHARACTERS, WORDS_CHARACTERS
 from persephonee.fl_app.wire.record_keys import CLASSES, EXIT_FIELDS, METRICS, REPORT, REQUEST, SPEC, STAGES, STATUS
 from persephonee.fl_app.wire.value_kinds import Kind, Number, PerExit, shown
 
@@ -36,15 +38,12 @@ STATUS_KINDS = (OK, TOO_SMALL, REFUSED, FAILED, MODEL_MISSING)
 NOT_ASKED, SHARED, NOT_PERMITTED, HELD_BACK = "", "shared", "not permitted", "held back"
 SHARING_KINDS = (NOT_ASKED, SHARED, NOT_PERMITTED, HELD_BACK)
 
-FEWEST_TEST_SAMPLES = 5
-"""A mean over fewer samples would say something about each of them: no figure over fewer leaves a client."""
-
 _SCALARS = tuple(name for name, kind in METRICS.items() if not isinstance(kind, PerExit))
 
 
 def to_reply(report: PersonalisationReport) -> RecordDict:
     """Return the reply to a train message; `check_reply` decides whether it may leave."""
-    reply = RecordDict({"report": _head(report.client_id, report.status[:300], report.labels)})
+    reply = RecordDict({"report": _head(report.client_id, report.status[:WORDS_CHARACTERS], report.labels)})
     if report.status == OK:
         reply["metrics"] = MetricRecord(_metrics(report))
     return reply
@@ -54,7 +53,7 @@ def refusal(client_id: str, status: str) -> RecordDict:
     """Return the reply of a client that has no figures to report, and says why."""
     name, reason = (
         "".join(letter if letter.isprintable() else " " for letter in text)[:length]
-        for text, length in ((client_id, 128), (status, 300))
+        for text, length in ((client_id, ID_CHARACTERS), (status, WORDS_CHARACTERS))
     )
     return RecordDict({"report": _head(name, reason, labels="")})
 
@@ -70,6 +69,11 @@ def check_reply(reply: RecordDict, num_exits: int | None = None, exits_allowed: 
     Raises:
         WireError: names the record and key.
     """
+    with refusing("the reply"):
+        _check_reply(reply, num_exits, exits_allowed)
+
+
+def _check_reply(reply: RecordDict, num_exits: int | None, exits_allowed: bool) -> None:
     _check_records(reply, required={"report"}, optional={"metrics"} | ({"exits"} if exits_allowed else set()))
     _check_record("report", reply["report"], ConfigRecord, REPORT)
     status, sharing = (str(reply.config_records["report"][key]) for key in ("status", "sharing"))
@@ -91,13 +95,24 @@ def check_reply(reply: RecordDict, num_exits: int | None = None, exits_allowed: 
             raise WireError(f"metrics: expected lists of {wanted} numbers, got {sorted(lengths)}.")
 
 
-def from_reply(reply: RecordDict, num_exits: int, exits_allowed: bool = False) -> PersonalisationReport:
-    """Return what a client reports; M, the number of early exits, is `num_exits`.
+def from_reply(
+    reply: RecordDict, num_exits: int, exits_allowed: bool = False, is_personalised: bool = False
+) -> PersonalisationReport:
+    """Return what a client reports.
+
+    Args:
+        reply: of a client.
+        num_exits: M, the number of early exits.
+        exits_allowed: whether exits may be among it.
+        is_personalised: the client was asked to personalise, so that no number may be missing of its test part: one
+            NaN would make one of the mean of the round.
 
     Raises:
         WireError: the reply holds something that may not travel, or lacks something that must.
     """
     check_reply(reply, num_exits, exits_allowed)
+    if is_personalised and "metrics" in reply:
+        _check_complete(reply.metric_records["metrics"])
     head: Mapping[str, Any] = reply.config_records["report"]
     names = {"client_id": head["client-id"], "status": head["status"], "labels": head["labels"]}
     if "metrics" not in reply:
@@ -160,8 +175,9 @@ def check_status(reply: RecordDict) -> Mapping[str, Any]:
     Raises:
         WireError: it holds anything but what stands in STATUS.
     """
-    _check_records(reply, required={"status"}, optional=set())
-    _check_record("status", reply["status"], ConfigRecord, STATUS)
+    with refusing("the answer"):
+        _check_records(reply, required={"status"}, optional=set())
+        _check_record("status", reply["status"], ConfigRecord, STATUS)
     return dict(reply.config_records["status"])
 
 
@@ -203,6 +219,12 @@ def _exit(metrics: Mapping[str, Any], stage: str, place: int) -> ExitMetrics:
     values["kept"] = values["kept"] == 1.0
     values["macs"] = 0 if math.isnan(values["macs"]) else int(values["macs"])
     return ExitMetrics(exit=place, stage=Stage(stage), num_test=metrics["num_test"], **values)
+
+
+def _check_complete(metrics: Mapping[str, Any]) -> None:
+    for name, value in metrics.items() if metrics["num_test"] else ():
+        if any(math.isnan(number) for number in (value if isinstance(value, list) else [value])):
+            raise WireError(f"metrics/{name}: expected a number of each exit, got nan.")
 
 
 def _check_records(content: RecordDict, required: set[str], optional: set[str]) -> None:

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-MAX_EXITS = 64
-"""The largest number of exits, the last one included, that a reply may describe."""
+from persephonee.fl_app.wire.limits import MAX_EXITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from persephonee.fl_app.server_side import aggregation
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 
@@ -11,7 +12,9 @@ CURRENT = {name: array.astype(np.float32) for name, array in CURRENT.items()}
 
 
 def merger(strategy, **more):
-    return Merger(SharingSettings(share_exits=True, strategy=strategy, **more), PrivacySettings())
+    """Without bounds on what a client may do, unless they are asked for: the strategy's own arithmetic."""
+    settings = {"clip_fraction": 0.0, "weight_cap": 0.0, **more}
+    return Merger(SharingSettings(share_exits=True, strategy=strategy, **settings), PrivacySettings(), CURRENT)
 
 
 def shares(*parameters, examples=None):
@@ -113,3 +116,67 @@ def test_the_order_of_arrival_plays_no_part(model, settings):
     sharings[1].merge(1, sent[::-1])
     one, other = (sharing.state()[0] for sharing in sharings)
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def with_bounds(strategy, **more):
+    return merger(strategy, clip_fraction=0.2, weight_cap=1.0, **more)
+
+
+HONEST = [[1.1, 2.1, 3.1], [1.12, 2.08, 3.1], [1.08, 2.12, 3.1], [1.1, 2.1, 3.08], [1.1, 2.1, 3.12]]
+
+
+def shares_near(*parameters, examples):
+    """As `shares`, with statistics that all agree on."""
+    sent = shares(*parameters, examples=examples)
+    for client in sent:
+        client.exits["0.statistics"] = np.array([0.5], dtype=np.float32)
+    return sent
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"])
+@pytest.mark.parametrize("value", [1e6, -1e6, 1e30, 3.4e38])
+def test_one_client_of_six_with_huge_values_moves_the_result_by_no_more_than_an_honest_one(strategy, value):
+    sent = shares_near(*HONEST, [value] * 3, examples=[10] * 6)
+    merged, counts = with_bounds(strategy).merge(1, CURRENT, sent, "")
+    assert counts[0] == 6
+    honest_norm = max(np.linalg.norm(np.array(row) - CURRENT["0.parameters"]) for row in HONEST)
+    assert np.linalg.norm(merged["0.parameters"] - CURRENT["0.parameters"]) <= honest_norm * 1.001
+    assert merged["0.statistics"] == pytest.approx([0.5], abs=0.02)
+
+
+def test_a_change_is_clipped_to_a_fraction_of_the_exits_norm_and_to_the_median_of_the_round():
+    start = np.linalg.norm(CURRENT["0.parameters"].astype(float))
+    merged, _ = with_bounds("fedavg").merge(
+        1, CURRENT, shares_near([101.0, 2.0, 3.0], [101.0, 2.0, 3.0], examples=[1, 1]), ""
+    )
+    assert merged["0.parameters"] == pytest.approx([1 + 0.2 * start, 2.0, 3.0], rel=1e-5)
+    far, near = [101.0, 2.0, 3.0], [1.1, 2.0, 3.0]
+    merged, _ = with_bounds("fedavg").merge(1, CURRENT, shares_near(near, near, far, examples=[1, 1, 1]), "")
+    assert merged["0.parameters"] == pytest.approx(near, rel=1e-5)
+
+
+@pytest.mark.parametrize("claimed", [2**53, 10**15])
+def test_a_false_number_of_samples_weighs_no_more_than_the_median(claimed):
+    sent = shares_near(*HONEST, [0.9, 1.9, 2.9], examples=[10, 20, 30, 40, 50, claimed])
+    merged, _ = merger("fedavg", weight_cap=1.0).merge(1, CURRENT, sent, "")
+    weights = np.array([10, 20, 30, 30, 30, 30])
+    rows = np.array([*HONEST, [0.9, 1.9, 2.9]])
+    assert merged["0.parameters"] == pytest.approx((rows * weights[:, None]).sum(0) / weights.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedyogi"])
+def test_sharers_that_all_report_no_samples_weigh_the_same(strategy):
+    none, some = (with_bounds(strategy).merge(1, CURRENT, shares(B, C, examples=e), "")[0] for e in ([0, 0], [7, 7]))
+    assert np.array_equal(none["0.parameters"], some["0.parameters"])
+
+
+def test_an_exit_whose_merging_fails_stays_as_it_was_and_is_named(monkeypatch, caplog):
+    def fails(*arguments):
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(aggregation, "_aggregate", fails)
+    with caplog.at_level("WARNING", logger="persephonee.server"):
+        merged, counts = with_bounds("fedavg").merge(1, CURRENT, shares(A, B), "")
+    assert counts == {0: 0, 1: 0}
+    assert all(np.array_equal(merged[name], CURRENT[name]) for name in CURRENT)
+    assert "0.parameters stays as it was in round 1" in caplog.text

@@ -38,7 +38,7 @@ def test_the_server_adds_noise_of_z_c_over_n_to_an_average_with_equal_weights():
         )
         for i in range(clients)
     ]
-    merger = Merger(SharingSettings(share_exits=True), privacy)
+    merger = Merger(SharingSettings(share_exits=True), privacy, current)
     merged, counts = merger.merge(1, current, shared, "secret")
     # every client's change is far above the norm: each contributes 2 / sqrt(size) to every value, whatever its examples
     noise = merged["0.parameters"] - 2.0 / math.sqrt(size)
@@ -51,12 +51,70 @@ def test_the_server_adds_noise_of_z_c_over_n_to_an_average_with_equal_weights():
     assert not np.array_equal(merged["0.parameters"], other["0.parameters"])
 
 
-def test_a_client_that_sends_the_global_exits_back_is_left_out_of_the_noisy_average():
-    merger = Merger(SharingSettings(share_exits=True), PrivacySettings(dp_noise_multiplier=1.0))
-    same = [Contribution(client_id=f"u{i}", exits=START, examples=9) for i in range(3)]
-    merged, counts = merger.merge(1, START, same, "secret")
-    assert counts == {0: 0, 1: 0}
-    assert all(np.array_equal(merged[name], START[name]) for name in START)
+def test_a_client_that_sends_the_global_exits_back_counts_with_a_change_of_nothing():
+    """Left out of the average, it would make n, and with it the noise, follow from a client's data."""
+    privacy = PrivacySettings(dp_noise_multiplier=1e-6)
+    merger = Merger(SharingSettings(share_exits=True), privacy, START)
+    moved = {name: array + 0.1 for name, array in START.items()}
+    sent = [START, START, START, moved]
+    merged, counts = merger.merge(
+        1, START, [Contribution(client_id=f"u{i}", exits=e, examples=9) for i, e in enumerate(sent)], "s"
+    )
+    assert counts == {0: 4, 1: 4}
+    assert all(merged[name] == pytest.approx(START[name] + 0.1 / 4, abs=1e-5) for name in START)
+
+
+def multiplier_of(epsilon, delta):
+    """Return the noise over the sensitivity at which one Gaussian mechanism spends epsilon, by its best Renyi order."""
+    orders = np.linspace(1.01, 200, 20_000)
+
+    def spent(multiplier):
+        divergence = orders / (2 * multiplier**2)
+        return (divergence + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)).min()
+
+    low, high = 1e-2, 1e3
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if spent(middle) > epsilon else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("clients", [2, 5])
+def test_the_accountant_takes_the_noise_over_the_sensitivity_that_is_measured_at_the_server(clients):
+    """The worst that replacing one client's data does to what is released, under the same noise."""
+    size = 4
+    current = {"0.parameters": np.zeros(size, dtype=np.float32)}
+    privacy = PrivacySettings(dp_noise_multiplier=1.3, dp_clipping_norm=0.7)
+
+    def released(first, secret="secret"):
+        changes = [np.full(size, value, dtype=np.float32) for value in (first, *[1.0] * (clients - 1))]
+        shared = [Contribution(client_id=f"u{i}", exits={"0.parameters": c}, examples=1) for i, c in enumerate(changes)]
+        merger = Merger(SharingSettings(share_exits=True), privacy, current)
+        return merger.merge(1, current, shared, secret)[0]["0.parameters"].astype(float)
+
+    sensitivity = np.linalg.norm(released(100.0) - released(-100.0))
+    assert sensitivity == pytest.approx(2 * 0.7 / clients, rel=1e-4)
+    deviation = np.std([released(1.0, f"secret {i}") for i in range(2_000)], axis=0).mean()
+    assert multiplier_of(epsilon_after(privacy, 1), privacy.dp_delta) == pytest.approx(
+        deviation / sensitivity, rel=0.05
+    )
+
+
+def test_the_accountant_takes_the_noise_over_the_sensitivity_that_is_measured_at_a_client():
+    start = {"0.parameters": np.zeros(20_000, dtype=np.float32)}
+    privacy = PrivacySettings(dp_noise_multiplier=1.3, dp_clipping_norm=0.7, dp_noise_at="clients")
+    one, other = (clipped({"0.parameters": start["0.parameters"] + v}, start, privacy) for v in (1.0, -1.0))
+    sensitivity = norm({"0": one["0.parameters"] - other["0.parameters"]})
+    assert sensitivity == pytest.approx(2 * 0.7, rel=1e-4)
+    deviation = with_noise(start, privacy)["0.parameters"].std()
+    assert multiplier_of(epsilon_after(privacy, 1), privacy.dp_delta) == pytest.approx(
+        deviation / sensitivity, rel=0.05
+    )
+
+
+def test_the_figure_that_was_wrong_is_right():
+    """At a noise multiplier of 1 and 10 rounds 19.05 was printed; with the sensitivity of 2 C / n it is 48.80."""
+    assert epsilon_after(PrivacySettings(dp_noise_multiplier=1.0), 10) == pytest.approx(48.80, abs=0.05)
 
 
 def test_a_clients_own_noise_is_z_c_and_never_the_same():
@@ -83,15 +141,16 @@ def test_epsilon_is_that_of_gaussian_mechanisms_composed(multiplier, rounds):
     """Against the best order of the Renyi divergence, turned into epsilon as in Canonne et al. 2020, Prop. 12."""
     privacy = PrivacySettings(dp_noise_multiplier=multiplier)
     orders = np.linspace(1.01, 200, 200_000)
-    divergence = rounds * orders / (2 * multiplier**2)
+    # one client's data replaced by other data: twice the clipping norm
+    divergence = rounds * orders / (2 * (multiplier / 2) ** 2)
     epsilons = divergence + np.log1p(-1 / orders) - (math.log(privacy.dp_delta) + np.log(orders)) / (orders - 1)
     assert epsilon_after(privacy, rounds) == pytest.approx(epsilons.min(), rel=0.02)
     assert epsilon_after(privacy, 0) == 0
 
 
-def test_noise_at_the_clients_protects_from_twice_the_norm():
+def test_the_same_multiplier_says_the_same_wherever_the_noise_is_added():
     at_clients = PrivacySettings(dp_noise_multiplier=2.0, dp_noise_at="clients")
-    at_server = PrivacySettings(dp_noise_multiplier=1.0)
+    at_server = PrivacySettings(dp_noise_multiplier=2.0)
     assert epsilon_after(at_clients, 4) == pytest.approx(epsilon_after(at_server, 4))
 
 
@@ -113,6 +172,8 @@ def test_noise_at_the_clients_protects_from_twice_the_norm():
         ({"sharing-fraction": 1.5}, "sharing-fraction=1.5"),
         ({"trimmed-fraction": 0.5}, "trimmed-fraction=0.5"),
         ({"server-learning-rate": 0.0}, "server-learning-rate=0.0"),
+        ({"clip-fraction": -0.1}, "clip-fraction=-0.1"),
+        ({"weight-cap": math.nan}, "weight-cap=nan"),
         ({"min-sharers": 0}, "min-sharers=0"),
         ({"held-out-fraction": 1.0}, "held-out-fraction=1.0"),
         ({"proximal-mu": -0.1}, "proximal_mu=-0.1"),
