@@ -21,11 +21,13 @@ from torch import Tensor
 from persephonee.clients.personalisation.evaluation import evaluate_exits
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SampleSplit, split_samples
+from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
 from persephonee.fl_app.client_side.client_node import ClientNode
 from persephonee.fl_app.client_side.client_sharing import attach_exits, received_exits
+from persephonee.fl_app.client_side.coarse_report import coarse_report
 from persephonee.fl_app.client_side.refusals import refusal_of, words_for
 from persephonee.fl_app.errors import AppError, WireError
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -33,6 +35,7 @@ from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.multi_exit.exit_weights import load_exit_weights
+from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES
 from persephonee.multi_exit.network import MultiExitNetwork
 
 log = logging.getLogger("persephonee.client")
@@ -80,10 +83,12 @@ class _Task:
     settings: AppSettings
     node: ClientNode
     user: str
+    seed: int
+    """The run's in a simulation; a device's is its own."""
     network: MultiExitNetwork
     layout: ExitLayout
     exits: dict[str, Tensor] | None
-    """The global exits of a federated round; None where the run shares none."""
+    """The global exits of a federated round; None where the run shares none or the device takes none."""
     samples: UserSamples
     split: SampleSplit
     store: ExitStore
@@ -96,7 +101,7 @@ def _answer(content: RecordDict, context: Context, does: Callable[[_Task], Recor
         node = _node(context)
         request = wire.read_request(content)
         user = node.user(str(request["user"]))
-        task = _task(request, content, context, node, user)
+        task = _task(does.__name__, request, content, context, node, user)
         if isinstance(task, RecordDict):
             return _checked(task, user, None)
         layout = task.layout if task.settings.sharing.share_exits and node.permits_sharing(user) else None
@@ -107,7 +112,7 @@ def _answer(content: RecordDict, context: Context, does: Callable[[_Task], Recor
 
 
 def _task(
-    request: Mapping[str, Any], content: RecordDict, context: Context, node: ClientNode, user: str
+    kind: str, request: Mapping[str, Any], content: RecordDict, context: Context, node: ClientNode, user: str
 ) -> _Task | RecordDict:
     """Gather what a task needs; a client that lacks the code or the model answers so."""
     if request["code"] != code_fingerprint():
@@ -125,19 +130,25 @@ def _task(
         # the simulation runs one client per core; torch would start a thread per core in each of them
         torch.set_num_threads(1)
     layout = ExitLayout.of(network, settings.sharing.share_dtype)
-    exits = received_exits(content, network, layout, settings.sharing)
+    exits = received_exits(content, network, layout, settings.sharing, node.takes_exits)
+    seed, division = settings.seed, settings.split
+    if not node.is_simulated:
+        seed = node.asked().admit(kind, str(request["run"]), int(request["round"]), fingerprint)
+        # neither is the server's to choose: another division would tell two means apart by a few samples
+        division = SplitSettings(labels=division.labels)
     samples = node.samples(user, network, metadata)
     # in evaluations too: merged exits may have learned from what this user shared in an earlier run
     store = ExitStore(node.store(user))
-    split = split_samples(samples, settings.split, settings.seed, store.known_parts())
-    if 0 < len(split.test) < wire.FEWEST_TEST_SAMPLES:
-        needed = f"the figures need {wire.FEWEST_TEST_SAMPLES} test samples, got {len(split.test)}"
+    split = split_samples(samples, division, seed, store.known_parts())
+    if 0 < len(split.test) < FEWEST_TEST_SAMPLES:
+        needed = f"the figures need {FEWEST_TEST_SAMPLES} test samples, got {len(split.test)}"
         raise UserTooSmallError(user, len(samples), needed)
     return _Task(
         request=request,
         settings=settings,
         node=node,
         user=user,
+        seed=seed,
         network=network,
         layout=layout,
         exits=exits,
@@ -155,32 +166,38 @@ def _personalise(task: _Task) -> RecordDict:
         task.settings.personalisation,
         store=task.store,
         round_number=int(task.request["round"]),
-        seed=task.settings.seed,
+        seed=task.seed,
         global_exit_weights=task.exits,
         run=str(task.request["run"]),
     )
-    reply = wire.to_reply(done.report)
-    if task.settings.sharing.share_exits and task.exits is not None:
+    reply = _to_reply(task, done.report)
+    if task.settings.sharing.share_exits:
+        start = task.exits or task.network.exit_state()
         permitted = task.node.permits_sharing(task.user)
-        attach_exits(reply, done, task.exits, task.layout, permitted, task.settings.privacy)
+        attach_exits(reply, done, start, task.layout, permitted, task.settings.privacy)
     return reply
 
 
 def _evaluate(task: _Task) -> RecordDict:
     number, exits = int(task.request["round"]), task.exits or task.network.exit_state()
     if task.request["personalise"]:
-        settings, seed = task.settings.personalisation, task.settings.seed
+        settings, seed = task.settings.personalisation, task.seed
         done = personalise(
             task.network, task.samples, task.split, settings, round_number=number, seed=seed, global_exit_weights=exits
         )
-        return wire.to_reply(done.report)
+        return _to_reply(task, done.report)
     task.network.freeze_backbone()
     heads = copy.deepcopy(task.network.heads)
     load_exit_weights(heads, exits)
     test = task.split.test
     rows = evaluate_exits(task.network, heads, task.samples.images[test], task.samples.labels[test])
     report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exit_metrics=rows)
-    return wire.to_reply(report)
+    return _to_reply(task, report)
+
+
+def _to_reply(task: _Task, report: PersonalisationReport) -> RecordDict:
+    # in a simulation the server's owner has the data anyway, and its tables are to be exact
+    return wire.to_reply(report if task.node.is_simulated else coarse_report(report))
 
 
 def _checked(reply: RecordDict, user: str, layout: ExitLayout | None) -> RecordDict:

@@ -7,12 +7,14 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     dataset, data-path, user-column, ...   its data, as in the run settings
     model-store    folder of models by fingerprint; default: `models` in the store
     backbones      sources that it builds backbones from, with commas; default: torchvision,timm
-    share-exits    true allows its exits to leave it when a run asks for them; default: false
+    share-exits    true allows its exits to leave it when a run asks for them, and merged ones in; default: false
+    models         fingerprints of the models that it answers for, with commas; default: the first that it is sent
 
 Nothing here comes from the server: a run configuration cannot make a device read another folder or share anything.
 """
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from urllib.parse import quote
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions, UserSamples
 from persephonee.data_partitions.seeds import uniform_draw
+from persephonee.fl_app.client_side.asked import AskedFile
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.run_config import Value, from_flat
@@ -31,7 +34,7 @@ from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata
 
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
-_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits")
+_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits", "models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,9 @@ class ClientNode:
     sharing_allowed: bool
     """Whether the device's owner lets exits leave it; a simulated node asks `permits_sharing` once it plays a user."""
 
+    models_allowed: tuple[str, ...] = ()
+    """Fingerprints of the models that a device without sharing answers for; empty for the first that it is sent."""
+
     sharing_fraction: float = 0.0
     """Fraction of a simulation's users who let exits leave their devices."""
 
@@ -69,8 +75,14 @@ class ClientNode:
         """Read a node configuration.
 
         Raises:
-            RunConfigError: an unknown key, a wrong type, or a key that is missing.
+            RunConfigError: an unknown key, a wrong type, a key that is missing, or one of a simulation on a device.
         """
+        of_simulation = sorted(_IN_SIMULATION & node_config.keys())
+        if of_simulation and not in_simulation():
+            raise RunConfigError(
+                f"The node configuration has {of_simulation[0]}, which would let the server say whose data this device "
+                "reads and belongs to simulations only: leave it out, and give client-id and store."
+            )
         if "client-id" in node_config:
             return cls._device({k: v for k, v in node_config.items() if k not in _IN_SIMULATION})
         if "partition-id" not in node_config:
@@ -108,6 +120,7 @@ class ClientNode:
             model_seen=None,
             sources=tuple(str(own.get("backbones", ",".join(DEFAULT_SOURCES))).split(",")),
             sharing_allowed=bool(own.get("share-exits", False)),
+            models_allowed=tuple(name.strip() for name in str(own.get("models", "")).split(",") if name.strip()),
         )
 
     def models(self) -> ModelStore:
@@ -123,6 +136,18 @@ class ClientNode:
         if not self.is_simulated:
             return self.sharing_allowed
         return uniform_draw(self.seed, user, "sharing permission") < self.sharing_fraction
+
+    @property
+    def takes_exits(self) -> bool:
+        """Whether exits that others made may be measured on this client's data: a device's only if it shares its own.
+
+        Crafted ones read private data out of the figures; see docs/privacy.md.
+        """
+        return self.is_simulated or self.sharing_allowed
+
+    def asked(self) -> AskedFile:
+        """Return what this device remembers of what it was asked."""
+        return AskedFile(self.stores, self.models_allowed, any_model=self.sharing_allowed)
 
     def samples(self, user: str, network: MultiExitNetwork, metadata: ModelMetadata) -> UserSamples:
         """Load the user's samples, which the network is to take.
@@ -140,6 +165,15 @@ class ClientNode:
     def store(self, user: str) -> Path:
         """Return the folder of this client's exits, policy and state."""
         return store_of(self.stores, user) if self.is_simulated else self.stores
+
+
+def in_simulation() -> bool:
+    """Return whether this process is a worker of Flower's simulation engine, which runs clients in Ray.
+
+    No message can claim it: a device's messages are answered in processes of their own, in which nobody starts Ray.
+    """
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def store_of(stores: Path, client_id: str) -> Path:

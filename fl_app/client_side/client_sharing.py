@@ -15,13 +15,17 @@ from persephonee.multi_exit.network import MultiExitNetwork
 
 
 def received_exits(
-    content: RecordDict, network: MultiExitNetwork, layout: ExitLayout, sharing: SharingSettings
+    content: RecordDict, network: MultiExitNetwork, layout: ExitLayout, sharing: SharingSettings, takes_exits: bool
 ) -> dict[str, Tensor] | None:
-    """Return the global exits of a federated round; None where the run shares none.
+    """Return the global exits of a federated round; None where the run shares none or this client takes none.
 
     Raises:
-        WireError: the message holds something other than exits of this network.
+        WireError: the message holds something other than exits of this network, or exits where its owner lets none in.
     """
+    if "exits" in content and not takes_exits:
+        raise WireError("this device takes no exits in from others, since its owner does not let it share.")
+    if not takes_exits:
+        return None
     if "exits" in content:
         return layout.state(layout.from_record(content["exits"]), network.exit_state())
     return network.exit_state() if sharing.share_exits else None

@@ -113,9 +113,14 @@ def send_and_receive(
     return [predictions[node_id] for node_id in nodes]
 
 
+def is_simulation(grid: Grid) -> bool:
+    """Return whether the nodes of a grid are simulated: by the grid itself, whatever a node says of itself."""
+    return isinstance(grid, InMemoryGrid)
+
+
 def _messages_at_once(grid: Grid, nodes: int, quick: bool) -> int:
     """Return how many messages may wait for a reply at a time: all of them, but in a simulation few for each core."""
-    if not nodes or not isinstance(grid, InMemoryGrid):
+    if not nodes or not is_simulation(grid):
         return max(nodes, 1)
     return max((QUICK_PER_CORE if quick else 2) * _cores(), LOOK_UPS // nodes)
 
@@ -135,6 +140,7 @@ def cause_in_text(code: int, reason: str) -> str:
         return words
     lines = [line.strip() for line in _ANSI.sub("", reason).replace("\\n", "\n").splitlines()]
     last = next((line for line in reversed(lines) if line.strip("'>\" ")), "")
+    last = "".join(letter if letter.isprintable() else " " for letter in last)
     return f"{words} ({last.removesuffix(chr(39) + '>')[:200]})" if last else words
 
 

@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from persephonee.fl_app.errors import RunFailedError, WireError
-from persephonee.fl_app.server_side.messaging import Reply, send_and_receive
+from persephonee.fl_app.server_side.messaging import Reply, is_simulation, send_and_receive
 from persephonee.fl_app.settings.app_settings import RoundSettings
 from persephonee.fl_app.wire import records as wire
 
@@ -25,6 +25,8 @@ class Client:
     client_id: str
     is_simulated: bool
     has_model: bool
+    takes_exits: bool
+    """Whether merged exits may be sent to it."""
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -62,7 +64,7 @@ def enrol(
     causes: list[str] = []
     for answer in send_and_receive(grid, messages, settings.node_wait, quick=True):
         try:
-            status = _status(answer)
+            status = _status(answer, is_simulation(grid))
         except WireError as error:
             causes.append(str(error).rstrip("."))
             continue
@@ -95,10 +97,16 @@ def _wait_for_nodes(grid: Grid, settings: RoundSettings) -> list[int]:
     return nodes
 
 
-def _status(answer: Reply) -> dict[str, Any]:
+def _status(answer: Reply, in_simulation: bool) -> dict[str, Any]:
     if answer.content is None:
         raise WireError(answer.cause)
-    return dict(wire.check_status(answer.content))
+    status = dict(wire.check_status(answer.content))
+    if (status["partition-id"] >= 0) != in_simulation:
+        # to a simulated node the server opens its own data
+        raise WireError(f"it says that it is {'a device' if in_simulation else 'simulated'}, and it is not")
+    if not in_simulation and not status["client-id"].strip():
+        raise WireError("it gives no id")
+    return status
 
 
 def _client(answer: Reply, status: dict[str, Any], bytes_down: int) -> Client:
@@ -107,6 +115,7 @@ def _client(answer: Reply, status: dict[str, Any], bytes_down: int) -> Client:
         client_id=status["client-id"],
         is_simulated=status["partition-id"] >= 0,
         has_model=status["model-held"],
+        takes_exits=status["partition-id"] >= 0 or status["sharing-allowed"],
         bytes_up=wire.content_bytes(answer.content) if answer.content is not None else 0,
         bytes_down=bytes_down,
     )

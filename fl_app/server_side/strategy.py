@@ -26,6 +26,8 @@ from persephonee.fl_app.server_side.participants import Client, Participants, en
 from persephonee.fl_app.settings.app_settings import RoundSettings
 from persephonee.fl_app.wire import records as wire
 
+_TAKES_NONE = f"{wire.REFUSED}: its owner lets no merged exits in"
+
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalModel:
@@ -114,8 +116,14 @@ class PersonalisationStrategy:
         Returns:
             Rows of held_out.parquet; one with a status alone for a client that has no figures.
         """
-        rows: list[dict[str, Any]] = []
-        for client_id, reply in self._ask(wire.EVALUATE, number, clients, personalise).items():
+        merged = self._sharing is not None and self._sharing.records()
+        taking = [client for client in clients if client.takes_exits or not merged]
+        rows: list[dict[str, Any]] = [
+            {"round": number, "client_id": client.client_id, "status": _TAKES_NONE}
+            for client in clients
+            if client not in taking
+        ]
+        for client_id, reply in self._ask(wire.EVALUATE, number, taking, personalise).items():
             key = {"round": number, "client_id": client_id, "status": reply.report.status}
             exits = [asdict(row) for row in reply.report.exit_metrics if not math.isnan(row.accuracy)]
             rows += [{**row, **key} for row in exits] or [key]
@@ -183,7 +191,7 @@ class PersonalisationStrategy:
         if not client.has_model:
             content.update(self._model.records())
             client.has_model = True
-        if self._sharing is not None:
+        if self._sharing is not None and client.takes_exits:
             content.update(self._sharing.records())
         client.bytes_down += wire.content_bytes(content)
         return Message(content, client.node_id, kind, ttl=max(deadline, 1.0), group_id=str(number))

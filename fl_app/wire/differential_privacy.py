@@ -54,7 +54,7 @@ def with_noise(arrays: ExitArrays, privacy: PrivacySettings) -> ExitArrays:
 
 def noisy_mean(changed: Sequence[ExitArrays], privacy: PrivacySettings) -> ExitArrays:
     """Return the average with equal weights of n clients' clipped exits, with noise of standard deviation z C / n."""
-    values = [np.mean([arrays[name] for arrays in changed], axis=0, dtype=np.float64) for name in changed[0]]
+    values = [np.asarray(np.mean([c[name] for c in changed], axis=0, dtype=np.float64)) for name in changed[0]]
     add_gaussian_noise_inplace(values, privacy.dp_noise_multiplier * privacy.dp_clipping_norm / len(changed))
     return {name: value.astype(np.float32) for name, value in zip(changed[0], values, strict=True)}
 

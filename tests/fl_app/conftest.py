@@ -19,8 +19,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from persephonee.fl_app.client_side import client_app
-from persephonee.fl_app.server_side import server_app
+from persephonee.fl_app.client_side import client_app, client_node
+from persephonee.fl_app.server_side import participants, server_app
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import model_store
 from persephonee.multi_exit.building import build_network
@@ -170,6 +170,24 @@ def settings(tmp_path, data, model) -> AppSettings:
 def inside_a_run():
     """Messages can be made inside a run only."""
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+
+
+@pytest.fixture
+def on_real_devices(monkeypatch):
+    """Let the grid and the process be what they are: neither a simulation's."""
+    monkeypatch.setattr(client_node, "in_simulation", lambda: False)
+    monkeypatch.setattr(participants, "is_simulation", lambda grid: False)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_simulation(monkeypatch):
+    """Let nodes be simulated where they are: where a test has any, its grid has no devices."""
+    monkeypatch.setattr(client_node, "in_simulation", lambda: True)
+    monkeypatch.setattr(participants, "is_simulation", _has_simulated_nodes)
+
+
+def _has_simulated_nodes(grid) -> bool:
+    return any("partition-id" in node.node_config for node in grid.nodes.values())
 
 
 @pytest.fixture(autouse=True)
