@@ -1,0 +1,1 @@
+"""What hostile clients cost the merged exits, under each strategy."""

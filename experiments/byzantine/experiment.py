@@ -1,0 +1,219 @@
+r"""What a number of hostile clients costs the merged exits, strategy by strategy.
+
+    python -m persephonee.experiments.byzantine.experiment --model models/qmnist --dataset parquet \
+        --data-path train.parquet --name qmnist --out runs/byzantine --page docs/security.md
+
+Users whom the model never saw train the exits for a round, honestly and on flipped labels (class k becomes K - 1 - k).
+Then a part of them is hostile: each attack of attacks.py, flipped labels, and both with a false number of samples too.
+What is left of a round is merged by the app's own code and measured on the test parts of other users.
+
+Writes `byzantine-DATA.csv`, a row per strategy, number of hostile clients and attack, and prints the worst of each.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.data_partitions.errors import UserTooSmallError
+from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.samples import Partitions, UserSamples
+from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.experiments.byzantine.attacks import ATTACKS, FALSE_COUNT
+from persephonee.experiments.results_page.page_marks import put_between
+from persephonee.fl_app.server_side.aggregation import Contribution, Merger, allow_messages_outside_a_run
+from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
+from persephonee.fl_app.wire.exit_arrays import ExitArrays, ExitLayout, exit_of
+from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import load_network
+
+SEED = 0
+FLIPPED = "flipped labels"
+FALSE = ", false count"
+HONEST = "none"
+MIN_SAMPLES = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What the clients of a round could send.
+
+    Attributes:
+        honest: of each client, what its training gave; perhaps not of all exits.
+        flipped: of each client, what training on flipped labels gave.
+        whole: of each client, all exits that honest training gave.
+    """
+
+    honest: Sequence[Contribution]
+    flipped: Sequence[Contribution]
+    whole: Sequence[ExitArrays]
+
+
+def strategies(hostile: int) -> Mapping[str, SharingSettings]:
+    """Return the settings that are compared, by name; `hostile` is what krum and the trimmed mean are told."""
+
+    def one(strategy: str, **more: Any) -> SharingSettings:
+        return SharingSettings(share_exits=True, strategy=strategy, **more)
+
+    return {
+        "fedavg without bounds": one("fedavg", clip_fraction=0.0, weight_cap=0.0),
+        "fedavg": one("fedavg"),
+        "fedadam": one("fedadam"),
+        "fedyogi": one("fedyogi"),
+        "fedmedian": one("fedmedian"),
+        "fedtrimmedavg": one("fedtrimmedavg", trimmed_fraction=0.34),
+        "krum": one("krum", malicious_clients=hostile),
+    }
+
+
+def users_apart(partitions: Partitions, seen: set[str], count: int) -> list[tuple[UserSamples, SampleSplit]]:
+    """Return `count` users, or as many as there are, whom the model was not trained on, in an order of the seed."""
+    ids, users = partitions.client_ids, []
+    for index in np.random.default_rng(SEED).permutation([i for i in range(len(ids)) if ids[i] not in seen]):
+        samples = partitions.load_partition(int(index))
+        try:
+            users.append((samples, split_samples(samples, SplitSettings(min_samples=MIN_SAMPLES), SEED)))
+        except UserTooSmallError:
+            continue
+        if len(users) == count:
+            break
+    return users
+
+
+def train_round(network: MultiExitNetwork, users: Sequence[tuple[UserSamples, SampleSplit]], epochs: int) -> Round:
+    """Let each user train the model's exits, once honestly and once on flipped labels."""
+    layout, settings = ExitLayout.of(network, "float32"), PersonalisationSettings(epochs=epochs)
+    made: dict[bool, list[Contribution]] = {False: [], True: []}
+    whole = []
+    for samples, split in track(users, "training", console=Console(stderr=True)):
+        features = compute_features(network, samples.images)
+        for is_flipped in (False, True):
+            labels = network.num_classes - 1 - samples.labels if is_flipped else samples.labels
+            taken = replace(samples, labels=labels)
+            done = personalise(network, taken, split, settings, seed=SEED, features=features)
+            arrays = layout.arrays(done.trained)
+            # as an honest client sends them; a hostile one sends all
+            sent = {name: a for name, a in arrays.items() if is_flipped or exit_of(name) not in done.worse}
+            client = Contribution(client_id=samples.client_id, exits=sent, examples=len(split.train))
+            made[is_flipped].append(client)
+            if not is_flipped:
+                whole.append(arrays)
+    return Round(honest=made[False], flipped=made[True], whole=whole)
+
+
+def sent_by(round: Round, start: ExitArrays, hostile: int, attack: str) -> list[Contribution]:
+    """Return what arrives where the first `hostile` clients attack; with HONEST they do not."""
+    if attack == HONEST:
+        return list(round.honest)
+    name = attack.removesuffix(FALSE)
+    clients = list(round.honest)
+    for number in range(hostile):
+        own = clients[number]
+        exits = round.flipped[number].exits if name == FLIPPED else ATTACKS[name](round.whole[number], start)
+        clients[number] = replace(own, exits=exits, examples=FALSE_COUNT if attack.endswith(FALSE) else own.examples)
+    return clients
+
+
+class Judge:
+    """Measures exits on the test parts of users who took no part."""
+
+    def __init__(self, network: MultiExitNetwork, users: Sequence[tuple[UserSamples, SampleSplit]]) -> None:
+        self._network = network
+        self._layout = ExitLayout.of(network, "float32")
+        images = torch.cat([samples.images[split.test] for samples, split in users])
+        self._truth = torch.cat([samples.labels[split.test] for samples, split in users])
+        self._features: FeatureCache = compute_features(network, images)
+
+    def accuracy(self, arrays: ExitArrays) -> float:
+        """Return the mean accuracy of the early exits, in [0, 1]."""
+        heads = copy.deepcopy(self._network.heads)
+        state: dict[str, Tensor] = self._layout.state(arrays, self._network.exit_state())
+        heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in state.items()})
+        outputs = run_exits(heads, self._features, torch.arange(len(self._truth)))
+        return float(outputs.accuracies(self._truth)[:-1].mean())
+
+
+def measure(network: MultiExitNetwork, round: Round, judge: Judge, hostile: Sequence[int]) -> pd.DataFrame:
+    """Return strategy, hostile, attack and accuracy, a row each; hostile 0 is the merge of everybody, honest."""
+    start = ExitLayout.of(network, "float32").arrays(network.exit_state())
+    attacks = [name + lie for name in (*ATTACKS, FLIPPED) for lie in ("", FALSE)]
+    rows: list[dict[str, Any]] = []
+    cases = [(0, HONEST), *((count, attack) for count in hostile for attack in attacks)]
+    for count, attack in track(cases, "merging", console=Console(stderr=True)):
+        clients = sent_by(round, start, count, attack)
+        for strategy, settings in strategies(count).items():
+            if len(clients) < settings.needed:
+                continue
+            merged, _ = Merger(settings, PrivacySettings(), start).merge(1, start, clients, "")
+            rows.append({"strategy": strategy, "hostile": count, "attack": attack, "accuracy": judge.accuracy(merged)})
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame, clients: int, start: float) -> str:
+    """Return the table of `measure` for a page: the worst attack for each strategy and number of hostile clients."""
+    counts = sorted(set(table.hostile) - {0})
+    lines = [
+        "| strategy | all honest | " + " | ".join(f"{count} of {clients} hostile" for count in counts) + " |",
+        "|---|" + "---|" * (len(counts) + 1),
+    ]
+    for strategy, part in table.groupby("strategy", sort=False):
+        cells = [f"{part[part.hostile == 0].accuracy.iloc[0]:.1%}"]
+        for count in counts:
+            of = part[part.hostile == count]
+            worst = of.loc[of.accuracy.idxmin()] if len(of) else None
+            cells.append("too few clients" if worst is None else f"{worst.accuracy:.1%} ({worst.attack})")
+        lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
+    attacks = table[table.hostile > 0].attack.nunique()
+    lines += ["", f"Exits before the round: {start:.1%}. In brackets, of {attacks} attacks the one that cost the most."]
+    return "\n".join(lines)
+
+
+def main(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of the global model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table.")],
+    dataset: Annotated[str, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
+    data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
+    clients: Annotated[int, typer.Option(help="Users who take part in the round.")] = 12,
+    judges: Annotated[int, typer.Option(help="Other users, on whose test parts the exits are measured.")] = 40,
+    hostile: Annotated[str, typer.Option(help="Numbers of hostile clients, with commas.")] = "1,2,4,5",
+    epochs: Annotated[int, typer.Option(help="Passes over a user's samples.")] = 5,
+    name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
+    page: Annotated[
+        Path | None, typer.Option(help="A page with marks for the table, such as docs/security.md.")
+    ] = None,
+) -> None:
+    """Attack, merge, measure and print."""
+    torch.set_num_threads(1)
+    allow_messages_outside_a_run()
+    network, metadata = load_network(model)
+    network.freeze_backbone()
+    partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
+    users = users_apart(partitions, set(metadata.trained_on), clients + judges)
+    judge = Judge(network, users[clients:])
+    table = measure(network, train_round(network, users[:clients], epochs), judge, [int(n) for n in hostile.split(",")])
+    file = f"byzantine-{name or dataset}"
+    write_text_atomically(out / f"{file}.csv", table.to_csv(index=False, float_format="%.5f"))
+    start = judge.accuracy(ExitLayout.of(network, "float32").arrays(network.exit_state()))
+    text = markdown(table, clients, start)
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)
+    if page is not None:
+        put_between(page, file, text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
