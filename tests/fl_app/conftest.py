@@ -51,6 +51,8 @@ class Node:
     context: Context | None = None
     reply_with: object = None
     """Called with (message, reply) in place of sending the reply; may return an Error or another RecordDict."""
+    claims: dict = field(default_factory=dict)
+    """What it says in its status answer in place of the truth."""
     received: list[Message] = field(default_factory=list)
     sent: list[RecordDict] = field(default_factory=list)
 
@@ -101,6 +103,9 @@ class InProcessGrid(Grid):
         except Exception as error:
             text = f"\x1b[36mray::actor\x1b[39m\nTraceback (most recent call last):\n  File x\n{error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=message)
+        if node.claims and message.metadata.message_type == "query.status":
+            for key, value in node.claims.items():
+                reply.content["status"][key] = value
         if node.reply_with is not None and message.metadata.message_type == "train":
             content = node.reply_with(message, reply.content)
             if content is None:
