@@ -34,8 +34,8 @@ from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
-from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES
+from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 
 log = logging.getLogger("persephonee.client")
