@@ -42,8 +42,8 @@ class KnownParts:
     def keep(self, images: Tensor, drawn: Parts) -> Parts:
         """Return the parts of N samples: known images keep theirs, new ones get what was drawn.
 
-        A draw that agrees with all that is known is taken as it is, though a user may have the same image in two
-        parts: the same round again is the same bits.
+        A draw that agrees with all that is known is taken as it is: the same round again is the same bits. An older
+        version drew copies of one image into several parts; the lowest of them tells.
 
         Args:
             images: uint8 [N, C, H, W].
@@ -51,9 +51,9 @@ class KnownParts:
         """
         if not len(self):
             return drawn
-        had = self._of(_digests(images))
+        had = self._of(digests(images))
         known = had > 0
-        if bool(((had & drawn)[known] > 0).all()):
+        if bool((had == drawn)[known].all()):
             return drawn
         lowest = np.select([had & part > 0 for part in (TRAIN, CALIBRATION)], [TRAIN, CALIBRATION], TEST)
         return np.where(known, lowest, drawn).astype(np.uint8)
@@ -63,12 +63,12 @@ class KnownParts:
         parts = np.zeros(len(images), dtype=np.uint8)
         for part, indices in ((TRAIN, train), (CALIBRATION, calibration), (TEST, test)):
             parts[indices.numpy()] |= part
-        digests, place = np.unique(_digests(images), return_inverse=True)
-        had = self._of(digests)
+        found, place = np.unique(digests(images), return_inverse=True)
+        had = self._of(found)
         np.bitwise_or.at(had, place, parts)
-        older = self.entries[~np.isin(self.entries & ~_PARTS, digests)]
-        room = max(MOST_REMEMBERED - len(digests), 0)
-        return KnownParts(entries=np.concatenate([older[len(older) - min(room, len(older)) :], digests | had]))
+        older = self.entries[~np.isin(self.entries & ~_PARTS, found)]
+        room = max(MOST_REMEMBERED - len(found), 0)
+        return KnownParts(entries=np.concatenate([older[len(older) - min(room, len(older)) :], found | had]))
 
     def to_text(self) -> str:
         """Return the entries as base64."""
@@ -94,8 +94,8 @@ class KnownParts:
         return found
 
 
-def _digests(images: Tensor) -> Digests:
-    """Return 61 bits of a digest of each image, above three that are 0."""
+def digests(images: Tensor) -> Digests:
+    """Return 61 bits of a digest of each image, above three that are 0; uint64 [N] of uint8 [N, C, H, W]."""
     rows = (image.tobytes() for image in images.numpy())
     whole = [int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little") for row in rows]
     return np.asarray(whole, dtype=np.uint64) & ~_PARTS

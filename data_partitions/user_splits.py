@@ -3,6 +3,7 @@
 The paper (Sec. 4.1) trains on 3,250 FEMNIST writers, personalises 250 others, and holds out 100 images of each.
 """
 
+import logging
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from persephonee.data_partitions.duplicates import first_of_same, near_duplicates
 from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
 from persephonee.data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import digest_of, numpy_generator
+
+logger = logging.getLogger(__name__)
 
 PAPER_PERSONAL_FRACTION = 250 / 3500
 LEAST_TRAIN = 2
@@ -181,6 +185,8 @@ def split_samples(
     Every sample is as likely as any other to be held out, and each class's fraction of a part is its fraction of the
     whole to within one sample. The test part that a data set prescribes (LEAF) is taken as it is. Where an earlier
     round is known, its samples keep their parts, whatever the seed, the settings and the samples that came since.
+    Identical images share a part, that of the first of them, or the test part where one of them is prescribed for it:
+    a copy of a training image would test nothing. Images that are nearly the same are counted, and a warning names two.
 
     Args:
         samples: the user's N samples.
@@ -196,16 +202,19 @@ def split_samples(
     if total < settings.min_samples:
         raise UserTooSmallError(samples.client_id, total, f"at least {settings.min_samples} are needed")
     labels = samples.labels.numpy()
-    everything = np.arange(total)
+    first = first_of_same(samples.images)
+    originals = np.unique(first)
     if samples.fixed_test is None:
-        test = _stratified(everything, labels, _test_count(total, settings), _generator(seed, samples, "test"))
+        num_tests = _test_count(len(originals), settings)
+        test = _stratified(originals, labels, num_tests, _generator(seed, samples, "test"))
     else:
-        test = np.flatnonzero(samples.fixed_test.numpy())
-    rest = np.setdiff1d(everything, test)
+        test = np.unique(first[samples.fixed_test.numpy()])
+    rest = np.setdiff1d(originals, test)
     num_calibration = _share(settings.calibration_fraction, len(rest))
     calibration = _stratified(rest, labels, num_calibration, _generator(seed, samples, "calibration"))
     parts = np.full(total, TRAIN, dtype=np.uint8)
     parts[calibration], parts[test] = CALIBRATION, TEST
+    parts = parts[first]
     if known is not None:
         parts = known.keep(samples.images, parts)
     train, calibration, test = (np.flatnonzero(parts == part) for part in (TRAIN, CALIBRATION, TEST))
@@ -219,9 +228,20 @@ def split_samples(
     labelled = np.zeros(total, dtype=bool)
     labelled[shuffled[: math.floor(settings.labels * len(rest) + 0.5)]] = True
     as_tensor = torch.from_numpy
+    _name_near_duplicates(samples, test, rest)
     return SampleSplit(
         train=as_tensor(train), calibration=as_tensor(calibration), test=as_tensor(test), labelled=as_tensor(labelled)
     )
+
+
+def _name_near_duplicates(samples: UserSamples, test: NDArray[np.int64], rest: NDArray[np.int64]) -> None:
+    pairs = near_duplicates(samples.images, test, rest)
+    if pairs:
+        tested, used = pairs[0]
+        logger.warning(
+            "User %s: %d test images are nearly the same as images that train or calibrate, such as samples %d and %d",
+            *(samples.client_id, len(pairs), tested, used),
+        )
 
 
 def _ranked(ids: Iterable[str], seed: int, purpose: str) -> list[str]:

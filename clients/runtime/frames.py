@@ -4,29 +4,34 @@ A source yields frames to answer, frames that are none, labels that arrive later
 just now.
 """
 
-import csv
 import math
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from persephonee.clients.errors import ClientSettingsError, ImageError
 from persephonee.clients.runtime.device_settings import Frame
 from persephonee.clients.runtime.device_state import ScriptedClock
+from persephonee.clients.runtime.labels_file import (
+    LABELS_FILE,
+    LabelRow,
+    aliases,
+    frame_of,
+    key_of,
+    label_for,
+    read_rows,
+)
+from persephonee.data_partitions.image_decoder import open_image, to_pixels
+from persephonee.data_partitions.limits import MAX_IMAGE_BYTES
+from persephonee.data_partitions.safe_files import read_file
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import uniform_draw
 
-LABELS_FILE = "labels.csv"
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 SETTLE_S = 1.0
 """A file that is younger and does not decode may be half written: it is looked at again."""
 
@@ -34,8 +39,8 @@ _YEAR_S = 365 * 86_400.0
 _LONGEST_LIFE_S = 1000 * _YEAR_S
 _LONGEST_PAUSE_S = _YEAR_S
 
-_LONGEST_NAME = 255
-"""Of a file. A field of `labels.csv` that is longer is what an open quote has swallowed: no event repeats all of it."""
+MOST_TOLD = 100
+"""Lines of a labels file that an event names each; the rest are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,43 +72,38 @@ class LateLabel:
 Item = Frame | NoFrame | LateLabel | None
 
 
-def key_of(name: str) -> str:
-    """Return a file's name as text that can be stored and printed; two names never have the same key.
-
-    A name need not be UTF-8, and Python keeps the bytes that are not as lone surrogates. They become /x and two digits:
-    no name has a slash.
-    """
-    return re.sub("[\udc80-\udcff]", lambda odd: f"/x{ord(odd[0]) - 0xDC00:02x}", name)
-
-
 def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Return an image file as uint8 [C, H, W].
+    """Return an image file as uint8 [C, H, W], decoded as every source of data decodes its images.
 
-    Colours become grey, and grey becomes three equal channels, as the model takes them; transparency is dropped. The
-    size must be the model's: how to crop a photograph is not for this program to guess.
+    Colours become grey, and grey becomes three equal channels, as the model takes them. The size must be the model's:
+    how to crop a photograph is not for this program to guess.
 
     Raises:
-        ImageError: the file is no image, of another size, or of a mode with more than 8 bits a channel.
+        ImageError: the file is no image, of another size, or of a range that is not known.
     """
     channels, height, width = shape
     name = key_of(path.name)
-    pixels: NDArray[np.uint8] | None = None
     try:
-        with Image.open(path) as image:
-            size, mode = image.size, image.mode
-            if size == (width, height) and mode in _MODES:
-                pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        with open_image(read_file(path, MAX_IMAGE_BYTES)) as image:
+            # a photograph may lie on its side until it is decoded
+            if sorted(image.size) != sorted((width, height)):
+                raise _wrong_size(name, image.size, (width, height))
+            pixels = to_pixels(image, channels)
     except FileNotFoundError:
         raise ImageError(f"{name} has gone before it was read: leave files in place.") from None
-    # Pillow's decoders raise whatever odd bytes lead them to: ValueError, RuntimeError, DecompressionBombError, ...
-    except Exception:
-        raise ImageError(f"{name} is no image that can be read: remove it, or write it again.") from None
-    if size != (width, height):
-        raise ImageError(f"{name} is {size[0]}x{size[1]} px, expected {width}x{height}: crop and scale it first.")
-    if pixels is None:
-        raise ImageError(f"{name} has the mode {mode}, expected 8 bits a channel: convert it first.")
-    array = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return torch.from_numpy(array)
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read ({error.strerror}): give a file that this program may read.") from None
+    except ValueError as error:
+        raise ImageError(f"{name} is no image that can be read ({error}): remove it, or write it again.") from None
+    if pixels.shape[1:] != (height, width):
+        raise _wrong_size(name, (pixels.shape[2], pixels.shape[1]), (width, height))
+    return torch.from_numpy(pixels)
+
+
+def _wrong_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
+    return ImageError(
+        f"{name} is {size[0]}x{size[1]} px, expected {expected[0]}x{expected[1]}: crop and scale it first."
+    )
 
 
 class WatchedFolder:
@@ -125,6 +125,8 @@ class WatchedFolder:
         self._shape = shape
         self._classes = {name: number for number, name in enumerate(class_names)}
         self._is_known = is_known
+        self._present: set[str] = set()
+        self._rows: dict[str, LabelRow] = {}
         self._labels: dict[str, str] = {}
         self._labels_read_at = -1
 
@@ -137,20 +139,22 @@ class WatchedFolder:
             yield None
 
     def _new_frames(self) -> Iterator[Item]:
+        now = time.time()
         found = [path for path in self._folder.iterdir() if not path.name.startswith(".") and path.name != LABELS_FILE]
         ages = {path: written for path in found if (written := _written_at(path)) is not None}
+        self._present = {path.name for path in ages}
         for path in sorted(ages, key=lambda path: (ages[path], path.name)):
             key = key_of(path.name)
             if self._is_known(key):
                 continue
             try:
-                yield Frame(key=key, image=read_image(path, self._shape), label=self._label_of(key))
+                yield Frame(key=key, image=read_image(path, self._shape), label=self._label_of(path.name))
             except ImageError as error:
-                if abs(time.time() - ages[path]) > SETTLE_S:
+                if abs(now - ages[path]) > SETTLE_S:
                     yield NoFrame(key=key, reason=str(error))
 
-    def _label_of(self, key: str) -> int | None:
-        return self._classes.get(self._labels.get(key, ""))
+    def _label_of(self, name: str) -> int | None:
+        return self._classes.get(label_for(name, self._labels) or "")
 
     def _new_labels(self) -> Iterator[Item]:
         path = self._folder / LABELS_FILE
@@ -158,7 +162,7 @@ class WatchedFolder:
             written_at = path.stat().st_mtime_ns
             if written_at == self._labels_read_at:
                 return
-            rows, fault = _read_rows(path)
+            rows, faults = read_rows(path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -166,18 +170,32 @@ class WatchedFolder:
             yield NoFrame(key=f"{LABELS_FILE}:{error.strerror}", reason=reason)
             return
         self._labels_read_at = written_at
-        for key, label in rows:
-            if self._labels.get(key) == label or (key, label) == ("name", "label"):
-                continue
-            self._labels[key] = label
-            if label in self._classes:
-                yield LateLabel(key=key, label=self._classes[label])
-            else:
-                known = ", ".join(list(self._classes)[:5])
-                reason = f"the label {label!r} is no class: give {known}, ..."
-                yield NoFrame(key=f"{LABELS_FILE}:{key},{label}", reason=reason)
-        if fault:
-            yield NoFrame(key=f"{LABELS_FILE}:{fault}", reason=fault)
+        new = [row for row in rows if self._rows.get(row.name, row).label != row.label or row.name not in self._rows]
+        lost: list[str] = []
+        for row in new:
+            yield from self._take_row(row, lost)
+        told = [*lost, *faults]
+        for reason in told[:MOST_TOLD]:
+            yield NoFrame(key=f"{LABELS_FILE}:{reason}", reason=reason)
+        if len(told) > MOST_TOLD:
+            reason = f"{len(told) - MOST_TOLD} more lines of {LABELS_FILE} give no label to a frame that is there"
+            yield NoFrame(key=f"{LABELS_FILE}:{reason}", reason=reason)
+
+    def _take_row(self, row: LabelRow, lost: list[str]) -> Iterator[Item]:
+        """Yield a row's label, or that it is none; add to `lost` what is to be said if it names no frame."""
+        self._rows[row.name] = row
+        for name in aliases(row.name):
+            self._labels[name] = row.label
+        if row.label not in self._classes:
+            known = ", ".join(list(self._classes)[:5])
+            reason = f"the label {row.label!r} is no class: give {known}, ..."
+            yield NoFrame(key=f"{LABELS_FILE}:{key_of(row.name)},{row.label}", reason=reason)
+            return
+        key, fault = frame_of(row, self._present, self._is_known)
+        if key is None:
+            lost.append(f"line {row.line} of {LABELS_FILE}: {key_of(row.name)!r} {fault}")
+        else:
+            yield LateLabel(key=key, label=self._classes[row.label])
 
 
 def _written_at(path: Path) -> float | None:
@@ -187,23 +205,6 @@ def _written_at(path: Path) -> float | None:
     except OSError:
         return None
     return found.st_mtime if stat.S_ISREG(found.st_mode) else None
-
-
-def _read_rows(path: Path) -> tuple[list[tuple[str, str]], str]:
-    """Return the keys and labels of a labels file up to the row that is none, and what is wrong there, if anything."""
-    rows: list[tuple[str, str]] = []
-    # surrogates, so that a name in another encoding is the name of its file
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader, line = csv.reader(file), 1
-        try:
-            for row in reader:
-                if len(row) >= 2:
-                    key, label = (key_of(field.strip()[:_LONGEST_NAME]) for field in row[:2])
-                    rows.append((key, label))
-                line = reader.line_num + 1
-        except csv.Error as error:
-            return rows, f"{LABELS_FILE} cannot be read from line {line} on ({error}): see whether a quote is left open"
-    return rows, ""
 
 
 class ReplayedUser:

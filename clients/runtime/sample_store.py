@@ -17,7 +17,7 @@ from torch import Tensor
 from persephonee.clients.errors import ClientSettingsError, StoreError
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_state import Clock
-from persephonee.clients.runtime.perceptual_hash import WORDS, distances, fingerprint
+from persephonee.data_partitions.perceptual_hash import WORDS, distances, fingerprint
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
 from persephonee.multi_exit.losses import UNLABELLED

@@ -13,7 +13,8 @@ import torch
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
 from persephonee.data_partitions.samples import UserSamples, check_index
-from persephonee.data_partitions.sources.image_cells import decode, stack
+from persephonee.data_partitions.sources.image_cells import decode, refuse_too_many, stack
+from persephonee.data_partitions.user_ids import check_ids
 
 HUB_NAME = "flwrlabs/femnist"
 CLASS_NAMES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -46,6 +47,7 @@ class FemnistUsers:
         order = sorted(range(len(natural_ids)), key=lambda i: str(natural_ids[i]))
         self._partition_of = order
         self.client_ids = tuple(str(natural_ids[i]) for i in order)
+        check_ids(self.client_ids, "The FEMNIST copy")
         self.num_partitions = len(order)
         rows = Counter(partitioner.dataset["writer_id"])
         self.counts = tuple(rows[natural_ids[i]] for i in order)
@@ -55,6 +57,7 @@ class FemnistUsers:
         """Return the samples of writer `client_ids[index]`."""
         check_index(index, self.num_partitions)
         client_id = self.client_ids[index]
+        refuse_too_many(self.counts[index], self.image_shape, client_id)
         rows = self._partitioner.load_partition(self._partition_of[index])
         pixels = []
         for number, cell in enumerate(rows["image"]):

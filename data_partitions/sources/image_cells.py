@@ -1,18 +1,16 @@
 """From what a table's cell holds to pixels: encoded bytes, a path, a PIL image or nested lists."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from persephonee.data_partitions.errors import BrokenDataError
-
-Pixels = NDArray[np.uint8]
-GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
+from persephonee.data_partitions.image_decoder import Pixels, is_grey, open_image, to_bytes, to_pixels
+from persephonee.data_partitions.limits import MAX_IMAGE_BYTES, MAX_USER_BYTES
+from persephonee.data_partitions.safe_files import path_below, read_file
 
 
 def number_of_channels(cell: Any, folder: Path) -> int:
@@ -23,18 +21,17 @@ def number_of_channels(cell: Any, folder: Path) -> int:
     """
     if isinstance(cell, list | np.ndarray):
         return 1 if _from_lists(cell).shape[0] == 1 else 3
-    with _open(cell, folder) as image:
-        return 1 if image.mode in GREY_MODES else 3
+    return 1 if is_grey(_open(cell, folder)) else 3
 
 
 def decode(cell: Any, channels: int, folder: Path) -> Pixels:
     """Return a cell as uint8 pixels, shape [channels, H, W].
 
     Args:
-        cell: Hugging Face's {"bytes", "path"}, encoded bytes, a PIL image, or nested lists [H, W] or [H, W, C]
-            (a flat list is a square), integers in [0, 255] or floats in [0, 1].
+        cell: Hugging Face's {"bytes", "path"}, encoded bytes, a path as text, a PIL image, or nested lists [H, W] or
+            [H, W, C] (a flat list is a square), integers in [0, 255] or floats in [0, 1].
         channels: 1 or 3; an image of the other kind is converted.
-        folder: where relative paths start.
+        folder: where relative paths start; no path may lead out of it.
 
     Raises:
         ValueError: the cell is no image; the text says why and leaves naming the row to the caller.
@@ -44,12 +41,7 @@ def decode(cell: Any, channels: int, folder: Path) -> Pixels:
         if pixels.shape[0] != channels:
             raise ValueError(f"it has {pixels.shape[0]} channels and the first image {channels}")
         return pixels
-    with _open(cell, folder) as image:
-        try:
-            array = np.asarray(image.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"it does not decode ({error})") from error
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return to_pixels(_open(cell, folder), channels)
 
 
 def stack(pixels: list[Pixels], shape: tuple[int, int, int], client_id: str) -> Pixels:
@@ -67,29 +59,44 @@ def stack(pixels: list[Pixels], shape: tuple[int, int, int], client_id: str) -> 
     return np.stack(pixels) if pixels else np.empty((0, *shape), dtype=np.uint8)
 
 
+def refuse_too_many(count: int, shape: tuple[int, int, int], client_id: str) -> None:
+    """Refuse to decode more images of one user than fit into memory.
+
+    Raises:
+        BrokenDataError: they would take more than MAX_USER_BYTES.
+    """
+    needed = count * math.prod(shape)
+    if needed > MAX_USER_BYTES:
+        raise BrokenDataError(
+            f"User {client_id} has {count} images of {_size(shape)}, {needed / 2**30:.0f} GiB in memory; "
+            f"expected at most {MAX_USER_BYTES // 2**30} GiB, so give smaller or fewer images."
+        )
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[2]}x{shape[1]} px"
 
 
 def _open(cell: Any, folder: Path) -> Image.Image:
     if isinstance(cell, Image.Image):
-        return cell.copy()
-    source: io.BytesIO | Path
-    if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
-        source = folder / str(cell["path"])
-    else:
-        encoded = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(encoded, bytes):
-            raise ValueError("it is empty" if encoded is None else f"it holds {type(encoded).__name__}, not an image")
-        source = io.BytesIO(encoded)
+        return cell
+    encoded = cell.get("bytes") if isinstance(cell, dict) else cell
+    named = cell.get("path") if isinstance(cell, dict) and encoded is None else cell
+    if isinstance(named, str) and named:
+        encoded = _read_image(folder, named)
+    if not isinstance(encoded, bytes):
+        kind = "nothing" if not encoded else f"{type(encoded).__name__}, which is no image"
+        raise ValueError(f"it holds {kind}; give encoded bytes, or a path below {folder}")
+    return open_image(encoded)
+
+
+def _read_image(folder: Path, named: str) -> bytes:
+    short = named if len(named) <= 60 else f"{named[:57]}..."
     try:
-        return Image.open(source)
-    except FileNotFoundError as error:
-        raise ValueError(f"its file {source} is missing") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"it is too large ({error})") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError("it does not decode (no image format that Pillow knows)") from error
+        return read_file(path_below(folder, named), MAX_IMAGE_BYTES)
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise ValueError(f"its file {short!r} {reason}; give encoded bytes, or a path below {folder}") from error
 
 
 def _from_lists(cell: Any) -> Pixels:
@@ -111,15 +118,3 @@ def _from_lists(cell: Any) -> Pixels:
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise ValueError(f"its shape is {list(array.shape)}, not [H, W] or [H, W, 1 or 3]")
     return np.ascontiguousarray(to_bytes(array).transpose(2, 0, 1))
-
-
-def to_bytes(array: NDArray[Any]) -> Pixels:
-    """Return floats in [0, 1], or integers in [0, 255], as uint8 of the same shape.
-
-    Raises:
-        ValueError: a value outside its range.
-    """
-    top = 1.0 if array.dtype.kind == "f" else 255
-    if array.size and not (array.min() >= 0 and array.max() <= top):
-        raise ValueError(f"its values reach from {array.min()} to {array.max()}, not from 0 to {top:g}")
-    return np.rint(array * 255).astype(np.uint8) if array.dtype.kind == "f" else array.astype(np.uint8)

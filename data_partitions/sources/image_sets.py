@@ -3,6 +3,7 @@
 A row has a label in [0, K) and a cell that `persephonee.data_partitions.sources.image_cells.decode` takes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +12,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
-from persephonee.data_partitions.sources.parquet_files import ParquetFiles, class_label_names, find_files
-from persephonee.data_partitions.sources.parquet_users import to_labels
+from persephonee.data_partitions.image_decoder import IMAGE_SUFFIXES
+from persephonee.data_partitions.limits import MAX_IMAGE_BYTES
+from persephonee.data_partitions.safe_files import is_hidden, read_file, refuse_odd_file, visible_files
+from persephonee.data_partitions.sources.label_column import to_labels
+from persephonee.data_partitions.sources.parquet_files import ParquetFiles, find_files
 
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff"})
+SPLIT_NAMES = frozenset(
+    {"train", "training", "trainset", "val", "valid", "validation", "dev", "eval", "test", "testing", "testset"}
+)
+"""What archives call the parts of a data set; a folder of that name that holds folders is no class."""
 
 Labels = NDArray[np.int64]
 
@@ -30,8 +37,8 @@ class ImageSet(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """K names."""
 
-    def cells(self, rows: Labels) -> list[Any]:
-        """Return the images of some rows, in their order, still encoded."""
+    def cells(self, rows: Labels) -> Iterator[Any]:
+        """Yield the images of some rows, in their order, still encoded."""
 
     def folder_of(self, row: int) -> Path:
         """Return the folder in which relative paths of a row start."""
@@ -43,30 +50,37 @@ class ImageSet(Protocol):
 class ClassFolders:
     """A folder with a folder of images for each class, whose name is the class's.
 
+    Hidden files are left out and counted.
+
     Raises:
-        MissingDataError: there are fewer than two such folders, or one of them has no image.
+        MissingDataError: there are fewer than two such folders, they are splits, or one of them has no image.
     """
 
     def __init__(self, folder: Path) -> None:
-        folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        if len(folders) < 2:
-            raise MissingDataError(
-                f"--data-path {folder} has {len(folders)} folders; expected one for each class, or parquet files."
-            )
+        folders = _class_folders(folder)
         self.class_names = tuple(path.name for path in folders)
         self._files: list[Path] = []
         labels: list[int] = []
         for label, path in enumerate(folders):
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = visible_files(folder, path.rglob("*"), lambda file: file.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise MissingDataError(f"The class folder {path} holds no image; remove it or fill it.")
             self._files += found
             labels += [label] * len(found)
         self.labels: Labels = np.asarray(labels, dtype=np.int64)
 
-    def cells(self, rows: Labels) -> list[Any]:
-        """Return the files' bytes."""
-        return [self._files[int(row)].read_bytes() for row in rows]
+    def cells(self, rows: Labels) -> Iterator[Any]:
+        """Yield the files' bytes.
+
+        Raises:
+            BrokenDataError: a file cannot be read, is none any more, or is too large.
+        """
+        for row in rows:
+            path = self._files[int(row)]
+            try:
+                yield read_file(path, MAX_IMAGE_BYTES)
+            except (OSError, ValueError) as error:
+                raise BrokenDataError(f"The image {path} cannot be read: {error}.") from error
 
     def folder_of(self, row: int) -> Path:
         """Return the class's folder."""
@@ -75,6 +89,33 @@ class ClassFolders:
     def describe_row(self, row: int) -> str:
         """Return the file's path."""
         return str(self._files[row])
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """Return the folders that stand for classes, sorted.
+
+    Raises:
+        MissingDataError: there are fewer than two, or they stand for the splits of a data set.
+    """
+    found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path, folder))
+    named = [path for path in found if path.name.casefold() in SPLIT_NAMES]
+    splits = [path for path in named if _holds_folders(path)]
+    if splits and len(named) >= min(2, len(found)):
+        train = next((path for path in splits if path.name.casefold().startswith("train")), splits[0])
+        raise MissingDataError(
+            f"--data-path {folder} holds the splits {', '.join(path.name for path in named)} in place of classes; give "
+            f"one of them, --data-path {train}: every user's images are divided into parts anyway."
+        )
+    if len(found) < 2:
+        inner = f", such as those in {found[0]}" if found and _holds_folders(found[0]) else ""
+        raise MissingDataError(
+            f"--data-path {folder} has {len(found)} folders; expected one for each class{inner}, or parquet files."
+        )
+    return found
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(path.is_dir() and not is_hidden(path, folder) for path in folder.iterdir())
 
 
 class ParquetImages:
@@ -93,11 +134,11 @@ class ParquetImages:
         column = self._files.read_columns([label_column])[label_column]
         if column.null_count or not len(column):
             raise BrokenDataError(f"Column '{label_column}' of {data_path} has {column.null_count} empty labels.")
-        self.labels, names = to_labels(column, class_label_names(self._files.schema, label_column))
+        self.labels, names = to_labels(column, self._files.class_names(label_column), label_column)
         self.class_names = _checked_names(self.labels, names, f"Column '{label_column}' of {data_path}")
 
-    def cells(self, rows: Labels) -> list[Any]:
-        """Return the cells of the image column."""
+    def cells(self, rows: Labels) -> Iterator[Any]:
+        """Yield the cells of the image column."""
         return self._files.cells(self._image_column, rows)
 
     def folder_of(self, row: int) -> Path:
@@ -135,12 +176,12 @@ class HubImages:
             ) from error
         if column.null_count or not len(column):
             raise BrokenDataError(f"Column '{label_column}' of the hub's data set has empty labels.")
-        self.labels, names = to_labels(column, tuple(names) if names else None)
+        self.labels, names = to_labels(column, [(len(column), tuple(names) if names else None)], label_column)
         self.class_names = _checked_names(self.labels, names, f"Column '{label_column}'")
 
-    def cells(self, rows: Labels) -> list[Any]:
-        """Return PIL images."""
-        return list(self._dataset[rows.tolist()][self._image_column])
+    def cells(self, rows: Labels) -> Iterator[Any]:
+        """Yield PIL images."""
+        return (self._dataset[int(row)][self._image_column] for row in rows)
 
     def folder_of(self, row: int) -> Path:
         """Return the working folder; the hub's images carry their bytes."""
@@ -157,7 +198,8 @@ def open_image_set(data_path: Path, *, label_column: str, image_column: str) -> 
     Raises:
         DataError: what is missing or broken, in one sentence.
     """
-    if data_path.is_dir() and not any(data_path.glob("*.parquet")):
+    refuse_odd_file(data_path)
+    if data_path.is_dir() and not any(not is_hidden(path, data_path) for path in data_path.glob("*.parquet")):
         return ClassFolders(data_path)
     return ParquetImages(data_path, label_column=label_column, image_column=image_column)
 

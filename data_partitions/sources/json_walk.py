@@ -11,20 +11,28 @@ _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb"[,}]")
 _SEPARATOR = re.compile(rb"\s*([,}])")
 _OPENING = re.compile(rb"\s*\{\s*(\})?")
-_END_OF_NUMBERS = re.compile(rb"\]\s*\]")
+_END_OF_NUMBERS = {2: re.compile(rb"\]\s*\]"), 3: re.compile(rb"\]\s*\]\s*\]")}
+_START_OF_ROWS = re.compile(rb"\[\s*\[\s*\[")
 _NO_NUMBERS = re.compile(rb"\[\s*\]")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_UTF8_MARK = b"\xef\xbb\xbf"
 
 
 class JsonWalk:
     """A position within JSON text that moves forward value by value.
 
     Args:
-        data: the text, UTF-8.
+        data: the text, UTF-8, with or without the mark that Windows writes before it.
+
+    Raises:
+        ValueError: it is in another encoding.
     """
 
     def __init__(self, data: bytes) -> None:
+        if data[:2] in _UTF16_MARKS:
+            raise ValueError("its text is UTF-16, not UTF-8")
         self.data = data
-        self.position = 0
+        self.position = len(_UTF8_MARK) if data.startswith(_UTF8_MARK) else 0
 
     def members(self) -> Iterator[str]:
         """Yield the keys of the object here; for each, the caller moves over its value by one of the other methods.
@@ -60,13 +68,16 @@ class JsonWalk:
         return start, self.position
 
     def skip_rows_of_numbers(self) -> tuple[int, int]:
-        """Move over a list of lists of numbers, many times faster than `skip`, and return where it starts and stops.
+        """Move over a list of lists of numbers, or of rows of them, and return where it starts and stops.
+
+        It is many times faster than `skip`.
 
         Raises:
             ValueError: the value is cut off, or holds something else.
         """
         start = self.position
-        end = _NO_NUMBERS.match(self.data, start) or _END_OF_NUMBERS.search(self.data, start)
+        depth = 3 if _START_OF_ROWS.match(self.data, start) else 2
+        end = _NO_NUMBERS.match(self.data, start) or _END_OF_NUMBERS[depth].search(self.data, start)
         if end is None or self.data[start : start + 1] != b"[" or self.data.find(b'"', start, end.end()) >= 0:
             raise ValueError("a whole list of lists of numbers was expected")
         self.position = end.end()
@@ -79,7 +90,10 @@ class JsonWalk:
             ValueError: the value is cut off or no JSON.
         """
         start, stop = self.skip()
-        return json.loads(self.data[start:stop])
+        try:
+            return json.loads(self.data[start:stop])
+        except RecursionError as error:
+            raise ValueError("its lists are nested too deeply") from error
 
     def _stop_of_any(self, position: int) -> int:
         if self.data[position : position + 1] not in (b"{", b"[", b'"'):

@@ -1,8 +1,8 @@
 """Hugging Face style parquet with an image, a user and a label column (`--dataset parquet`).
 
 Schema:
-    image column: struct {bytes, path}, encoded bytes, or nested lists [H, W(, C)].
-    user column: any printable value; its text is the client id.
+    image column: struct {bytes, path}, encoded bytes, paths below the file's folder, or nested lists [H, W(, C)].
+    user column: text, whole numbers or dates; the value's text is the client id (`user_ids.py` says which will do).
     label column: an integer, a ClassLabel (names from the schema), or a string (numbered as the model numbers its class
         names; without a model the classes are the sorted strings).
     hsf_id column, optional: the user's domain.
@@ -18,9 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError
+from persephonee.data_partitions.image_decoder import Pixels
 from persephonee.data_partitions.samples import ModelClasses, UserSamples, check_index
-from persephonee.data_partitions.sources.image_cells import Pixels, decode, number_of_channels, stack
-from persephonee.data_partitions.sources.parquet_files import ParquetFiles, class_label_names, find_files
+from persephonee.data_partitions.sources.image_cells import decode, number_of_channels, refuse_too_many, stack
+from persephonee.data_partitions.sources.label_column import to_labels
+from persephonee.data_partitions.sources.parquet_files import ParquetFiles, find_files
+from persephonee.data_partitions.user_ids import check_ids
 
 DOMAIN_COLUMN = "hsf_id"
 SAMPLED_FOR_CHANNELS = 32
@@ -58,7 +61,7 @@ class ParquetUsers:
         self.name = name
         self._files = ParquetFiles(find_files(data_path))
         self._image_column = image_column
-        with_domain = DOMAIN_COLUMN in self._files.schema.names and DOMAIN_COLUMN not in (user_column, label_column)
+        with_domain = DOMAIN_COLUMN in self._files.columns and DOMAIN_COLUMN not in (user_column, label_column)
         wanted = list(dict.fromkeys([user_column, label_column] + [DOMAIN_COLUMN] * with_domain))
         self._files.require(image_column)
         table = self._files.read_columns(wanted)
@@ -66,12 +69,13 @@ class ParquetUsers:
             raise BrokenDataError(f"{data_path} has no rows.")
         for column in (user_column, label_column):
             self._refuse_empty_cells(table[column], column)
-        self._labels, names = to_labels(table[label_column], class_label_names(self._files.schema, label_column), model)
+        per_file = self._files.class_names(label_column)
+        self._labels, names = to_labels(table[label_column], per_file, label_column, model)
         found = model.count if model else int(self._labels.max()) + 1
         self.num_classes = num_classes or (len(names) if names else found)
         self.class_names = names if names and len(names) == self.num_classes else None
         self._check_label_range(label_column)
-        self.client_ids, self._rows = _rows_by_user(table[user_column])
+        self.client_ids, self._rows = _rows_by_user(table[user_column], user_column)
         self.num_partitions = len(self.client_ids)
         self.counts = tuple(map(len, self._rows))
         self._domains = table[DOMAIN_COLUMN].to_numpy() if with_domain else None
@@ -82,6 +86,7 @@ class ParquetUsers:
         """Return the samples of user `client_ids[index]`, in the order of their rows."""
         check_index(index, self.num_partitions)
         client_id, rows = self.client_ids[index], self._rows[index]
+        refuse_too_many(len(rows), self.image_shape, client_id)
         images = stack(self._decode_rows(rows), self.image_shape, client_id)
         return UserSamples(
             client_id=client_id,
@@ -135,43 +140,29 @@ class ParquetUsers:
         return BrokenDataError(f"The image in {self._files.describe_row(row)} cannot be used: {error}.")
 
 
-def to_labels(
-    column: Any, names: tuple[str, ...] | None, model: ModelClasses | None = None
-) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
-    """Return int64 labels and the class names.
-
-    Strings are numbered by the model's names, else by the column's own, else in sorted order; not so where there is a
-    model: a class that the data lacks would shift the numbers of all that follow.
-    """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_integer(kind):
-        return np.asarray(column.to_numpy(), dtype=np.int64), names
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise BrokenDataError(f"The label column holds {column.type}; expected integers or strings.")
-    texts = column.to_pylist()
-    of_model = model.names if model else ()
-    if model and not of_model and not names:
-        raise LabelRangeError(
-            "The label column holds words, and the model has no class names to number them by; give the numbers of its "
-            f"classes, [0, {model.count})."
-        )
-    known = of_model or names or tuple(sorted(set(texts)))
-    number = {text: index for index, text in enumerate(known)}
-    unknown = sorted(set(texts) - set(known))
-    if unknown:
-        whose = "model" if of_model else "file"
-        raise LabelRangeError(f"The label '{unknown[0]}' is not among the {len(known)} class names of the {whose}.")
-    return np.asarray([number[text] for text in texts], dtype=np.int64), known
-
-
-def _rows_by_user(column: Any) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
+def _rows_by_user(column: Any, name: str) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
     """Return the users' ids, sorted as text, and each one's row numbers in ascending order."""
-    encoded = pa.chunked_array([column.combine_chunks()]).dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.chunk(0)
-    users = [str(value) for value in encoded.dictionary.to_pylist()]
+    encoded = _as_text(column, name).combine_chunks().dictionary_encode()
+    users = encoded.dictionary.to_pylist()
+    check_ids(users, f"Column '{name}'")
     codes = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
     order = np.argsort(codes, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(codes, minlength=len(users)))[:-1])
     ranked = sorted(range(len(users)), key=users.__getitem__)
     return tuple(users[user] for user in ranked), [groups[user] for user in ranked]
+
+
+def _as_text(column: Any, name: str) -> Any:
+    """Return a column of ids as text; what has no text of its own, such as an image or a list, is refused."""
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
+        raise BrokenDataError(
+            f"Column '{name}' holds {kind}, which names no users; name a column of text or whole numbers with "
+            "--user-column."
+        )
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowException as error:
+        raise BrokenDataError(
+            f"Column '{name}' holds {kind}, which is no text; name the column of the users with --user-column."
+        ) from error

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from persephonee.data_partitions.errors import BrokenDataError, NotEnoughUsersError
+from persephonee.data_partitions.image_decoder import Pixels
 from persephonee.data_partitions.samples import UserSamples, check_index
-from persephonee.data_partitions.sources.image_cells import Pixels, decode, number_of_channels, stack
+from persephonee.data_partitions.sources.image_cells import decode, number_of_channels, refuse_too_many, stack
 from persephonee.data_partitions.sources.image_sets import ImageSet
 from persephonee.data_partitions.sources.image_users import ImageUserSettings
 
@@ -74,6 +75,7 @@ class PersonalisedImageNet:
         """Decode the images of user `client_ids[index]`; those of the personal pool have a fixed test part."""
         check_index(index, self.num_partitions)
         client_id, rows = self.client_ids[index], self._rows[index]
+        refuse_too_many(len(rows), self.image_shape, client_id)
         fixed = torch.from_numpy(np.isin(rows, self._tests[index])) if self.pool == "personal" else None
         return UserSamples(
             client_id=client_id,

@@ -18,11 +18,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from persephonee.data_partitions.opening import DataSettings, open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions, UserSamples
 from persephonee.data_partitions.seeds import uniform_draw
+from persephonee.data_partitions.user_ids import folder_name, id_complaint, shown
 from persephonee.fl_app.client_side.asked import AskedFile
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -108,6 +108,9 @@ class ClientNode:
             wanted = bool if key == "share-exits" else str
             if type(value) is not wanted or value == "":
                 raise RunConfigError(f"node configuration: {key}={value!r} is wrong; expected a {wanted.__name__}.")
+        complaint = id_complaint(str(own["client-id"]))
+        if complaint:
+            raise RunConfigError(f"node configuration: client-id {shown(str(own['client-id']))} is no id: {complaint}.")
         if "store" not in own:
             raise RunConfigError("The node configuration has no store; name the folder of this client's exits.")
         store = Path(str(own["store"])).expanduser()
@@ -177,9 +180,8 @@ def in_simulation() -> bool:
 
 
 def store_of(stores: Path, client_id: str) -> Path:
-    """Return a simulated client's folder; a client id may hold letters that a folder's name may not."""
-    name = quote(client_id, safe="")
-    return stores / (name.replace(".", "%2E") if set(name) == {"."} else name)
+    """Return a simulated client's folder."""
+    return stores / folder_name(client_id)
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.user_ids import id_complaint, shown
 from persephonee.fl_app.deployment.addresses import split_address
 from persephonee.fl_app.deployment.node_config import NODE_CONFIG_NAME, data_keys, to_toml
 from persephonee.fl_app.deployment.private_folder import (
@@ -50,8 +51,11 @@ class DeviceMembership:
     """On loopback, for the SuperNode's own parts; two SuperNodes on one machine need two."""
 
     def __post_init__(self) -> None:
-        if not self.client_id.strip() or not self.client_id.isprintable():
-            raise AppError(f"--client-id {self.client_id!r} is no name; give one that no other device has.")
+        complaint = id_complaint(self.client_id)
+        if complaint:
+            raise AppError(
+                f"--client-id {shown(self.client_id)} is no name, since {complaint}; give one that no other device has."
+            )
         if not 1 <= self.port <= 65535:
             raise AppError(f"--port {self.port} is no port; give 1 to 65535.")
         if not self.sources:

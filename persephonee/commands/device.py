@@ -175,14 +175,16 @@ def status(
 def _load_user(
     data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
 ) -> "UserSamples":
+    from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting
 
     partitions = open_fitting(data, network, metadata)
-    if user not in partitions.client_ids:
+    index = find_user(partitions.client_ids, user)
+    if index is None:
         some = ", ".join(partitions.client_ids[:3])
         raise AppError(f"{partitions.name} has no user {user!r}: give --user, such as {some}, or a folder to --watch.")
-    return partitions.load_partition(partitions.client_ids.index(user))
+    return partitions.load_partition(index)
 
 
 def _items(

@@ -73,17 +73,19 @@ def personalise(
 def _load_user(
     data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
 ) -> "UserSamples":
+    from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting
 
     partitions = open_fitting(data, network, metadata)
     others = sorted(set(partitions.client_ids) - set(metadata.trained_on))
     choice = f"take another, such as {', '.join(others[:3])}" if others else "no user is left that it was not"
-    if user not in partitions.client_ids:
+    index = find_user(partitions.client_ids, user)
+    if index is None:
         raise AppError(f"{partitions.name} has no user {user}: {choice}.")
-    if user in metadata.trained_on:
+    if partitions.client_ids[index] in metadata.trained_on:
         raise AppError(f"the model was trained on user {user}, so the result would flatter it: {choice}.")
-    return partitions.load_partition(partitions.client_ids.index(user))
+    return partitions.load_partition(index)
 
 
 def _show(report: "PersonalisationReport", store: Path) -> None:

@@ -65,13 +65,22 @@ def test_new_samples_are_drawn_as_in_a_first_round():
 
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("labels", [1.0, 0.4])
-def test_the_same_round_again_is_the_same_split_also_with_the_same_image_in_two_parts(copies, labels):
+def test_the_same_round_again_is_the_same_split_also_with_copies_of_images(copies, labels):
     samples, settings = user_of(0, 100, copies), SplitSettings(labels=labels)
     first = split_samples(samples, settings, 3)
     again = split_samples(samples, settings, 3, after(samples, first))
     for part in (*PARTS, "labelled"):
         assert torch.equal(getattr(first, part), getattr(again, part))
-    assert bool(numbers(samples, first, "train") & numbers(samples, first, "test")) == (copies == 2)
+    assert not numbers(samples, first, "train") & numbers(samples, first, "test")
+
+
+def test_copies_that_an_older_version_put_into_two_parts_no_longer_test():
+    samples = user_of(0, 100, copies=2)
+    first = torch.arange(0, 200, 2)
+    # each image trained by its first copy, and half of them tested by their second
+    known = KnownParts().after(samples.images, first, torch.tensor([1]), first[50:] + 1)
+    later = user_of(0, 120, copies=2)
+    assert not numbers(later, split_samples(later, SplitSettings(), 0, known), "test") & set(range(100))
 
 
 def test_copies_of_an_image_that_trained_are_not_tested_on_when_a_user_is_divided_anew():

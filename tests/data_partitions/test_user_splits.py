@@ -12,7 +12,8 @@ USERS = [f"f{number:04d}" for number in range(3500)]
 
 
 def user_of(labels: list[int], client_id: str = "f0001", fixed_test: torch.Tensor | None = None) -> UserSamples:
-    images = torch.zeros(len(labels), 1, 28, 28, dtype=torch.uint8)
+    # no two alike: identical images would share a part
+    images = torch.randint(0, 256, (len(labels), 1, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     return UserSamples(client_id=client_id, images=images, labels=torch.tensor(labels), fixed_test=fixed_test)
 
 

@@ -50,8 +50,9 @@ def test_an_image_comes_as_the_model_takes_it(tmp_path):
 def test_what_is_no_image_for_the_model_is_told_in_a_sentence(tmp_path):
     with pytest.raises(ImageError, match=r"large.png is 20x14 px, expected 12x12: crop and scale it first"):
         read_image(write(tmp_path / "large.png", size=(20, 14)), GREY)
-    with pytest.raises(ImageError, match=r"deep.png has the mode I;16"):
-        read_image(write(tmp_path / "deep.png", "I;16"), GREY)
+    Image.fromarray(np.full((12, 12), 70_000, dtype=np.int32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ImageError, match=r"deep.tiff .* 32 bits a channel, whose range is not known"):
+        read_image(tmp_path / "deep.tiff", GREY)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ImageError, match=r"text.png is no image"):
         read_image(tmp_path / "text.png", GREY)
@@ -84,10 +85,12 @@ def test_labels_come_with_a_frame_or_after_it(tmp_path):
     write(tmp_path / "one.png")
     (tmp_path / "labels.csv").write_text("name,label\none.png,b\ntwo.png,a\nthree.png,z\nbroken line\n")
     watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: key == "one.png")
-    first = _until_idle(watched)
-    assert first[:2] == [LateLabel(key="one.png", label=1), LateLabel(key="two.png", label=0)]
-    assert isinstance(first[2], NoFrame)
-    assert "the label 'z' is no class" in first[2].reason
+    label, no_class, no_frame, no_label = _until_idle(watched)
+    assert label == LateLabel(key="one.png", label=1)
+    assert no_class.reason.startswith("the label 'z' is no class")
+    assert no_frame.reason.startswith("line 3 of labels.csv: 'two.png' names no frame that is there")
+    assert no_label.reason.startswith("line 5 of labels.csv holds 'broken line' alone")
+    assert _until_idle(watched) == []
     write(tmp_path / "two.png")
     (frame,) = _until_idle(watched)
     assert isinstance(frame, Frame)
@@ -116,7 +119,8 @@ def test_names_that_are_not_utf8_can_be_stored_stay_apart_and_find_their_labels(
         LateLabel(key="caf/xea.png", label=0),
     ]
     odd, no_class = (item for item in items if isinstance(item, NoFrame))
-    assert odd.reason == "odd/xe9.png is no image that can be read: remove it, or write it again."
+    assert odd.reason.startswith("odd/xe9.png is no image that can be read (it does not decode")
+    assert odd.reason.endswith("remove it, or write it again.")
     assert no_class.reason.startswith("the label '/xe9' is no class")
     for item in items:
         memory.note_answered(item.key)
@@ -151,7 +155,7 @@ def test_a_labels_file_with_an_open_quote_is_read_up_to_it_and_told_once(tmp_pat
     labels = tmp_path / "labels.csv"
     rest = "".join(f"{i}.png,a\n" for i in range(20_000))
     labels.write_text(f'one.png,b\ntwo.png,"a\n{rest}')
-    watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: False)
+    watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: True)
     first, fault = _until_idle(watched)
     assert first == LateLabel(key="one.png", label=1)
     assert fault.reason.startswith("labels.csv cannot be read from line 2 on (field larger than field limit")
@@ -203,6 +207,81 @@ def test_files_that_go_while_the_folder_is_looked_at_are_passed_over(tmp_path, m
     if last_look == 1:
         assert second == NoFrame(key="b.png", reason="b.png has gone before it was read: leave files in place.")
         assert not labels
+
+
+ROWS = [("one.png", "a"), ("two.png", "b"), ("three.png", "a")]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("".join(f"{name},{label}\n" for name, label in ROWS), "utf-8-sig"),
+        ("name;label\r\n" + "".join(f"{name};{label}\r\n" for name, label in ROWS), "utf-8"),
+        ("sep=;\n" + "".join(f"{name};{label}\n" for name, label in ROWS), "utf-8"),
+        ("file\tlabel\tsure\n" + "".join(f"{name}\t{label}\t0,5\n" for name, label in ROWS), "utf-16"),
+        ("".join(f"folder/{name},{label}\n" for name, label in ROWS), "utf-8"),
+        ("".join(f'"C:\\My Photos\\{name}";"{label}"\n' for name, label in ROWS), "utf-8-sig"),
+        ("".join(f"./{name[:-4]} , {label}\n" for name, label in ROWS), "utf-8"),
+    ],
+    ids=["mark", "semicolons", "excel", "tabs", "folders", "windows", "no endings"],
+)
+def test_labels_find_their_frames_however_the_file_is_written(tmp_path, text, encoding):
+    for name, _ in ROWS:
+        write(tmp_path / name)
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    items = ready(tmp_path, known={name for name, _ in ROWS})
+    assert items == [LateLabel(key=name, label="ab".index(label)) for name, label in ROWS]
+    # the same rows before their frames: each line is told, and each frame gets its label when it comes
+    for name, _ in ROWS:
+        (tmp_path / name).rename(tmp_path / f".{name}")
+    watched = WatchedFolder(tmp_path, GREY, ("a", "b"), lambda key: False)
+    told = _until_idle(watched)
+    assert len(told) == 3
+    assert all("names no frame that is there" in item.reason for item in told)
+    for name, _ in ROWS:
+        (tmp_path / f".{name}").rename(tmp_path / name)
+    frames = [item for item in _until_idle(watched) if isinstance(item, Frame)]
+    assert {frame.key: frame.label for frame in frames} == {name: "ab".index(label) for name, label in ROWS}
+
+
+def test_a_name_without_an_ending_that_may_mean_two_files_labels_neither(tmp_path):
+    write(tmp_path / "one.png")
+    write(tmp_path / "one.bmp")
+    (tmp_path / "labels.csv").write_text("one,b\n")
+    (told,) = ready(tmp_path, known={"one.png", "one.bmp"})
+    assert "'one' may mean one.bmp or one.png: write the name with its ending" in told.reason
+    frames = ready(tmp_path)[:2]
+    assert [frame.label for frame in frames] == [None, None]
+
+
+def test_a_label_reaches_a_frame_whose_file_is_gone(tmp_path):
+    (tmp_path / "labels.csv").write_text("watch/one,b\n")
+    assert ready(tmp_path, known={"one.jpeg"}) == [LateLabel(key="one.jpeg", label=1)]
+
+
+def test_thousands_of_lines_without_a_frame_are_counted_and_not_each_told(tmp_path):
+    (tmp_path / "labels.csv").write_text("".join(f"{number}.png,a\n" for number in range(3000)))
+    told = ready(tmp_path)
+    assert len(told) == 101
+    assert told[-1].reason == "2900 more lines of labels.csv give no label to a frame that is there"
+
+
+def test_pipes_in_the_folder_are_passed_over_or_told_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "one.png")
+    os.mkfifo(tmp_path / "labels.csv")
+    (told,) = ready(tmp_path)
+    assert told.reason == "labels.csv cannot be read (it is no regular file): write it again"
+
+
+def test_a_photograph_that_its_camera_marked_as_rotated_is_answered_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    picture = Image.effect_noise((14, 10), 60)
+    picture.save(tmp_path / "turned.png", exif=exif)
+    expected = np.rot90(np.array(picture), -1)[None].copy()
+    assert read_image(tmp_path / "turned.png", (1, 14, 10)).equal(torch.from_numpy(expected))
+    with pytest.raises(ImageError, match=r"turned.png is 10x14 px, expected 14x10"):
+        read_image(tmp_path / "turned.png", (1, 10, 14))
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError
 from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.sources import leaf
 from persephonee.data_partitions.sources.json_walk import JsonWalk
 from persephonee.data_partitions.sources.leaf import LeafUsers
 from tests.conftest import real_data
@@ -121,6 +123,74 @@ def test_a_label_out_of_range_names_the_user(tmp_path):
         LeafUsers(tmp_path, num_classes=62)
 
 
+def test_a_split_by_user_leaves_every_user_s_samples_to_be_divided(tmp_path, caplog):
+    save(tmp_path / "train", "0.json", content({"a": 3, "b": 2}))
+    save(tmp_path / "test", "0.json", content({"c": 4}))
+    users = LeafUsers(tmp_path)
+    assert (users.client_ids, users.counts) == (("a", "b", "c"), (3, 2, 4))
+    assert all(users.load_partition(index).fixed_test is None for index in range(3))
+    assert "split by user (-t user)" in caplog.text
+
+
+def test_whole_numbers_reach_to_255_in_all_of_the_data_or_in_none(tmp_path):
+    whole = content({"a": 3, "blank": 1, "white": 1})
+    data = whole["user_data"]
+    data["a"]["x"] = pixels_of("a", 9)[:3].tolist()
+    data["blank"]["x"], data["white"]["x"] = [[0] * 9], [[1] * 9]
+    users = LeafUsers(save(tmp_path / "whole", "0.json", whole))
+    assert np.array_equal(users.load_partition(0).images.reshape(3, -1), pixels_of("a", 9)[:3])
+    assert users.load_partition(2).images.unique().tolist() == [1]
+    # a blank page of a data set with fractions may be written without a point
+    data["a"]["x"] = (pixels_of("a", 9)[:3] / 255).tolist()
+    users = LeafUsers(save(tmp_path / "fractions", "0.json", whole))
+    assert users.load_partition(2).images.unique().tolist() == [255]
+    data["white"]["x"] = [[255] * 9]
+    with pytest.raises(BrokenDataError, match=r"User white has images of whole numbers.*user a of fractions.*divide"):
+        LeafUsers(save(tmp_path / "both", "0.json", whole))
+    data["a"]["x"], data["white"]["x"] = [[0] * 9] * 3, [[256] * 9]
+    with pytest.raises(BrokenDataError, match=r"user white cannot be used .*not from 0 to 255"):
+        LeafUsers(save(tmp_path / "beyond", "0.json", whole)).load_partition(2)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_images_as_rows_of_rows_are_those_of_flat_lists(tmp_path, indent):
+    flat = content({"a": 3, "b": 1})
+    for record in flat["user_data"].values():
+        record["x"] = np.reshape(record["x"], (-1, SIDE, SIDE)).tolist()
+    users = LeafUsers(save(tmp_path, "0.json", json.dumps(flat, indent=indent)))
+    assert users.image_shape == (1, SIDE, SIDE)
+    assert np.array_equal(users.load_partition(0).images.reshape(3, -1), pixels_of("a", 9)[:3])
+
+
+def test_a_mark_at_the_beginning_is_passed_over_and_utf16_is_named(tmp_path):
+    text = json.dumps(content({"a": 2}))
+    (tmp_path / "0.json").write_text(text, encoding="utf-8-sig")
+    assert np.array_equal(LeafUsers(tmp_path).load_partition(0).images.reshape(2, -1), pixels_of("a", 9)[:2])
+    (tmp_path / "0.json").write_text(text, encoding="utf-16")
+    with pytest.raises(BrokenDataError, match="its text is UTF-16, not UTF-8"):
+        LeafUsers(tmp_path)
+
+
+def test_hidden_files_are_left_out_and_pipes_refused(tmp_path):
+    save(tmp_path, "0.json", content({"a": 2}))
+    (tmp_path / "._0.json").write_bytes(b"\0\5\26\7")
+    assert LeafUsers(tmp_path).counts == (2,)
+    os.mkfifo(tmp_path / "1.json")
+    for path in (tmp_path, tmp_path / "1.json"):
+        with pytest.raises(BrokenDataError, match=r"1\.json is no regular file but a pipe"):
+            LeafUsers(path)
+
+
+def test_json_that_would_exhaust_the_parser_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    text = json.dumps(content({"a": 1}))
+    deep = text.replace('["a"]', "[" * 100_000 + "]" * 100_000)
+    with pytest.raises(BrokenDataError, match="nested too deeply"):
+        LeafUsers(save(tmp_path, "0.json", deep))
+    monkeypatch.setattr(leaf, "MAX_JSON_BYTES", 10)
+    with pytest.raises(BrokenDataError, match="more than 10 bytes"):
+        LeafUsers(save(tmp_path, "0.json", text))
+
+
 def test_a_walk_finds_every_value_where_the_json_module_does():
     value = {"a": [1, {"b": '\\"}'}], "c": {}, "d": None, "e": -1.5e3, "f": "]", "g": [[1, 2], [3]], "h": []}
     walk = JsonWalk(json.dumps(value, indent=2).encode())
@@ -128,12 +198,12 @@ def test_a_walk_finds_every_value_where_the_json_module_does():
 
 
 def test_real_digits_as_leaf_writes_them_are_those_of_the_parquet_file():
-    leaf = open_partitions(DataSettings(dataset="leaf", data_path=real_data("qmnist-leaf")))
+    as_leaf = open_partitions(DataSettings(dataset="leaf", data_path=real_data("qmnist-leaf")))
     parquet_path = real_data("qmnist-by-writer/train.parquet")
     parquet = open_partitions(DataSettings(dataset="parquet", data_path=parquet_path))
-    assert (leaf.num_partitions, leaf.num_classes, leaf.image_shape) == (24, 10, (1, 28, 28))
+    assert (as_leaf.num_partitions, as_leaf.num_classes, as_leaf.image_shape) == (24, 10, (1, 28, 28))
     for index in (0, 5, 23):
-        samples = leaf.load_partition(index)
+        samples = as_leaf.load_partition(index)
         same = parquet.load_partition(parquet.client_ids.index(samples.client_id))
         assert sorted(map(bytes, samples.images.numpy())) == sorted(map(bytes, same.images.numpy()))
         assert torch.equal(samples.labels.bincount(), same.labels.bincount())

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ from PIL import Image
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
 from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.samples import ModelClasses
+from persephonee.data_partitions.sources import image_cells, parquet_files
 from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 from tests.conftest import real_data
 
@@ -176,6 +179,117 @@ def test_a_file_that_is_cut_off_or_no_parquet_is_refused_in_one_sentence(tmp_pat
         with pytest.raises(BrokenDataError, match=r"d\.parquet is no complete parquet file") as caught:
             ParquetUsers(tmp_path / "d.parquet", **COLUMNS)
         assert "\n" not in str(caught.value)
+
+
+def class_label(names: list[str]) -> dict[str, str]:
+    features = {"character": {"_type": "ClassLabel", "names": names}}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
+
+
+def test_files_that_number_the_same_classes_otherwise_are_mapped_by_name(tmp_path):
+    write(tmp_path / "1.parquet", metadata=class_label(["x", "y", "z"]))
+    write(tmp_path / "2.parquet", metadata=class_label(["z", "new", "x"]))
+    users = ParquetUsers(tmp_path, **COLUMNS)
+    assert users.class_names == ("x", "y", "z", "new")
+    # user b has the labels 0, 2, 2 in both files: x z z, then z x x
+    assert users.load_partition(1).labels.tolist() == [0, 2, 2, 2, 0, 0]
+    write(tmp_path / "2.parquet")
+    with pytest.raises(BrokenDataError, match="Some of the files name the classes of column 'character' and others"):
+        ParquetUsers(tmp_path, **COLUMNS)
+    write(tmp_path / "2.parquet", metadata=class_label(["z", "x"]))
+    with pytest.raises(LabelRangeError, match=r"outside \[0, 2\)"):
+        ParquetUsers(tmp_path, **COLUMNS)
+
+
+def test_a_model_that_numbers_the_same_classes_otherwise_decides(tmp_path):
+    path = write(tmp_path / "d.parquet", metadata=class_label(["x", "y", "z"]))
+    users = ParquetUsers(path, model=ModelClasses(count=3, names=("z", "y", "x")), **COLUMNS)
+    assert users.class_names == ("z", "y", "x")
+    assert users.load_partition(1).labels.tolist() == [2, 0, 0]
+
+
+def test_columns_of_arrow_s_view_and_dictionary_types_are_read_like_any_other(tmp_path):
+    cells = [png(pixels_of(row)) for row in range(6)]
+    images = [
+        pa.array(cells, pa.binary_view()),
+        pa.StructArray.from_arrays(
+            [pa.array(cells, pa.binary_view()), pa.nulls(6, pa.string_view())], ["bytes", "path"]
+        ),
+    ]
+    for image in images:
+        path = write(
+            tmp_path / "d.parquet",
+            images=image,
+            users=pa.array(USERS, pa.string_view()),
+            labels=pa.array(list("qpqrpp")).dictionary_encode(),
+            # pyarrow cannot slice a view to write it
+            row_group_size=6,
+        )
+        users = ParquetUsers(path, **COLUMNS)
+        assert (users.client_ids, users.class_names) == (("a", "b", "c"), ("p", "q", "r"))
+        assert np.array_equal(users.load_partition(2).images[0, 0], pixels_of(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1], [2], [1], [3], [2], [1]], "holds list<.*which names no users; name a column of text"),
+        ([{"a": user} for user in USERS], "holds struct<.*which names no users"),
+        ([0.5, 1.5, 0.5, 2.5, 1.5, 0.5], "holds double, which names no users"),
+        ([b"\xff" + user.encode() for user in USERS], "holds binary, which is no text"),
+        (["", *USERS[1:]], "holds the user id '', which cannot be used: it is empty"),
+        (["u" * 129, *USERS[1:]], "holds the user id .* cannot be used: it has 129 characters"),
+    ],
+)
+def test_a_column_that_names_no_users_is_refused_with_what_to_name(tmp_path, values, message):
+    images = [png(pixels_of(row)) for row in range(6)]
+    with pytest.raises(BrokenDataError, match=f"Column 'writer_id' {message}"):
+        ParquetUsers(write(tmp_path / "d.parquet", images=images, users=values), **COLUMNS)
+
+
+def test_users_are_named_by_numbers_dates_and_bytes_that_are_text(tmp_path):
+    images = [png(pixels_of(row)) for row in range(6)]
+    for values, first in (([2, 1, 2, 3, 1, 2], "1"), ([user.encode() for user in USERS], "a"), ([True] * 6, "true")):
+        users = ParquetUsers(write(tmp_path / "d.parquet", images=images, users=values), **COLUMNS)
+        assert users.client_ids[0] == first
+
+
+def test_hidden_copies_of_files_are_left_out_and_counted(tmp_path, caplog):
+    write(tmp_path / "d.parquet")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write(tmp_path / ".ipynb_checkpoints" / "d-checkpoint.parquet")
+    (tmp_path / "._d.parquet").write_bytes(b"\0\5\26\7")
+    assert ParquetUsers(tmp_path, **COLUMNS).counts == (2, 3, 1)
+    assert "2 hidden files are left out" in caplog.text
+
+
+def test_a_small_file_that_decodes_to_gigabytes_is_refused_without_decoding_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_files, "MAX_COLUMN_BYTES", 2**26)
+    rows = 30_000
+    image, word = pa.array([b"x" * 100_000]), pa.array(["w" * 100_000])
+    repeated = [pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), value) for value in (image, word)]
+    table = {"image": repeated[0], "writer_id": ["a"] * rows, "character": [0] * rows}
+    for change in ({}, {"writer_id": repeated[1]}, {"character": repeated[1]}):
+        path = tmp_path / "bomb.parquet"
+        pq.write_table(pa.table({**table, **change}), path, compression="zstd")
+        assert path.stat().st_size < 50_000
+        with pytest.raises(BrokenDataError, match=r"bomb\.parquet: .* more than \d+ bytes in memory; write the file"):
+            ParquetUsers(path, **COLUMNS)
+
+
+def test_a_user_whose_images_do_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    users = ParquetUsers(write(tmp_path / "d.parquet"), **COLUMNS)
+    monkeypatch.setattr(image_cells, "MAX_USER_BYTES", 59)
+    assert len(users.load_partition(0)) == 2
+    with pytest.raises(BrokenDataError, match=r"User b has 3 images of 4x5 px.*give smaller or fewer images"):
+        users.load_partition(1)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "d.parquet")
+    for path in (tmp_path, tmp_path / "d.parquet", tmp_path / "*.parquet"):
+        with pytest.raises(BrokenDataError, match="is no regular file but a pipe"):
+            ParquetUsers(path, **COLUMNS)
 
 
 def test_an_index_out_of_range_is_refused(tmp_path):

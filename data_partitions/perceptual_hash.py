@@ -23,11 +23,17 @@ Fingerprint = NDArray[np.uint64]
 
 def fingerprint(image: Tensor) -> Fingerprint:
     """Return the hash of an image, uint8 [C, H, W], as uint64 words, shape [WORDS]."""
-    grey = image.float().mean(dim=0)[None, None]
-    across = functional.interpolate(grey, (GRID, GRID + 1), mode="area")[0, 0]
-    down = functional.interpolate(grey, (GRID + 1, GRID), mode="area")[0, 0]
-    bits = torch.cat([(across.diff(dim=1) > DEAD_BAND).flatten(), (down.diff(dim=0) > DEAD_BAND).flatten()])
-    return np.packbits(bits.numpy()).view(np.uint64)
+    own: Fingerprint = fingerprints(image[None])[0]
+    return own
+
+
+def fingerprints(images: Tensor) -> NDArray[np.uint64]:
+    """Return the hashes of images, uint8 [N, C, H, W], shape [N, WORDS]."""
+    grey = images.float().mean(dim=1, keepdim=True)
+    across = functional.interpolate(grey, (GRID, GRID + 1), mode="area")[:, 0]
+    down = functional.interpolate(grey, (GRID + 1, GRID), mode="area")[:, 0]
+    bits = [(across.diff(dim=2) > DEAD_BAND).flatten(1), (down.diff(dim=1) > DEAD_BAND).flatten(1)]
+    return np.packbits(torch.cat(bits, dim=1).numpy(), axis=1).view(np.uint64)
 
 
 def distances(one: Fingerprint, others: NDArray[np.uint64]) -> NDArray[np.int64]:
