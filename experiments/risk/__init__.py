@@ -1,0 +1,1 @@
+"""Whether a policy keeps its promise: the rules that choose it, side by side."""

@@ -1,0 +1,100 @@
+"""What each user's personal exits answer on the samples that trained nothing, kept in a file between measurements."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.features import compute_features
+from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.data_partitions.errors import UserTooSmallError
+from persephonee.data_partitions.samples import Partitions
+from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.multi_exit.network import MultiExitNetwork
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UserOutputs:
+    """One user after a round.
+
+    Attributes:
+        user: natural id.
+        logits: of all exits on the calibration and test samples, float32 [M+1, N, K]; calibration samples come first.
+        labels: int64 [N].
+        num_calibration: how many of the N calibrate.
+    """
+
+    user: str
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    num_calibration: int
+
+
+def exit_outputs(
+    network: MultiExitNetwork,
+    partitions: Partitions,
+    users: Sequence[str],
+    *,
+    labelled: bool,
+    schedule: str,
+    file: Path,
+) -> list[UserOutputs]:
+    """Return the outputs of each user who has enough samples, from `file` where it is there.
+
+    Args:
+        network: the global model, frozen.
+        partitions: that holds the users.
+        users: natural ids.
+        labelled: whether the device may use labels.
+        schedule: "paper" or "fast".
+        file: .npz of this very choice.
+    """
+    if not file.exists():
+        made = [_one(network, partitions, user, labelled, schedule) for user in users]
+        arrays = {}
+        for one in (one for one in made if one is not None):
+            arrays[f"{one.user}/logits"], arrays[f"{one.user}/labels"] = one.logits, one.labels
+            arrays[f"{one.user}/num_calibration"] = np.array(one.num_calibration)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, **arrays)
+    with np.load(file) as stored:
+        names = [name.removesuffix("/logits") for name in stored.files if name.endswith("/logits")]
+        return [
+            UserOutputs(
+                user=name,
+                logits=stored[f"{name}/logits"],
+                labels=stored[f"{name}/labels"],
+                num_calibration=int(stored[f"{name}/num_calibration"]),
+            )
+            for name in names
+        ]
+
+
+def _one(
+    network: MultiExitNetwork, partitions: Partitions, user: str, labelled: bool, schedule: str
+) -> UserOutputs | None:
+    samples = partitions.load_partition(partitions.client_ids.index(user))
+    labels = 1.0 if labelled else 0.0
+    try:
+        split = split_samples(samples, SplitSettings(labels=labels), seed=0)
+    except UserTooSmallError:
+        return None
+    settings = PersonalisationSettings(schedule=schedule, weights=loss_weights("auto", labels))
+    features = compute_features(network, samples.images)
+    done = personalise(network, samples, split, settings, seed=0, features=features)
+    kept = network.exit_state()
+    network.load_exit_state(done.exit_weights)
+    chosen = torch.cat([split.calibration, split.test])
+    outputs = run_exits(network.heads, features, chosen)
+    network.load_exit_state(kept)
+    return UserOutputs(
+        user=samples.client_id,
+        logits=outputs.logits.numpy(),
+        labels=samples.labels[chosen].numpy(),
+        num_calibration=len(split.calibration),
+    )

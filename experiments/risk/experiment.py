@@ -1,0 +1,201 @@
+"""The rules side by side: the drop against the last exit, how often the promise is missed, and what it costs.
+
+    python -m persephonee.experiments.risk.experiment --model MODEL --data qmnist --data-path FILE --out runs/risk
+    python -m persephonee.experiments.risk.experiment --model MODEL --data writers --out runs/risk --no-labels
+
+Each redraw divides the users whom the model has not trained on into held-out users, whose curves ship with the model,
+and new ones, and draws the new ones' calibration samples again from those that trained nothing; the losses are counted
+on the rest. Validation users of the pretraining are among them: their samples chose the epoch, and no weight. A redraw
+violates the promise where the new users' mean drop is above the tolerance. Prints the table and writes it as parquet.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from numpy.typing import NDArray
+
+from persephonee.clients.personalisation.calibration import CalibrationSet, calibrate
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.pruning import prune
+from persephonee.clients.personalisation.risk_control import RULES, RiskPool, choose_candidate, pool_curves
+from persephonee.clients.personalisation.risk_curves import (
+    RiskCurve,
+    candidate_losses,
+    expected_excess,
+    labelled_excess,
+    last_exit_temperature,
+    summed,
+)
+from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.user_splits import choose_users
+from persephonee.experiments.risk.exit_outputs import UserOutputs, exit_outputs
+from persephonee.multi_exit.costs import CostTable
+from persephonee.multi_exit.storage import load_network
+
+SETTINGS = PersonalisationSettings()
+PAPER_REDRAWS = 20
+"""Of so many of the redraws only: the search over exits and thresholds takes far longer than the other rules."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A user's samples under every candidate: what the device believes they lose, what they lose, what they cost."""
+
+    believed: NDArray[np.float64]
+    lost: NDArray[np.float64]
+    costs: NDArray[np.float64]
+    answers: CalibrationSet
+    excess: NDArray[np.float64]
+    num_calibration: int
+
+    def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return all samples in a random order."""
+        return rng.permutation(self.lost.shape[1])
+
+    def curve(self, samples: NDArray[np.int64]) -> RiskCurve:
+        """Return the risk curve of some samples."""
+        return summed(self.believed[:, samples], self.costs[:, samples])
+
+
+def prepare(outputs: UserOutputs, costs: CostTable, labelled: bool, temperature: float) -> Prepared:
+    """Return what the rules need of a user."""
+    logits = outputs.logits.astype(np.float64)
+    likely = np.exp(logits - logits.max(axis=2, keepdims=True))
+    confidences = (likely / likely.sum(axis=2, keepdims=True)).max(axis=2)
+    predictions = logits.argmax(axis=2)
+    excess = labelled_excess(predictions, outputs.labels)
+    believed = excess if labelled else expected_excess(predictions, logits[-1], temperature)
+    measured = [
+        candidate_losses(confidences, of, costs.leaving_macs, float(costs.original_macs)) for of in (believed, excess)
+    ]
+    reference = outputs.labels if labelled else predictions[-1]
+    return Prepared(
+        believed=measured[0][0],
+        lost=measured[1][0],
+        costs=measured[1][1],
+        answers=CalibrationSet(
+            confidences=confidences, correct=predictions == reference, leaving_costs=costs.leaving_macs
+        ),
+        excess=excess,
+        num_calibration=outputs.num_calibration,
+    )
+
+
+def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_paper: bool) -> list[dict[str, float]]:
+    """Return a row per new user and rule: user, rule, drop and cost."""
+    order = rng.permutation(len(users))
+    shipped = [users[u].curve(users[u].drawn(rng)) for u in order[:held_out]]
+    new = [(int(u), users[u], users[u].drawn(rng)) for u in order[held_out:]]
+    own = [user.curve(drawn[: user.num_calibration]) for _, user, drawn in new]
+    pools = {
+        "controlled": pool_curves(shipped, "controlled", SETTINGS.drop_tolerance),
+        "federated": pool_curves(own, "federated", SETTINGS.drop_tolerance),
+    }
+    rows = []
+    for (number, user, drawn), curve in zip(new, own, strict=True):
+        judged = drawn[user.num_calibration :]
+        outcomes = {rule: _under(user, curve, pool, judged) for rule, pool in pools.items()}
+        if with_paper:
+            outcomes["paper"] = _as_the_paper_says(user, drawn[: user.num_calibration], judged)
+        rows += [{"user": number, "rule": rule, "drop": d, "cost": c} for rule, (d, c) in outcomes.items()]
+    return rows
+
+
+def table_of(rows: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """Return a row per rule, in points: mean drop, its 95 % bootstrap interval over users, and the other measures."""
+    rng, found = np.random.default_rng(0), []
+    for rule in RULES:
+        of = rows[rows.rule == rule]
+        users = of.groupby("user")["drop"].mean().to_numpy()
+        means = users[rng.integers(len(users), size=(2000, len(users)))].mean(axis=1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        each = of.groupby("redraw")["drop"]
+        found.append(
+            {
+                "rule": rule,
+                "drop": 100 * users.mean(),
+                "low": 100 * low,
+                "high": 100 * high,
+                "beyond": (of["drop"] > tolerance).mean(),
+                "worst_tenth": 100 * each.apply(lambda d: d.nlargest(max(1, len(d) // 10)).mean()).mean(),
+                "cost": of["cost"].mean(),
+                "violations": (each.mean() > tolerance).mean(),
+                "redraws": of["redraw"].nunique(),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def main(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of the global model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the users' exit outputs and the table.")],
+    data: Annotated[str, typer.Option(help="qmnist or writers.")] = "writers",
+    data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
+    labels: Annotated[bool, typer.Option(help="Whether the devices have labels.")] = True,
+    schedule: Annotated[str, typer.Option(help="fast or paper.")] = "fast",
+    users: Annotated[int, typer.Option(help="At most so many of either kind of users.")] = 150,
+    redraws: Annotated[int, typer.Option(help="Of users and calibration samples.")] = 1000,
+) -> None:
+    """Personalise the users once, then choose policies again and again."""
+    torch.set_num_threads(1)
+    network, metadata = load_network(model)
+    source = "parquet" if data == "qmnist" else "synthetic-writers"
+    partitions = open_partitions(DataSettings(dataset=source, data_path=data_path))
+    shipped = list(metadata.settings["validated_on"])[:users]
+    others = [user for user in partitions.client_ids if user not in metadata.trained_on]
+    groups = {"held-out": shipped, "new": choose_users(others, min(users, len(others)), seed=0)}
+    name = f"{data}-{'labels' if labels else 'none'}-{schedule}"
+    found = {
+        which: exit_outputs(
+            network, partitions, ids, labelled=labels, schedule=schedule, file=out / f"{name}-{which}.npz"
+        )
+        for which, ids in groups.items()
+    }
+    outputs = [one for of in found.values() for one in of]
+    held_out = found["held-out"]
+    temperature = last_exit_temperature(
+        np.concatenate([one.logits[-1] for one in held_out]).astype(np.float64),
+        np.concatenate([one.labels for one in held_out]),
+    )
+    prepared = [prepare(one, network.costs, labels, temperature) for one in outputs]
+    rng, rows = np.random.default_rng(0), []
+    for number in range(redraws):
+        rows += [{**row, "redraw": number} for row in redraw(prepared, len(held_out), rng, number < PAPER_REDRAWS)]
+    table = table_of(pd.DataFrame(rows), SETTINGS.drop_tolerance)
+    table.to_parquet(out / f"{name}.parquet", index=False)
+    typer.echo(table.to_string(index=False, float_format="%.3f"))
+
+
+def _under(user: Prepared, curve: RiskCurve, pool: RiskPool, judged: NDArray[np.int64]) -> tuple[float, float]:
+    chosen = choose_candidate(curve, pool)
+    if chosen is None:
+        return 0.0, 1.0
+    return float(user.lost[chosen, judged].mean()), float(user.costs[chosen, judged].mean())
+
+
+def _as_the_paper_says(
+    user: Prepared, calibrating: NDArray[np.int64], judged: NDArray[np.int64]
+) -> tuple[float, float]:
+    answers = user.answers
+    own = CalibrationSet(
+        confidences=answers.confidences[:, calibrating],
+        correct=answers.correct[:, calibrating],
+        leaving_costs=answers.leaving_costs,
+    )
+    policy: ExitPolicy = prune(own, calibrate(own, SETTINGS), SETTINGS).policy
+    exits = policy.exit_of(answers.confidences[:, judged])
+    leaving = np.full(policy.num_exits + 1, np.nan)
+    leaving[[*policy.exits_in_use, policy.num_exits]] = answers.leaving_costs(policy.exits_in_use)
+    original = answers.leaving_costs(())[-1]
+    return float(user.excess[exits, judged].mean()), float((leaving[exits] / original).mean())
+
+
+if __name__ == "__main__":
+    typer.run(main)
