@@ -1,8 +1,11 @@
 """The folder says where the code runs: what each may import, and what a device must not load."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,8 @@ ROOMS_SEEN = {
     "fl_app/server_side": {"", "wire", "settings"},
 }
 FLOWER = {"flwr", "ray"}
+BROUGHT_ALONG = {"markupsafe"}
+"""Part of what jinja2 offers, under another name."""
 ROOMS_WITH_FLOWER = {"client_side", "server_side", "wire", "simulation", "deployment"}
 # a baseline that is measured against: a Flower app of its own
 PLAIN_FLOWER = ROOT / "benchmarks" / "simulation" / "plain_flower"
@@ -138,3 +143,22 @@ def test_the_on_device_pipeline_runs_where_flower_and_ray_are_missing():
 def test_the_command_line_itself_is_light():
     loaded = loaded_after("import persephonee.commands.application")
     assert not loaded & (FLOWER | {"torch", "pandas", "matplotlib", "persephonee.clients"})
+
+
+def declared() -> set[str]:
+    """Return the modules of the packages that pyproject.toml names, in any extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    named = {re.match(r"[\w-]+", line)[0].replace("_", "-").lower() for line in lines}
+    found = packages_distributions()
+    return {module for module, packages in found.items() if {p.replace("_", "-").lower() for p in packages} & named}
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT.keys() - {"experiments", "benchmarks"}))
+def test_whatever_is_imported_is_declared(folder):
+    allowed = declared() | sys.stdlib_module_names | {"persephonee", *BROUGHT_ALONG}
+    for path in files_of(folder):
+        strangers = others(imports_of(path)) - allowed
+        assert not strangers, (
+            f"{path.relative_to(ROOT)} imports {', '.join(sorted(strangers))}: name it in pyproject.toml"
+        )

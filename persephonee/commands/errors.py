@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import click
+import typer
 from typer.core import TyperGroup
 
 BAD_INPUT = 2
@@ -47,6 +47,10 @@ _EXTRA_OF = {
 
 _ONLY_IN_A_CHECKOUT = ("persephonee.experiments", "persephonee.benchmarks")
 
+_MISUSE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""The base of what typer raises for a wrong call: click's own up to typer 0.25, a copy that is typer's from 0.26 on.
+Neither is exported, and click need not be installed."""
+
 
 class OneSentenceGroup(TyperGroup):
     """The command line's top level: a user's error ends in one sentence, never in a traceback."""
@@ -64,7 +68,7 @@ class OneSentenceGroup(TyperGroup):
         try:
             result = super().main(args, prog_name or "persephonee", complete_var, False, windows_expand_args, **extra)
             status = result if isinstance(result, int) else 0
-        except (click.Abort, KeyboardInterrupt):
+        except (typer.Abort, KeyboardInterrupt):
             status = INTERRUPTED
         except BrokenPipeError:
             # the reader of a pipe has gone, as in `persephonee inspect ... | head -3`
@@ -74,18 +78,18 @@ class OneSentenceGroup(TyperGroup):
             sentence = sentence_of(error)
             if sentence is None:
                 raise
-            click.echo(f"Error: {sentence}", err=True)
+            typer.echo(f"Error: {sentence}", err=True)
             status = BAD_INPUT
         if status == INTERRUPTED:
-            click.echo("Interrupted.", err=True)
+            typer.echo("Interrupted.", err=True)
         sys.exit(status)
 
 
 def sentence_of(error: Exception) -> str | None:
     """Return what to tell the user, or None where the error is a mistake of this program."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return "expected a verb: see persephonee --help."
-    if isinstance(error, click.ClickException):
+    if isinstance(error, _MISUSE):
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return "expected a verb: see persephonee --help."
         return _one_line(error.format_message())
     if _is_expected(error):
         return _one_line(str(error))

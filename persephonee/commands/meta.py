@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
-from click.core import ParameterSource
 
 from persephonee.commands.options import Seed, source_names
+from persephonee.commands.run_settings import given_options
 from persephonee.server.training.meta_settings import MetaSettings
 
 if TYPE_CHECKING:
@@ -63,15 +62,16 @@ OF_PRETRAINING = (
 )
 
 
-def refuse_given(names: Iterable[str], because: str) -> None:
+def refuse_given(context: typer.Context, names: Iterable[str], because: str) -> None:
     """Refuse options that were given and would do nothing."""
-    context = click.get_current_context()
+    given = given_options(context)
     for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if name.replace("_", "-") in given:
             raise typer.BadParameter(f"--{name.replace('_', '-')} does nothing {because}; leave it out.")
 
 
 def meta_learn_and_show(
+    context: typer.Context,
     start: Path,
     settings: MetaSettings | None,
     data: "DataSettings",
@@ -89,7 +89,7 @@ def meta_learn_and_show(
     from persephonee.server.training.meta_model import make_meta_learned_model
     from persephonee.server.training.pretraining_progress import shown_progress
 
-    refuse_given(OF_PRETRAINING, "beside --from")
+    refuse_given(context, OF_PRETRAINING, "beside --from")
     if settings is None:
         raise typer.BadParameter("--from takes a model whose exits are to be meta-learned; add --meta reptile.")
     partitions = open_partitions(data, for_pretraining=True)

@@ -84,6 +84,7 @@ def training_settings(
 @with_groups(training=training_settings, meta=meta_settings, data=data_settings)
 def pretrain(
     *,
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     training: PretrainSettings,
     meta: MetaSettings | None,
@@ -125,9 +126,9 @@ def pretrain(
     from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
 
     if start is not None:
-        meta_learn_and_show(start, meta, data, out, max_users=max_users, sources=sources, overwrite=overwrite)
+        meta_learn_and_show(context, start, meta, data, out, max_users=max_users, sources=sources, overwrite=overwrite)
         return
-    refuse_given(OF_META, "without --from MODEL")
+    refuse_given(context, OF_META, "without --from MODEL")
     if backbone is None or num_exits is None:
         option = "--num-exits" if backbone is not None else "--backbone"
         raise typer.BadParameter(f"{option} is missing; name it, or a trained model with --from.")
