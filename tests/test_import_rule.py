@@ -37,8 +37,8 @@ ROOMS_SEEN = {
     "fl_app/server_side": {"", "wire", "settings"},
 }
 FLOWER = {"flwr", "ray"}
-BROUGHT_ALONG = {"markupsafe"}
-"""Part of what jinja2 offers, under another name."""
+BROUGHT_ALONG = {"markupsafe", "huggingface_hub"}
+"""Jinja2 and timm bring them, and hand out what they make."""
 ROOMS_WITH_FLOWER = {"client_side", "server_side", "wire", "simulation", "deployment"}
 # a baseline that is measured against: a Flower app of its own
 PLAIN_FLOWER = ROOT / "benchmarks" / "simulation" / "plain_flower"

@@ -42,6 +42,7 @@ _EXTRA_OF = {
     "river": "device",
     "psutil": "device",
     "timm": "timm",
+    "huggingface_hub": "timm",
 }
 """Which extra of this project brings an optional package."""
 
