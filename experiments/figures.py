@@ -4,7 +4,8 @@ DIR/shared/            models and measurements, which a second call takes up aga
 DIR/FIGURE-STUDY.*     the picture as PNG and SVG, its numbers as parquet, its claims as parquet and Markdown, and what
                        it was made on as JSON
 DIR/results.md         all of them on one page; `python -m persephonee.experiments.results_page.page` makes the
-project's page DIR/calls.json         what each call was and how long it took, of those that were not killed
+                       project's page of it
+DIR/calls.json         each call that was not killed, and how long it took
 """
 
 import importlib
@@ -29,15 +30,15 @@ from persephonee.multi_exit.atomic_files import write_json_atomically, write_tex
 PAPERS = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline")
 BEYOND = ("users", "seeds", "shift", "heads", "guard", "width", "samples")
 NAMES = PAPERS + BEYOND
-"""The paper's figures in its order, and those beyond it; each is a module `experiments.figure_NAME`."""
+"""The paper's figures in its order, and those beyond it; each is a module `figure_NAME` in `paper/` or `beyond/`."""
 
 CALLS_NAME = "calls.json"
 
 HEADER = """\
 # Figures
 
-Made by `persephonee figures --scale {scale}`. A claim's direction is the same where ours points where the paper's does;
-its size may differ, and the last column says why where ours falls short.
+Made by `persephonee figures --scale {scale}`. "Same direction" says whether ours points where the paper's value does;
+its size may differ.
 """
 
 

@@ -15,12 +15,12 @@ from persephonee.benchmarks.page.sections import cost_section, gpu_section, scal
 from persephonee.benchmarks.page.targets import TARGETS
 from persephonee.benchmarks.result_tables import Result, read_result
 from persephonee.benchmarks.users import ROOT
+from persephonee.experiments.results_page.page_marks import BEGIN, END, written_part
 from persephonee.multi_exit.atomic_files import write_text_atomically
 
 COSTS = ("personalisation-28", "personalisation-mobilenet_v2-224", "personalisation-resnet50-224")
 NAMES = (*COSTS, "simulation", "gpu", "growth", "inference", "device")
 IMAGES = "images"
-BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
 COSTS_WORDS = """\
 ## Personalisation
 
@@ -44,13 +44,6 @@ def main(
     earlier = page.read_text(encoding="utf-8") if page.exists() else ""
     write_text_atomically(page, page_of(results, read_outcomes(out), page.parent / IMAGES, written_part(earlier)))
     typer.echo(f"{page}: {len(results)} of {len(NAMES)} results")
-
-
-def written_part(page: str) -> str:
-    """Return what a person has written on an earlier page, between its two marks; empty where the page lacks them."""
-    _, found, rest = page.partition(BEGIN)
-    written, closed, _ = rest.partition(END)
-    return written.strip() if found and closed else ""
 
 
 def page_of(results: Results, outcomes: list[Outcome], images: Path, written: str = "") -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
 
@@ -40,7 +40,7 @@ def draw(measured: Measured) -> FigureResult:
         axes_of[0].set_ylim(0, max(1.3 * most, 5))
         axes_of[0].set_ylabel("users whom the exit hurts (%)")
         figure.suptitle(measured.study.title, fontsize=10.5)
-    return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
+    return FigureResult(figure=figure, numbers=numbers, claims=_claims(numbers))
 
 
 def table(measured: Measured) -> pd.DataFrame:
@@ -66,16 +66,15 @@ def table(measured: Measured) -> pd.DataFrame:
     return pd.DataFrame({**shares, **means}).reset_index()
 
 
-def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
+def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
     found = []
     for scheme, rows in numbers.groupby("scheme"):
         if scheme == "self-supervision":
             continue
         mean: Any = rows.mean(numeric_only=True)
         found.append(
-            claim_on(
-                measured,
-                f"guard, mean over exits, {scheme}",
+            Claim(
+                claim=f"guard, mean over exits, {scheme}",
                 paper="not given",
                 ours=f"changes {mean.acted:.0%} of exits; hurt {mean.hurt_without:.0%} without, {mean.hurt_with:.0%} "
                 f"with; accuracy {mean.accuracy_without:.1%} without, {mean.accuracy_with:.1%} with; worst "

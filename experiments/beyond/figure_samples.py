@@ -13,7 +13,6 @@ from persephonee.experiments.studies.figure_results import (
     COLOURS,
     Claim,
     FigureResult,
-    claim_on,
     exit_line,
     exit_means,
     first_reaching,
@@ -94,9 +93,8 @@ def _claims(measured: Measured, of_images: dict[str, Measured]) -> tuple[Claim, 
             fewer = "" if cheaper is None else f", at {cheaper:.1f}x fewer MACs"
             gap = 100 * (means.after.iloc[:-1] - original)
             found.append(
-                claim_on(
-                    measured,
-                    f"{train_samples(one):,} training samples, {scheme}",
+                Claim(
+                    claim=f"{train_samples(one):,} training samples, {scheme}",
                     paper="not given",
                     ours=f"{named(after)} reaches the original of {original:.1%}{fewer} (before: {named(before)}); "
                     f"first exit {gap.iloc[0]:+.1f} points, deepest {gap.iloc[-1]:+.1f} "

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
 from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
@@ -62,17 +62,17 @@ def table(seeds: tuple[Measured, ...]) -> pd.DataFrame:
 def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
     last = measured.network.num_exits
     original = numbers[numbers.exit == last].groupby("seed").before.mean()
-    found = [_spread(measured, "original", original)]
+    found = [_spread("original", original)]
     for scheme in SHOWN:
         for exit in range(last):
             rows = numbers[(numbers.scheme == scheme) & (numbers.exit == exit)].set_index("seed")
-            found.append(_spread(measured, f"exit {exit} after {scheme}", rows.after, rows.after - rows.before))
+            found.append(_spread(f"exit {exit} after {scheme}", rows.after, rows.after - rows.before))
     return tuple(found)
 
 
-def _spread(measured: Measured, what: str, accuracies: pd.Series, gains: pd.Series | None = None) -> Claim:
+def _spread(what: str, accuracies: pd.Series, gains: pd.Series | None = None) -> Claim:
     ours = f"{accuracies.mean():.1%} ± {100 * accuracies.std():.1f} points"
     if gains is not None:
         ours += f"; gain {100 * gains.mean():+.1f} ± {100 * gains.std():.1f} points"
-    return claim_on(measured, f"{what}, mean ± standard deviation of three seeds", paper="not given", ours=ours,
+    return Claim(claim=f"{what}, mean ± standard deviation of three seeds", paper="not given", ours=ours,
                     same_direction=None)  # fmt: skip

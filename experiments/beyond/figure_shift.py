@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from persephonee.experiments.studies.domain_users import CENSUS_EMPLOYEES, HIGH_SCHOOL_STUDENTS
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
 from persephonee.server.report.figure_style import figure_style, new_figure
@@ -59,7 +59,7 @@ def draw(measured: Measured, census: Measured, students: Measured) -> FigureResu
         axes_of[0].set_ylabel("accuracy (mean of users)")
         figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         figure.suptitle(measured.study.title, fontsize=10.5)
-    return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, of))
+    return FigureResult(figure=figure, numbers=numbers, claims=_claims(of))
 
 
 def table(of: dict[str, Measured]) -> pd.DataFrame:
@@ -72,7 +72,7 @@ def table(of: dict[str, Measured]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _claims(measured: Measured, of: dict[str, Measured]) -> tuple[Claim, ...]:
+def _claims(of: dict[str, Measured]) -> tuple[Claim, ...]:
     found = []
     for key, group in of.items():
         means = {scheme: exit_means(group, scheme) for scheme in SCHEMES}
@@ -81,9 +81,8 @@ def _claims(measured: Measured, of: dict[str, Measured]) -> tuple[Claim, ...]:
             before = means[SCHEMES[0]].before[exit]
             after = ", ".join(f"{100 * means[scheme].after[exit]:.1f}% ({scheme})" for scheme in SCHEMES)
             found.append(
-                claim_on(
-                    measured,
-                    f"exit {exit}, {users} {PANELS[key].split(',')[0]}",
+                Claim(
+                    claim=f"exit {exit}, {users} {PANELS[key].split(',')[0]}",
                     paper="not given",
                     ours=f"{before:.1%} before; {after}; original {means[SCHEMES[0]].before.iloc[-1]:.1%}",
                     same_direction=None,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
 
@@ -74,9 +74,8 @@ def _cost(measured: Measured, scheme: str) -> str:
 def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
     rows: Any = numbers.itertuples()
     return tuple(
-        claim_on(
-            measured,
-            f"{'the whole policy' if row.exit == 'policy' else f'exit {row.exit}'}, {row.scheme}",
+        Claim(
+            claim=f"{'the whole policy' if row.exit == 'policy' else f'exit {row.exit}'}, {row.scheme}",
             paper="not given",
             ours=f"{row.helped:.0%} helped, {row.hurt:.0%} hurt; p5 {100 * row.p5:+.1f}, p25 {100 * row.p25:+.1f}, "
             f"worst {100 * row.worst:+.1f} points{_cost(measured, row.scheme) if row.exit == 'policy' else ''}",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_means
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
 from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
@@ -54,7 +54,7 @@ def draw(measured: Measured, **others: Measured) -> FigureResult:
         axes_of[0].set_ylabel("accuracy of the deepest exit (mean)")
         shared_legend(figure)
         figure.suptitle(measured.study.title, fontsize=10.5)
-    return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
+    return FigureResult(figure=figure, numbers=numbers, claims=_claims(numbers))
 
 
 def table(all_measured: tuple[Measured, ...]) -> pd.DataFrame:
@@ -86,12 +86,11 @@ def popular_classes(num_classes: int, width: float, share: float = 0.95) -> int:
     return int(np.searchsorted(np.cumsum(popularity / popularity.sum()), share) + 1)
 
 
-def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
+def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
     rows: Any = numbers.itertuples()
     return tuple(
-        claim_on(
-            measured,
-            f"width {row.width:g}, {row.scheme}",
+        Claim(
+            claim=f"width {row.width:g}, {row.scheme}",
             paper="not given",
             ours=f"{row.classes} classes hold 95% of a user's images; original {row.original:.1%}, deepest exit "
             f"{row.before:.1%} to {row.after:.1%}: {100 * (row.after - row.original):+.1f} points on the original "

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, claim_on, exit_line
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_line
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import PAPER as PAPER_COLOUR
 from persephonee.server.report.figure_style import figure_style, new_figure
@@ -61,13 +61,11 @@ def claims(measured: Measured, means: pd.DataFrame) -> tuple[Claim, ...]:
         reached = means.index[means[ours] >= 0]
         best = f"not with {means.index[-1]:,}; {100 * means[ours].iloc[-1]:+.1f} points there"
         found.append(
-            claim_on(
-                measured,
-                f"samples with which exit {exit} is as good as the original",
+            Claim(
+                claim=f"samples with which exit {exit} is as good as the original",
                 paper=f"{samples:,}",
                 ours=f"{reached[0]:,}" if len(reached) else best,
                 same_direction=bool(len(reached)),
-                as_good=bool(len(reached)) and reached[0] <= samples,
             )
         )
     return tuple(found)

@@ -6,7 +6,6 @@ from persephonee.experiments.studies.figure_results import (
     COLOURS,
     Claim,
     FigureResult,
-    claim_on,
     exit_means,
     original_accuracy,
 )
@@ -77,13 +76,11 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
             what = "the original's accuracy" if gain == 0 else f"{gain:.0f} points more than the original"
             ours = times_cheaper(measured, scheme, cost, gain)
             found.append(
-                claim_on(
-                    measured,
-                    f"fewer {NAMES[cost]} for {what}, {scheme}",
+                Claim(
+                    claim=f"fewer {NAMES[cost]} for {what}, {scheme}",
                     paper=f"{times:g}x",
                     ours=_words(measured, scheme, cost, times, gain),
                     same_direction=ours is not None and ours > 1,
-                    as_good=ours is not None and ours >= times,
                 )
             )
     return tuple(found)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from persephonee.experiments.studies.figure_results import COLOURS, FigureResult, busy, claim_on
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
 
@@ -32,9 +32,8 @@ def draw(measured: Measured) -> FigureResult:
         axes.set_ylim(bottom=0)
         figure.suptitle(measured.study.title, fontsize=9.5)
         axes.legend(loc="upper left")
-    claim = claim_on(
-        measured,
-        "latency is linear in the operations",
+    claim = Claim(
+        claim="latency is linear in the operations",
         paper="linear (no number given)",
         ours=f"R² = {line[2]:.3f}{busy(table['load'].max())}",
         same_direction=line[2] > 0.9,

@@ -9,7 +9,6 @@ from persephonee.experiments.studies.figure_results import (
     Claim,
     FigureResult,
     busy,
-    claim_on,
     exit_means,
     original_accuracy,
 )
@@ -84,23 +83,19 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
     early = exit_means(measured, "hard labels").iloc[:-1]
     itself = 100 * float((early.after - early.before).iloc[int(early.after.argmax())])
     factors = [
-        claim_on(
-            measured,
-            what if "training" in what else f"{what}, at the original's accuracy",
+        Claim(
+            claim=what if "training" in what else f"{what}, at the original's accuracy",
             paper=f"{paper:g}x",
             ours=("not reached" if ours is None else f"{ours:.1f}x")
             + (busy(measured.latency["load"].max()) if "throughput" in what else ""),
             same_direction=ours is not None and ours > 1,
-            as_good=ours is not None and ours >= paper,
         )
         for what, paper, ours in factors_of(measured)
     ]
-    best = claim_on(
-        measured,
-        "largest gain of an early exit over the original",
+    best = Claim(
+        claim="largest gain of an early exit over the original",
         paper="+15.9 points",
         ours=f"{gain:+.1f} points; {itself:+.1f} over the same exit before",
         same_direction=bool(gain > 0),
-        as_good=bool(gain >= 15.9),
     )
     return (best, *factors)

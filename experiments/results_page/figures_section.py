@@ -71,10 +71,15 @@ def claims_of(sources: Sources, name: str) -> dict[str, list[Claim]]:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """Return the claims of a figure's table."""
+    """Return the claims of a figure's table; columns that a claim does not have are left out."""
     rows: Any = pd.read_parquet(path).to_dict("records")
     return [
-        Claim(**{**row, "same_direction": None if pd.isna(row["same_direction"]) else bool(row["same_direction"])})
+        Claim(
+            claim=row["claim"],
+            paper=row["paper"],
+            ours=row["ours"],
+            same_direction=None if pd.isna(row["same_direction"]) else bool(row["same_direction"]),
+        )
         for row in rows
     ]
 

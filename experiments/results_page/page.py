@@ -19,6 +19,9 @@ from persephonee.clients.errors import ClientSettingsError
 from persephonee.experiments.figures import BEYOND, PAPERS
 from persephonee.experiments.results_page.figures_section import claims_of, render_commands, render_figures
 from persephonee.experiments.results_page.kept_tables import keep_tables
+from persephonee.experiments.results_page.page_marks import BEGIN as BEGIN_WRITTEN
+from persephonee.experiments.results_page.page_marks import END as END_WRITTEN
+from persephonee.experiments.results_page.page_marks import written_part
 from persephonee.experiments.results_page.runs_section import render_models, render_runs
 from persephonee.experiments.results_page.sharing_section import render_attacks, render_sharing, render_starts
 from persephonee.experiments.results_page.sources import Sources, recognise
@@ -31,30 +34,29 @@ README_STUDY = "ResNet-50"
 HEADER = """\
 # Results
 
-The paper's evaluation on the data that was at hand, its values beside ours. This page is generated from tables; only
-the reasons are written by hand, in `experiments/results_page/reasons.py`. To make it again, run the commands below
-and then
+The paper's evaluation on the data that was at hand, with its values beside ours. A command writes this page from
+tables. A person writes only what stands between the marks in "Where ours falls short", with its date and machine; it
+stays when the rest is replaced. To make the page again, run the commands below and then
 
 ```sh
 python -m persephonee.experiments.results_page.page FOLDERS --out docs/results.md --readme README.md
 ```
 
-with the folders that they wrote; a section whose folders are not named stays as it is. The numbers behind the figures
+with the folders that they wrote. A section whose folders are not named stays as it is. The numbers behind the figures
 and the sections are in [tables/](tables). What stands in for what:
 
 | in the paper | here |
 |---|---|
 | ImageNet, 1,000 classes, 224 px | Tiny ImageNet: 200 of the classes, 64 px, scaled up |
 | ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned |
-| personalised ImageNet, 250 users | users drawn in the same way, how many: with each figure; the width of their \
+| personalised ImageNet, 250 users | users drawn in the same way; each figure says how many; the width of their \
 popularity, which the paper does not print, is 5 of 200 classes: see "How personal the users are" |
 | exits that learn from ImageNet's 1,300 images a class | from 100 a class, and from the original's answers to them |
 | self-distillation at a temperature that the paper does not print | at 4 on photographs, at 1 on handwriting |
 | FEMNIST, 3,250 writers and 250 users | QMNIST (10 digits, real writers); built-in writers (62 characters, drawn) |
 | a Jetson Xavier's CPU | this machine's CPU |
 
-A claim's direction is the same where ours points where the paper's does; the last column gives a reason where ours
-falls short of the paper's value.
+"Same direction" says whether ours points where the paper's value does; how far it goes is for the reader to compare.
 """
 
 
@@ -113,12 +115,13 @@ SECTIONS = (
 
 
 def results_page(sources: Sources, images: Path, earlier: str = "") -> str:
-    """Return the page in Markdown, with the sections of an earlier one where the sources have no tables for them.
+    """Return the page in Markdown.
 
+    What a person wrote on an earlier page stays, and so do its sections for which the sources have no tables.
     Pictures are written into `images`.
     """
     images.mkdir(parents=True, exist_ok=True)
-    lines = [HEADER]
+    lines = [HEADER, "## Where ours falls short", "", BEGIN_WRITTEN, written_part(earlier), END_WRITTEN, ""]
     for section in SECTIONS:
         body = section.render(sources, images) or _section_of(earlier, section.title)
         lines += [f"## {section.title}", "", *(body or [f"Missing: no tables were given. Run {section.missing}.", ""])]
@@ -145,7 +148,11 @@ def readme_part(sources: Sources, page: Path, images: Path, readme: Path) -> str
     here = readme.parent.resolve()
     picture, link = (path.resolve().relative_to(here) for path in (images / "results-3a-resnet50.png", page))
     lines = [f"![Accuracy per exit, before and after personalisation]({picture})", ""]
-    lines += [f"Made on: {chosen}. All figures, and what stands in for which data: [{link}]({link}).", ""]
+    lines += [
+        f"Made on: {chosen}. All figures, what stands in for which data, and why ours falls short where it does: "
+        f"[{link}]({link}).",
+        "",
+    ]
     return "\n".join([*lines, *claims_table(found[chosen])])
 
 

@@ -1,8 +1,22 @@
-"""A part of a page that a command writes: between `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
+"""Parts of a page between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+
+On a page that a person writes, a command fills such a part; on a page that a command writes, a person does, and what is
+written there stays when the page is made again.
+"""
 
 from pathlib import Path
 
 from persephonee.multi_exit.atomic_files import write_text_atomically
+
+BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
+"""The marks around what a person writes on a page that a command makes."""
+
+
+def written_part(page: str) -> str:
+    """Return what a person has written on an earlier page, between its two marks; empty where the page lacks them."""
+    _, found, rest = page.partition(BEGIN)
+    written, closed, _ = rest.partition(END)
+    return written.strip() if found and closed else ""
 
 
 def put_between(page: Path, name: str, text: str) -> None:

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from persephonee.experiments.results_page.reasons import reason
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.workers import write_table
 from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
@@ -44,14 +43,12 @@ class Claim:
         paper: the paper's value.
         ours: ours, or that it was not reached.
         same_direction: whether ours points where the paper's does; None where the paper says nothing.
-        why: why it differs; empty where ours does not fall short.
     """
 
     claim: str
     paper: str
     ours: str
     same_direction: bool | None
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,15 +64,6 @@ class FigureResult:
     figure: Figure
     numbers: pd.DataFrame
     claims: tuple[Claim, ...]
-
-
-def claim_on(
-    measured: Measured, claim: str, *, paper: str, ours: str, same_direction: bool | None, as_good: bool = True
-) -> Claim:
-    """Return a claim with the reason why it differs, where ours points elsewhere or is not as good as the paper's."""
-    falls_short = same_direction is False or not as_good
-    why = reason(measured.study.name, claim, falls_short=falls_short)
-    return Claim(claim=claim, paper=paper, ours=ours, same_direction=same_direction, why=why)
 
 
 def save_result(
@@ -114,8 +102,8 @@ def page(name: str, title: str, made_on: str, claims: Sequence[Claim]) -> str:
 
 def claims_table(claims: Sequence[Claim]) -> list[str]:
     """Return the lines of the claims' table, in Markdown."""
-    lines = ["| claim | paper | ours | same direction | why it differs |", "|---|---|---|---|---|"]
-    return lines + [f"| {c.claim} | {c.paper} | {c.ours} | {DIRECTIONS[c.same_direction]} | {c.why} |" for c in claims]
+    lines = ["| claim | paper | ours | same direction |", "|---|---|---|---|"]
+    return lines + [f"| {c.claim} | {c.paper} | {c.ours} | {DIRECTIONS[c.same_direction]} |" for c in claims]
 
 
 def made_on(measured: Measured) -> str:

@@ -7,11 +7,12 @@ import pytest
 
 from persephonee.benchmarks.benchmark_commands import FAILED, Outcome
 from persephonee.benchmarks.page.numbers import flower_fractions, rate_of, rates, way_cost, way_costs
-from persephonee.benchmarks.page.page import page_of, written_part
+from persephonee.benchmarks.page.page import page_of
 from persephonee.benchmarks.page.targets import TARGETS
 from persephonee.benchmarks.result_tables import Result
 from persephonee.benchmarks.simulation.baselines import FLOWER, OURS, PFL
 from persephonee.benchmarks.simulation.scaling import straight_line, timed_in_turn
+from persephonee.experiments.results_page.page_marks import written_part
 
 MACHINE = {"processor": "A processor", "cores": 2, "threads": 1, "torch": "2.11"}
 ABOUT = {"machine": MACHINE, "dataset": "writers", "backbone": "resnet50", "input_size": 224, "head": "msdnet"}

@@ -5,9 +5,12 @@ import pytest
 from typer.testing import CliRunner
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.experiments.results_page import page_marks
+from persephonee.experiments.results_page.figures_section import read_claims
 from persephonee.experiments.results_page.page import BEGIN, END, SECTIONS, main, replace_part
 from persephonee.experiments.results_page.sharing_section import held_out_means
 from persephonee.experiments.results_page.sources import recognise
+from persephonee.experiments.studies.figure_results import Claim
 
 CONFIG = {
     "dataset": "parquet",
@@ -83,8 +86,8 @@ def write_figure(folder, name, claims):
     return folder
 
 
-def claim(paper="3x", same_direction=True, why=""):
-    return {"claim": "fewer MACs", "paper": paper, "ours": "2x", "same_direction": same_direction, "why": why}
+def claim(paper="3x", same_direction=True):
+    return {"claim": "fewer MACs", "paper": paper, "ours": "2x", "same_direction": same_direction}
 
 
 def run_page(*arguments):
@@ -132,7 +135,7 @@ def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp
 
 
 def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
-    figures = write_figure(tmp_path / "figures", "headline", [claim(), claim(same_direction=False, why="small data")])
+    figures = write_figure(tmp_path / "figures", "headline", [claim(), claim(same_direction=False)])
     write_figure(figures, "3a", [claim()])
     write_figure(figures, "users", [claim(paper="not given", same_direction=None)])
     readme = tmp_path / "README.md"
@@ -140,7 +143,7 @@ def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
     done = run_page(figures, "--out", tmp_path / "docs" / "results.md", "--readme", readme)
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| fewer MACs | 3x | 2x | no | small data |" in page
+    assert "| fewer MACs | 3x | 2x | no |" in page
     assert "| Tiny ImageNet, ResNet-50 | 10 | x86, Python |" in page
     assert "This call took 1 h 30 min on the clock." in page
     # what the paper says nothing of has no column for it
@@ -149,7 +152,23 @@ def test_figures_and_the_readmes_part_come_from_the_claims_tables(tmp_path):
     text = readme.read_text()
     assert text.startswith("# Title\n") and text.endswith(f"{END}\nend\n") and "old" not in text
     assert "(docs/images/results-3a-resnet50.png)" in text and "[docs/results.md](docs/results.md)" in text
-    assert "| fewer MACs | 3x | 2x | yes |  |" in text
+    assert "| fewer MACs | 3x | 2x | yes |" in text
+
+
+def test_what_a_person_wrote_stays_when_the_page_is_made_again(tmp_path):
+    page, run = tmp_path / "results.md", write_run(tmp_path / "digits-none")
+    assert run_page(run, "--out", page).exit_code == 0
+    first = page.read_text()
+    assert f"{page_marks.BEGIN}\n\n{page_marks.END}" in first
+    written = "Written on a day about a machine.\n\n- *MACs.* Too few samples."
+    page.write_text(first.replace(page_marks.BEGIN, f"{page_marks.BEGIN}\n{written}"))
+    assert run_page(run, "--out", page).exit_code == 0
+    assert page.read_text() == first.replace(f"{page_marks.BEGIN}\n", f"{page_marks.BEGIN}\n{written}")
+
+
+def test_claims_that_an_earlier_version_wrote_with_their_reasons_are_read_without_them(tmp_path):
+    pd.DataFrame([{**claim(), "why": "small data"}]).to_parquet(tmp_path / "claims.parquet")
+    assert read_claims(tmp_path / "claims.parquet") == [Claim(**claim())]
 
 
 def test_curves_over_rounds_are_means_over_the_held_out_users(tmp_path):
