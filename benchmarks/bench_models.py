@@ -4,19 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.experiments.studies.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import load_network, save_network
-from persephonee.server.training.global_model import (
-    CHECKPOINT_NAME,
-    MODEL_NAME,
-    GlobalModelSettings,
-    UserFractions,
-    make_global_model,
-)
+from persephonee.server.training.global_model import CHECKPOINT_NAME, MODEL_NAME, make_global_model
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining import pretrain
 from persephonee.server.training.pretraining_settings import PretrainSettings
 

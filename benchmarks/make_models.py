@@ -12,7 +12,7 @@ import typer
 from persephonee.benchmarks.bench_models import EFFORTS, photo_model, pooled_model, writers_model
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.settings import DataSettings
 
 
 @with_groups(data=data_settings)

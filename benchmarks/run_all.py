@@ -19,7 +19,7 @@ from persephonee.benchmarks.benchmark_commands import DONE, Part, is_done, run_p
 from persephonee.benchmarks.users import ROOT, data_options
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.settings import DataSettings
 
 PHOTOS = ("mobilenet_v2", "resnet50")
 PFL = "pfl>=0.6,<0.7"

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from persephonee.data_partitions.opening import DataSettings, Flat
 from persephonee.data_partitions.samples import Partitions, UserSamples
-from persephonee.data_partitions.user_splits import SplitSettings, choose_users
+from persephonee.data_partitions.settings import DataSettings, Flat, SplitSettings
+from persephonee.data_partitions.user_splits import choose_users
 
 ROOT = Path(__file__).resolve().parent.parent
 PERSEPHONEE = (sys.executable, "-c", "from persephonee.commands.application import main; main()")

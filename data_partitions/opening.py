@@ -1,127 +1,10 @@
 """`--dataset NAME` and its options become a source of partitions."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-from persephonee.data_partitions.errors import DataSettingsError
 from persephonee.data_partitions.samples import ModelClasses, Partitions
-from persephonee.data_partitions.sources.image_users import ImageUserSettings
+from persephonee.data_partitions.settings import DEFAULT_LABEL_COLUMN, DataSettings
 
-DATASETS = ("synthetic-writers", "femnist", "parquet", "leaf", "imagefolder")
-NEEDS_PATH = ("parquet", "leaf")
-MAX_WRITERS = 3550
-DEFAULT_LABEL_COLUMN = "character"
 IMAGE_SET_LABEL_COLUMN = "label"
 """What the hub's image sets call their classes; `imagefolder` takes it where no other column is named."""
-
-Flat = Mapping[str, str | int | float | bool]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which data, as the command line and the run configuration say it.
-
-    Raises:
-        DataSettingsError: an unknown data set, a path that is missing or not wanted, or a number out of range.
-    """
-
-    dataset: str = "synthetic-writers"
-    """One of `DATASETS`."""
-
-    data_path: Path | None = None
-    """parquet: a file, folder or pattern; leaf: the folder with train/ and test/; imagefolder: a folder of class
-    folders, or parquet; None for the others."""
-
-    user_column: str = "writer_id"
-    """parquet: the column that names the users."""
-
-    label_column: str = DEFAULT_LABEL_COLUMN
-    """parquet: the column of the classes; imagefolder: likewise, `label` where none is named."""
-
-    image_column: str = "image"
-    """parquet, imagefolder: the column of the images."""
-
-    num_classes: int | None = None
-    """parquet, leaf: K; None takes the model's, or finds it in the data."""
-
-    num_writers: int = MAX_WRITERS
-    """synthetic-writers: how many, in [1, 3550]; a writer is the same however many there are."""
-
-    hub_name: str = ""
-    """imagefolder: a data set of the hub in place of a path, such as owner/name."""
-
-    num_users: int = 250
-    """imagefolder: how many users are drawn; a user is the same however many there are."""
-
-    samples_per_user: int = 600
-    """imagefolder: images of each user."""
-
-    label_skew_width: float = 10.0
-    """imagefolder: standard deviation of a user's Gaussian taste, in classes."""
-
-    image_size: int | None = None
-    """imagefolder: scale and crop images to this side, in px; None leaves them as they are."""
-
-    seed: int = 0
-    """synthetic-writers, imagefolder: another seed gives other writers, other users; an imagefolder's model has to be
-    pretrained with the same."""
-
-    def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise DataSettingsError(f"--dataset {self.dataset} is not known; choose one of {', '.join(DATASETS)}.")
-        if self.dataset == "imagefolder" and (self.data_path is None) != bool(self.hub_name):
-            raise DataSettingsError("--dataset imagefolder needs either --data-path or --hub-name; give one of them.")
-        if self.dataset in NEEDS_PATH and self.data_path is None:
-            raise DataSettingsError(f"--dataset {self.dataset} needs --data-path; name where the data lies.")
-        if self.dataset not in (*NEEDS_PATH, "imagefolder") and self.data_path is not None:
-            raise DataSettingsError(f"--dataset {self.dataset} takes no --data-path; leave out {self.data_path}.")
-        if self.num_classes is not None and self.num_classes < 2:
-            raise DataSettingsError(f"num_classes={self.num_classes} is too small; give 2 or more.")
-        if not 1 <= self.num_writers <= MAX_WRITERS:
-            raise DataSettingsError(f"num_writers={self.num_writers} is not in [1, {MAX_WRITERS}].")
-        if self.seed < 0:
-            raise DataSettingsError(f"seed={self.seed} is negative; give 0 or more.")
-        self.image_users()
-
-    def image_users(self) -> ImageUserSettings:
-        """Return how `imagefolder` draws its users."""
-        return ImageUserSettings(
-            num_users=self.num_users,
-            samples_per_user=self.samples_per_user,
-            label_skew_width=self.label_skew_width,
-            image_size=self.image_size,
-            seed=self.seed,
-        )
-
-    def to_flat(self) -> dict[str, str | int | float | bool]:
-        """Return a flat dictionary for a run configuration, which knows no None: a setting that is None is left out."""
-        values = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-    @classmethod
-    def from_flat(cls, flat: Flat) -> "DataSettings":
-        """Build from a flat dictionary; an empty data_path and a num_classes or image_size of 0 stand for None.
-
-        Raises:
-            DataSettingsError: an unknown key, a value of the wrong type, or what the settings themselves refuse.
-        """
-        numbers = ("num_classes", "num_writers", "num_users", "samples_per_user", "image_size", "seed")
-        types: dict[str, type] = {**dict.fromkeys(numbers, int), "label_skew_width": float}
-        unknown = sorted(set(flat) - {field.name for field in fields(cls)})
-        if unknown:
-            raise DataSettingsError(f"'{unknown[0]}' is no setting of the data; there are {_field_names(cls)}.")
-        for name, value in flat.items():
-            wanted = types.get(name, str)
-            if type(value) is not wanted:
-                raise DataSettingsError(f"{name}={value!r} is {type(value).__name__}; expected {wanted.__name__}.")
-        values: dict[str, object] = dict(flat)
-        if "data_path" in values:
-            values["data_path"] = Path(str(flat["data_path"])) if flat["data_path"] else None
-        for name in ("num_classes", "image_size"):
-            if values.get(name) == 0:
-                values[name] = None
-        return cls(**values)  # type: ignore[arg-type]
 
 
 def open_partitions(
@@ -177,7 +60,3 @@ def _open_image_users(settings: DataSettings, pool: str) -> Partitions:
     else:
         images = open_image_set(settings.data_path, label_column=label_column, image_column=settings.image_column)
     return PersonalisedImageNet(images, settings.image_users(), pool)
-
-
-def _field_names(cls: type[DataSettings]) -> str:
-    return ", ".join(field.name for field in fields(cls))

@@ -18,10 +18,10 @@ from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsers
 from persephonee.data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import digest_of, numpy_generator
+from persephonee.data_partitions.settings import PAPER_PERSONAL_FRACTION, SplitSettings, check_fraction
 
 logger = logging.getLogger(__name__)
 
-PAPER_PERSONAL_FRACTION = 250 / 3500
 LEAST_TRAIN = 2
 """BatchNorm in training takes no batch of one sample."""
 
@@ -35,50 +35,6 @@ class UserSplit:
 
     personal_ids: tuple[str, ...]
     """Users who personalise it; the global model never sees their data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitSettings:
-    """How a user's samples are divided.
-
-    Raises:
-        DataSettingsError: a fraction that is out of its range, or a negative count.
-    """
-
-    test_samples: int = 100
-    """Samples held out for testing where the user has at least `test_samples_from`."""
-
-    test_samples_from: int = 160
-    """The smallest user, in samples, of whom `test_samples` are held out; of smaller ones `test_fraction` is."""
-
-    test_fraction: float = 0.3
-    """Share held out of a smaller user, in [0, 1]."""
-
-    calibration_fraction: float = 0.25
-    """Fraction of the samples outside the test part that calibrates the threshold, in (0, 1)."""
-
-    min_samples: int = 20
-    """The smallest user, in samples, that takes part."""
-
-    labels: float = 1.0
-    """Fraction of the samples outside the test part that is labelled, in [0, 1]; 0 is the unsupervised scheme."""
-
-    def __post_init__(self) -> None:
-        for name in ("test_fraction", "calibration_fraction", "labels"):
-            check_fraction(name, getattr(self, name))
-        if not 0 < self.calibration_fraction < 1:
-            raise DataSettingsError(
-                f"calibration_fraction={self.calibration_fraction} leaves no sample to calibrate or none to train; "
-                "give a number in (0, 1)."
-            )
-        for name in ("test_samples", "min_samples"):
-            if getattr(self, name) < 0:
-                raise DataSettingsError(f"{name}={getattr(self, name)} is negative; give a number of samples.")
-        if self.test_samples_from <= self.test_samples:
-            raise DataSettingsError(
-                f"test_samples_from={self.test_samples_from} leaves nothing to train on beside "
-                f"test_samples={self.test_samples}; give a larger test_samples_from."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,12 +57,6 @@ class SampleSplit:
     def judged(self) -> Tensor:
         """int64 indices of the samples on which exits are judged: the calibration part, and then the test part."""
         return torch.cat([self.calibration, self.test])
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Refuse a fraction outside [0, 1], NaN included."""
-    if not 0.0 <= value <= 1.0:
-        raise DataSettingsError(f"{name}={value} is not a fraction; give a number in [0, 1].")
 
 
 def split_users(

@@ -26,8 +26,9 @@ from persephonee.clients.personalisation.training.exit_training import train_exi
 from persephonee.clients.personalisation.training.fast_training import embed, fit_classifiers
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
-from persephonee.data_partitions.opening import DataSettings, open_partitions
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.settings.run_config import parse_labels
 from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.storage import load_network

@@ -7,11 +7,7 @@ from torch import nn
 
 from persephonee.multi_exit.errors import BackboneError, BackboneNotAllowedError
 from persephonee.multi_exit.own_networks import GIVEN, convolutions, from_module
-
-TORCHVISION = "torchvision"
-TIMM = "timm"
-DEFAULT_SOURCES = (TORCHVISION, TIMM)
-"""Where a backbone may come from unless the owner of the machine allows more (`package.module`, in full)."""
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, TIMM, TORCHVISION
 
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 # timm fetches `hf-hub:` and reads `local-dir:` names; a name that came over the network must not make it do so

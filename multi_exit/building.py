@@ -9,12 +9,13 @@ from torch import nn
 
 from persephonee.multi_exit.answers import ask, make_lazy_layers, probe_images
 from persephonee.multi_exit.attach_points import choose_attach_points, find_attach_points
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES, build_backbone, is_known_family
+from persephonee.multi_exit.backbones import build_backbone, is_known_family
 from persephonee.multi_exit.cutting import MeasuredCNN, assemble
 from persephonee.multi_exit.errors import BackboneError, ModelFileError, SettingsError
 from persephonee.multi_exit.heads import fits
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 from persephonee.multi_exit.own_networks import GIVEN, given_network, unwrapped
+from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.shape_tracer import InputNormalisation
 from persephonee.multi_exit.stems import SMALL_INPUT_PX, STRIDE_1, keep_resolution
 from persephonee.multi_exit.tracing import Measurement, trace

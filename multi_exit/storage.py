@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
+from persephonee.multi_exit.settings import DEFAULT_SOURCES
 
 FORMAT = 1
 

@@ -27,11 +27,11 @@ _HOME_OF = {
     "build_network": "multi_exit.building",
     "load_network": "multi_exit.storage",
     "save_network": "multi_exit.storage",
-    "LossWeights": "multi_exit.losses",
+    "LossWeights": "multi_exit.settings",
     # one user's samples
     "UserSamples": "data_partitions.samples",
     "SampleSplit": "data_partitions.user_splits",
-    "SplitSettings": "data_partitions.user_splits",
+    "SplitSettings": "data_partitions.settings",
     "split_samples": "data_partitions.user_splits",
     # one personalisation round
     "personalise": "clients.personalisation.personalise",
@@ -90,13 +90,13 @@ if TYPE_CHECKING:
     from persephonee.clients.runtime.device import Device as Device
     from persephonee.clients.runtime.device_settings import DeviceSettings as DeviceSettings
     from persephonee.data_partitions.samples import UserSamples as UserSamples
+    from persephonee.data_partitions.settings import SplitSettings as SplitSettings
     from persephonee.data_partitions.user_splits import SampleSplit as SampleSplit
-    from persephonee.data_partitions.user_splits import SplitSettings as SplitSettings
     from persephonee.data_partitions.user_splits import split_samples as split_samples
     from persephonee.multi_exit.building import build_network as build_network
-    from persephonee.multi_exit.losses import LossWeights as LossWeights
     from persephonee.multi_exit.network import MultiExitNetwork as MultiExitNetwork
     from persephonee.multi_exit.network import NetworkSpec as NetworkSpec
+    from persephonee.multi_exit.settings import LossWeights as LossWeights
     from persephonee.multi_exit.storage import ModelMetadata as ModelMetadata
     from persephonee.multi_exit.storage import load_network as load_network
     from persephonee.multi_exit.storage import save_network as save_network

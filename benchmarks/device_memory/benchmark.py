@@ -31,7 +31,8 @@ from persephonee.benchmarks.users import (
 )
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.multi_exit.storage import load_network
 
 SECONDS_BETWEEN_LOOKS = 0.02

@@ -37,9 +37,9 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.commands.errors import sentence_of
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, data_settings, source_names
-from persephonee.data_partitions.opening import DataSettings
 from persephonee.data_partitions.samples import Partitions, UserSamples, to_float
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network

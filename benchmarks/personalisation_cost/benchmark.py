@@ -25,7 +25,7 @@ from persephonee.benchmarks.result_tables import write_result
 from persephonee.benchmarks.users import choose, data_name, run_command
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.storage import load_network
 

@@ -12,9 +12,10 @@ from persephonee.benchmarks.machine import forget_peak, matrix_macs_per_second, 
 from persephonee.benchmarks.personalisation_cost.methods import WAYS, Cost, Task
 from persephonee.benchmarks.users import load_user
 from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.data_partitions.opening import DataSettings, Flat, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples, to_float
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, Flat, SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 

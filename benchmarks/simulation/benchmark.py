@@ -31,9 +31,9 @@ from persephonee.benchmarks.simulation.plain_loop import loop
 from persephonee.benchmarks.users import data_name
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import DataSettings
 from persephonee.data_partitions.samples import Partitions
-from persephonee.data_partitions.user_splits import SplitSettings, choose_users
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.storage import load_network
 

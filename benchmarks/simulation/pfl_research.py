@@ -31,7 +31,8 @@ from torch.nn import functional
 
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings, load_model, open_data, read_settings
 from persephonee.data_partitions.samples import to_float
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 
 

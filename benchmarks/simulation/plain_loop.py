@@ -22,7 +22,8 @@ from persephonee.benchmarks.users import ROOT, CommandFailed, environment, load_
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.reports import Stage
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 
 
 def run_fraction(path: str, schedule: str) -> dict[str, float]:

@@ -24,9 +24,10 @@ from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.multi_exit.losses import LossWeights
+from persephonee.multi_exit.settings import LossWeights
 
 COSTS = ("macs", "latency")
 SCHEDULES = ("paper", "fast")

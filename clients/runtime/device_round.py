@@ -15,8 +15,9 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.runtime.exploration import Validation, agreement_at, explore_logits
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.losses import UNLABELLED, LossWeights
+from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import LossWeights
 
 
 def personalise_from_store(

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
-from persephonee.clients.runtime.orchestrator import OrchestratorSettings
-from persephonee.clients.runtime.sample_store import SampleStoreSettings
-from persephonee.multi_exit.losses import LossWeights
+from persephonee.clients.runtime.settings import OrchestratorSettings, SampleStoreSettings
+from persephonee.multi_exit.settings import LossWeights
 
 
 def automatic_weights(labelled: float) -> LossWeights:

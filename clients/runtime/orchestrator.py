@@ -5,72 +5,19 @@ decision goes to the event log with its reason, and the state to the device's da
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.runtime.conditions import ConditionSettings, Decision, Needs, decide
+from persephonee.clients.runtime.conditions import Decision, Needs, decide
 from persephonee.clients.runtime.device_state import DeviceState
-from persephonee.clients.runtime.drift import DriftMonitor, DriftSettings
+from persephonee.clients.runtime.drift import DriftMonitor
 from persephonee.clients.runtime.event_log import EventLog
 from persephonee.clients.runtime.exploration import Explored, Validation, agreement_at, raised_threshold
 from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, PersistentState
 from persephonee.clients.runtime.phases import OrchestratorState, Phase, Signal, next_phase
+from persephonee.clients.runtime.settings import OrchestratorSettings
 from persephonee.data_partitions.seeds import uniform_draw
 
 _COLLAPSE_Z = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrchestratorSettings:
-    """How a device watches itself.
-
-    Raises:
-        ClientSettingsError: a setting is out of its range.
-    """
-
-    p_expl: float = 0.1
-    """Fraction of the samples of which the last exit is computed too, in [0, 1]."""
-
-    initial_threshold: float = 0.9
-    """thr_conf of the global exits until the first round, in [0, 1]."""
-
-    drop_tolerance: float = 0.01
-    """How much less the policy may agree with the last exit than at calibration, in [0, 1]."""
-
-    window: int = 30
-    """Explored samples from which thr'_conf is chosen, at least 5."""
-
-    collapse_window: int = 50
-    """Samples over which the exit rate is compared with the calibration's, at least 10."""
-
-    collapse_fraction: float = 0.5
-    """The exit rate has collapsed where it is below this fraction of the calibration's, in [0, 1]; 0 never flags it."""
-
-    retry_frames: int = 50
-    """Samples that must pass after a round was given up."""
-
-    drift: DriftSettings = field(default_factory=DriftSettings)
-    """The rule that notices a rising loss."""
-
-    conditions: ConditionSettings = field(default_factory=ConditionSettings)
-    """When a round may begin."""
-
-    adapts: bool = True
-    """Whether drift raises the threshold and asks for rounds; False only watches."""
-
-    max_rounds: int | None = None
-    """No round begins after so many; 0 never personalises, None sets no limit."""
-
-    def __post_init__(self) -> None:
-        for name in ("p_expl", "initial_threshold", "drop_tolerance", "collapse_fraction"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
-        self._require("window", self.window >= 5, "at least 5")
-        self._require("collapse_window", self.collapse_window >= 10, "at least 10")
-        self._require("retry_frames", self.retry_frames >= 0, "at least 0")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ClientSettingsError(f"{name}={getattr(self, name)} is out of range: expected {expected}.")
 
 
 class Orchestrator:

@@ -7,16 +7,16 @@ only grows; the wall clock may jump as it likes.
 """
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from persephonee.clients.errors import ClientSettingsError, StoreError
+from persephonee.clients.errors import StoreError
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_state import Clock
+from persephonee.clients.runtime.settings import SampleStoreSettings
 from persephonee.data_partitions.perceptual_hash import WORDS, distances, fingerprint
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
@@ -24,42 +24,6 @@ from persephonee.multi_exit.losses import UNLABELLED
 
 TRAIN, CALIBRATION = "train", "calibration"
 DAY_S = 86_400.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleStoreSettings:
-    """Bounds of the sample store.
-
-    Raises:
-        ClientSettingsError: a setting is out of its range.
-    """
-
-    max_bytes: int = 64 * 2**20
-    """Of the stored images together; each part has its fraction of it, and its oldest samples go first."""
-
-    max_age_days: float = 90.0
-    """Of running time, as `elapsed` counts it: a jump of the clock ages nothing by more than a third of this."""
-
-    calibration_fraction: float = 0.25
-    """Fraction of the samples that is never trained on, in (0, 1)."""
-
-    similar_bits: int = 2
-    """Hashes that differ in at most so many of their 128 bits belong to near-duplicates; -1 finds none."""
-
-    max_similar: int = 3
-    """How many near-duplicates of one image are kept, itself included."""
-
-    def __post_init__(self) -> None:
-        # the database counts in 64 bits
-        self._require("max_bytes", 1 <= self.max_bytes < 2**63, "1 to 2**63 - 1")
-        self._require("max_age_days", self.max_age_days > 0, "a number > 0")
-        self._require("calibration_fraction", 0 < self.calibration_fraction < 1, "a number in (0, 1)")
-        self._require("similar_bits", self.similar_bits >= -1, "at least -1")
-        self._require("max_similar", self.max_similar >= 1, "at least 1")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ClientSettingsError(f"{name}={getattr(self, name)} is out of range: expected {expected}.")
 
 
 class SampleStore:

@@ -29,9 +29,10 @@ from persephonee.clients.personalisation.features import FeatureCache, compute_f
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.errors import UserTooSmallError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.byzantine.attacks import ATTACKS, FALSE_COUNT
 from persephonee.experiments.results_page.page_marks import put_between
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger, allow_messages_outside_a_run

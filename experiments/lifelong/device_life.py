@@ -18,7 +18,7 @@ from persephonee.clients.runtime.device_settings import DeviceSettings, Frame
 from persephonee.clients.runtime.device_state import ScriptedClock, ScriptedDevice, night_charging
 from persephonee.clients.runtime.drift import DriftSettings
 from persephonee.clients.runtime.event_log import Event
-from persephonee.clients.runtime.orchestrator import OrchestratorSettings
+from persephonee.clients.runtime.settings import OrchestratorSettings
 from persephonee.experiments.lifelong.streams import SAMPLES_PER_DAY, Stream
 from persephonee.multi_exit.network import MultiExitNetwork
 

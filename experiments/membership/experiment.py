@@ -32,8 +32,9 @@ from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.user_splits import SampleSplit
 from persephonee.experiments.membership.attacks import (
     Booleans,

@@ -30,9 +30,10 @@ from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
 from persephonee.data_partitions.errors import UserTooSmallError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.meta_learning.figure import draw_starts
 from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_text_atomically
 from persephonee.multi_exit.network import MultiExitNetwork

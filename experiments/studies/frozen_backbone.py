@@ -22,10 +22,12 @@ from torch.nn import functional
 from persephonee.data_partitions.samples import Partitions, to_float
 from persephonee.multi_exit.atomic_files import write_json_atomically
 from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.losses import LossWeights, personalisation_loss
+from persephonee.multi_exit.losses import personalisation_loss
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import LossWeights
 from persephonee.multi_exit.storage import ModelMetadata, save_network
-from persephonee.server.training.global_model import GlobalModelSettings, choose_training_users, division_of
+from persephonee.server.training.global_model import choose_training_users, division_of
+from persephonee.server.training.global_model_settings import GlobalModelSettings
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from persephonee.server.training.training_samples import SampleTable, gather_samples
 

@@ -23,7 +23,8 @@ import pandas as pd
 
 from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.data_partitions.samples import Partitions, UserSamples
-from persephonee.data_partitions.user_splits import SplitSettings, choose_users
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import choose_users
 from persephonee.experiments.studies.models import global_model, personal_users
 from persephonee.experiments.studies.studies import Study
 from persephonee.experiments.studies.workers import TIME_NAME, load_user, measure_users, write_table, write_time

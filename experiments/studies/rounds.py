@@ -15,7 +15,8 @@ from persephonee.clients.personalisation.personalise import Personalisation, per
 from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.studies.studies import Study
 from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork

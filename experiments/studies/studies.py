@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.experiments.studies.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
-from persephonee.multi_exit.losses import LossWeights
-from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
+from persephonee.multi_exit.settings import LossWeights
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
 SCALES = ("smoke", "quick", "full")

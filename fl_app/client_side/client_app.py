@@ -24,7 +24,8 @@ from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.fl_app.client_side.client_node import ClientNode
 from persephonee.fl_app.client_side.client_sharing import attach_exits, received_exits
 from persephonee.fl_app.client_side.coarse_report import coarse_report

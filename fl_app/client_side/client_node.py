@@ -19,9 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions, UserSamples
 from persephonee.data_partitions.seeds import uniform_draw
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.user_ids import folder_name, id_complaint, shown
 from persephonee.fl_app.client_side.asked import AskedFile
 from persephonee.fl_app.errors import RunConfigError
@@ -29,8 +30,8 @@ from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.run_config import Value, from_flat
 from persephonee.fl_app.wire.model_fit import check_fit, classes_of
 from persephonee.fl_app.wire.model_store import ModelStore
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import ModelMetadata
 
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})

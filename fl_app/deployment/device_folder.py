@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.user_ids import id_complaint, shown
 from persephonee.fl_app.deployment.addresses import split_address
 from persephonee.fl_app.deployment.node_config import NODE_CONFIG_NAME, data_keys, to_toml

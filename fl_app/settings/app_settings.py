@@ -12,14 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
-from persephonee.data_partitions.opening import DataSettings
-from persephonee.data_partitions.user_splits import SplitSettings
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.run_config import Value, from_flat, key_of, keys_below, to_flat
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
-from persephonee.multi_exit.losses import LossWeights
-from persephonee.server.training.global_model import GlobalModelSettings
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, LossWeights
+from persephonee.server.training.global_model_settings import GlobalModelSettings
 
 SMALL_RUN: dict[str, Value] = {
     "pretrain-epochs": 3,

@@ -1,7 +1,8 @@
 """Whether a model fits the data; without Flower, since a device without a server asks too."""
 
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 from persephonee.fl_app.errors import ModelFitError
 from persephonee.multi_exit.network import MultiExitNetwork

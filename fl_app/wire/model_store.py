@@ -10,10 +10,10 @@ from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
 from persephonee.fl_app.wire.limits import CLASS_NAME_CHARACTERS
 from persephonee.fl_app.wire.value_kinds import Text
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
+from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import ModelMetadata, load_network, load_tensors, read_description, save_network
 
 Model = tuple[MultiExitNetwork, ModelMetadata]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from persephonee.clients.runtime.device_settings import DeviceSettings
     from persephonee.clients.runtime.device_state import Clock, DeviceStateSource
     from persephonee.clients.runtime.frames import Item
-    from persephonee.data_partitions.opening import DataSettings
     from persephonee.data_partitions.samples import UserSamples
+    from persephonee.data_partitions.settings import DataSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
     from persephonee.multi_exit.network import MultiExitNetwork
     from persephonee.multi_exit.storage import ModelMetadata
@@ -71,8 +71,7 @@ def life_settings(
     from persephonee.clients.runtime.conditions import ConditionSettings
     from persephonee.clients.runtime.device_settings import DeviceSettings
     from persephonee.clients.runtime.drift import DriftSettings
-    from persephonee.clients.runtime.orchestrator import OrchestratorSettings
-    from persephonee.clients.runtime.sample_store import SampleStoreSettings
+    from persephonee.clients.runtime.settings import OrchestratorSettings, SampleStoreSettings
 
     begin, end = _hours(hours)
     conditions = ConditionSettings(

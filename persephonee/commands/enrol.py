@@ -10,7 +10,7 @@ from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
 
 if TYPE_CHECKING:
-    from persephonee.data_partitions.opening import DataSettings
+    from persephonee.data_partitions.settings import DataSettings
 
 
 @with_groups(data=data_settings)

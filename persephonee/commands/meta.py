@@ -11,7 +11,7 @@ from persephonee.commands.run_settings import given_options
 from persephonee.server.training.meta_settings import MetaSettings
 
 if TYPE_CHECKING:
-    from persephonee.data_partitions.opening import DataSettings
+    from persephonee.data_partitions.settings import DataSettings
 
 META = "Meta-learning, with --from"
 

@@ -11,8 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from persephonee.clients.personalisation.settings import PersonalisationSettings
-    from persephonee.data_partitions.opening import DataSettings
-    from persephonee.data_partitions.user_splits import SplitSettings
+    from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
 
 DATA = "Data"
@@ -107,7 +106,7 @@ def data_settings(
     ] = 0,
 ) -> "DataSettings":
     """Make the DATA settings."""
-    from persephonee.data_partitions.opening import DataSettings
+    from persephonee.data_partitions.settings import DataSettings
 
     return DataSettings(
         dataset=dataset,
@@ -140,7 +139,7 @@ def split_settings(
     ] = 20,
 ) -> "SplitSettings":
     """Make the settings of a user's train, calibration and test parts."""
-    from persephonee.data_partitions.user_splits import SplitSettings
+    from persephonee.data_partitions.settings import SplitSettings
     from persephonee.fl_app.settings.run_config import parse_labels
 
     share = parse_labels(labels)

@@ -23,9 +23,8 @@ from persephonee.commands.options import (
 if TYPE_CHECKING:
     from persephonee.clients.personalisation.reports import PersonalisationReport
     from persephonee.clients.personalisation.settings import PersonalisationSettings
-    from persephonee.data_partitions.opening import DataSettings
     from persephonee.data_partitions.samples import UserSamples
-    from persephonee.data_partitions.user_splits import SplitSettings
+    from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
     from persephonee.multi_exit.network import MultiExitNetwork
     from persephonee.multi_exit.storage import ModelMetadata

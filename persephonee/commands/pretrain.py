@@ -12,10 +12,10 @@ from persephonee.server.training.meta_settings import MetaSettings
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
 if TYPE_CHECKING:
-    from persephonee.data_partitions.opening import DataSettings
     from persephonee.data_partitions.samples import Partitions
+    from persephonee.data_partitions.settings import DataSettings
     from persephonee.multi_exit.network import MultiExitNetwork
-    from persephonee.server.training.global_model import GlobalModelSettings
+    from persephonee.server.training.global_model_settings import GlobalModelSettings
     from persephonee.server.training.pretraining import PretrainResult
 
 Backbone = Annotated[
@@ -123,7 +123,7 @@ def pretrain(
     With --from MODEL --meta METHOD: meta-learn the exits of a trained model instead.
     """
     from persephonee.multi_exit.backbones import source_of
-    from persephonee.server.training.global_model import GlobalModelSettings, UserFractions
+    from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 
     if start is not None:
         meta_learn_and_show(context, start, meta, data, out, max_users=max_users, sources=sources, overwrite=overwrite)

@@ -4,97 +4,23 @@ MODEL/network.json, MODEL/weights-*.safetensors   the model, once it is done
 MODEL/checkpoint.safetensors                      while it is being trained
 """
 
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
-from persephonee.data_partitions.user_splits import PAPER_PERSONAL_FRACTION, choose_users, split_users
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
+from persephonee.data_partitions.user_splits import choose_users, split_users
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 from persephonee.server.errors import PretrainingError
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining import PretrainResult, pretrain
 from persephonee.server.training.pretraining_progress import PretrainProgress
-from persephonee.server.training.pretraining_settings import PretrainSettings
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 MODEL_NAME = "network.json"
-LEAST_PERSONAL_USERS = 100
-"""The paper's ratio leaves too few users of a small data set to say anything about users."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserFractions:
-    """Which users' data the global model may see.
-
-    Raises:
-        PretrainingError: a number is out of its range.
-    """
-
-    personal_users: float | None = None
-    """Users kept back to personalise: a number of them, or below 1 a fraction of all; None is the paper's 250 in 3,500,
-    but 100 where a third of all users is as many, and nobody of a pool that is the global model's anyway."""
-
-    validation_fraction: float = 0.1
-    """Fraction of the other users who only validate, in (0, 1)."""
-
-    max_users: int | None = None
-    """Train and validate on at most this many users, >= 2; None takes all."""
-
-    def __post_init__(self) -> None:
-        wanted = self.personal_users
-        if wanted is not None and (not 0 <= wanted < math.inf or (wanted >= 1 and wanted != int(wanted))):
-            raise PretrainingError(
-                f"personal_users={wanted} is out of range; give a number of users, or a fraction below 1."
-            )
-        if not 0 < self.validation_fraction < 1:
-            raise PretrainingError(
-                f"validation_fraction={self.validation_fraction} is out of range; give a number in (0, 1)."
-            )
-        if self.max_users is not None and self.max_users < 2:
-            raise PretrainingError(f"max_users={self.max_users} is too small; one trains and another validates.")
-
-    def num_personal(self, num_users: int) -> int:
-        """Return how many of `num_users` are kept back."""
-        if self.personal_users is None:
-            paper = round(num_users * PAPER_PERSONAL_FRACTION)
-            return max(paper, min(LEAST_PERSONAL_USERS, num_users // 3))
-        if self.personal_users < 1:
-            return round(self.personal_users * num_users)
-        return int(self.personal_users)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlobalModelSettings:
-    """Which network, and how it is trained."""
-
-    backbone: str = "mobilenet_v2"
-    """A torchvision classification model, `timm/NAME`, or `package.module:function`."""
-
-    num_exits: int = 6
-    """M, early exits besides the original classifier."""
-
-    head: str = "msdnet"
-    """"msdnet" or "pooled"."""
-
-    weights: Path | None = None
-    """Trained weights of the backbone, for `training.mode` "exits"; None begins with random ones."""
-
-    mean: tuple[float, ...] = ()
-    """What trained weights expect to be subtracted from images in [0, 1], per channel; none by default."""
-
-    std: tuple[float, ...] = ()
-    """What the difference is divided by, per channel; given together with `mean`."""
-
-    users: UserFractions = field(default_factory=UserFractions)
-    training: PretrainSettings = field(default_factory=PretrainSettings)
-
-    sources: tuple[str, ...] = DEFAULT_SOURCES
-    """Where backbones may come from."""
 
 
 def choose_training_users(client_ids: tuple[str, ...], shares: UserFractions, seed: int) -> tuple[tuple[str, ...], ...]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from persephonee.data_partitions.seeds import torch_generator
-from persephonee.multi_exit.losses import LossWeights, personalisation_loss
+from persephonee.multi_exit.losses import personalisation_loss
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import LossWeights
 from persephonee.server.errors import PretrainingError, TrainingDivergedError
 from persephonee.server.training.meta_settings import MetaSettings
 from persephonee.server.training.meta_users import MetaUser, MetaUsers, batches_of

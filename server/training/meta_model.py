@@ -5,8 +5,8 @@ from pathlib import Path
 
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.user_splits import choose_users
-from persephonee.multi_exit.backbones import DEFAULT_SOURCES
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import PretrainingError
 from persephonee.server.training.global_model import prepare_folder

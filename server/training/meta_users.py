@@ -9,7 +9,8 @@ from torch import Tensor
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import Partitions, to_float
 from persephonee.data_partitions.seeds import torch_generator
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.server.training.meta_settings import MetaSettings
 

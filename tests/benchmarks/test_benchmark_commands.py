@@ -13,7 +13,7 @@ from persephonee.benchmarks.benchmark_commands import DONE, FAILED, SKIPPED, Par
 from persephonee.benchmarks.result_tables import read_result, write_result
 from persephonee.benchmarks.run_all import SCALES, parts
 from persephonee.benchmarks.users import ROOT, data_name, data_options, run_command
-from persephonee.data_partitions.opening import DataSettings
+from persephonee.data_partitions.settings import DataSettings
 
 WORKS = Part(name="works", command=(sys.executable, "-c", "print('done')"))
 FAILS = Part(name="fails", command=(sys.executable, "-c", f"raise ValueError('no {ROOT}/file')"))

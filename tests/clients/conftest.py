@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from persephonee.data_partitions.samples import UserSamples, to_float
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.losses import joint_loss
 from persephonee.multi_exit.network import MultiExitNetwork

@@ -6,7 +6,8 @@ import torch
 
 from persephonee.data_partitions.duplicates import first_of_same, near_duplicates
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 
 
 def noise(count: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,8 @@ from persephonee.data_partitions import known_parts
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.known_parts import KnownParts
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SampleSplit, SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 
 PARTS = ("train", "calibration", "test")
 

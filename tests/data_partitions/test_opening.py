@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from persephonee.data_partitions.errors import DataError, DataSettingsError, MissingDataError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 
 
 def test_settings_survive_a_flat_dictionary():

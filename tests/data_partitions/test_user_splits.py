@@ -6,7 +6,8 @@ import torch
 
 from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SplitSettings, choose_users, split_samples, split_users
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import choose_users, split_samples, split_users
 
 USERS = [f"f{number:04d}" for number in range(3500)]
 

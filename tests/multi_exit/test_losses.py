@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from persephonee.multi_exit.errors import SettingsError
-from persephonee.multi_exit.losses import LossWeights, joint_loss, joint_weights, personalisation_loss
+from persephonee.multi_exit.losses import joint_loss, joint_weights, personalisation_loss
+from persephonee.multi_exit.settings import LossWeights
 
 EXIT = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
 LAST = torch.tensor([[1.0, 1.5, 0.0], [0.0, -1.0, 3.0]])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from persephonee.clients.errors import NonFiniteLossError
 from persephonee.clients.personalisation.features import FeatureCache
-from persephonee.multi_exit.losses import LossWeights, personalisation_loss
+from persephonee.multi_exit.losses import personalisation_loss
+from persephonee.multi_exit.settings import LossWeights
 
 
 class _Embedding(Protocol):

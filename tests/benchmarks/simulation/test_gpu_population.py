@@ -8,8 +8,8 @@ from persephonee.benchmarks.simulation.gpu_population import load_population, tr
 from persephonee.clients.personalisation.batched_personalise import BatchUser
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.data_partitions.opening import DataSettings
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.building import build_network
 from tests.tiny_cnn import NAME, SIDE, SOURCE, TinyUsers, write_parquet
 

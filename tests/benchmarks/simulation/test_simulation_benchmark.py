@@ -15,9 +15,10 @@ from persephonee.benchmarks.simulation.plain_flower import task
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings
 from persephonee.benchmarks.simulation.plain_loop import loop, run_fraction
 from persephonee.benchmarks.users import CommandFailed, run_command
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import to_float
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.experiments.studies import smoke_network
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network

@@ -11,7 +11,8 @@ import torch
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.building import build_network
 
 

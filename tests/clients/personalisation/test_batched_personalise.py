@@ -9,9 +9,10 @@ from persephonee.clients.personalisation.batched_personalise import BatchUser, p
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.losses import LossWeights
+from persephonee.multi_exit.settings import LossWeights
 
 # 33 samples leave a batch of one behind, which joins the batch before it
 SIZES = (60, 44, 120, 25)

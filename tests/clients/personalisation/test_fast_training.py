@@ -10,9 +10,11 @@ from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.clients.personalisation.training import fast_training
 from persephonee.clients.personalisation.training.fast_training import classify, embed, fit_classifiers, solve
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.losses import LossWeights, personalisation_loss
+from persephonee.multi_exit.losses import personalisation_loss
+from persephonee.multi_exit.settings import LossWeights
 
 SAMPLES, WIDTH, CLASSES = 20, 12, 4
 FAST = PersonalisationSettings(schedule="fast")

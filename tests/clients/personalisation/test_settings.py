@@ -2,7 +2,7 @@ import pytest
 
 from persephonee.clients.errors import ClientError
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
-from persephonee.multi_exit.losses import LossWeights
+from persephonee.multi_exit.settings import LossWeights
 
 
 @pytest.mark.parametrize(

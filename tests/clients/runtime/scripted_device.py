@@ -12,8 +12,7 @@ from persephonee.clients.runtime.device_settings import DeviceSettings, Frame
 from persephonee.clients.runtime.device_state import DeviceState, ScriptedClock, ScriptedDevice
 from persephonee.clients.runtime.drift import DriftSettings
 from persephonee.clients.runtime.event_log import Event
-from persephonee.clients.runtime.orchestrator import OrchestratorSettings
-from persephonee.clients.runtime.sample_store import SampleStoreSettings
+from persephonee.clients.runtime.settings import OrchestratorSettings, SampleStoreSettings
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.multi_exit.network import MultiExitNetwork
 

@@ -12,7 +12,7 @@ from persephonee.clients.runtime.frames import LateLabel, NoFrame
 from persephonee.clients.runtime.phases import Phase
 from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN
 from persephonee.multi_exit.atomic_files import write_json_atomically
-from persephonee.multi_exit.losses import LossWeights
+from persephonee.multi_exit.settings import LossWeights
 from tests.clients.runtime.scripted_device import SETTINGS, frames_of, start
 
 

@@ -10,9 +10,10 @@ from persephonee.clients.runtime.device_state import ScriptedClock
 from persephonee.clients.runtime.drift import DriftSettings
 from persephonee.clients.runtime.event_log import EventLog
 from persephonee.clients.runtime.exploration import Explored, Validation, agreement_at, explore_logits, raised_threshold
-from persephonee.clients.runtime.orchestrator import Orchestrator, OrchestratorSettings
+from persephonee.clients.runtime.orchestrator import Orchestrator
 from persephonee.clients.runtime.persistent_state import MAX_EXPLORED, PersistentState
 from persephonee.clients.runtime.phases import Phase, Signal, next_phase
+from persephonee.clients.runtime.settings import OrchestratorSettings
 from tests.clients.runtime.scripted_device import READY
 
 SETTINGS = OrchestratorSettings(

@@ -9,7 +9,8 @@ import torch
 from persephonee.clients.errors import ClientSettingsError, StoreError, StoreFullError
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_state import ScriptedClock
-from persephonee.clients.runtime.sample_store import CALIBRATION, DAY_S, TRAIN, SampleStore, SampleStoreSettings
+from persephonee.clients.runtime.sample_store import CALIBRATION, DAY_S, TRAIN, SampleStore
+from persephonee.clients.runtime.settings import SampleStoreSettings
 from persephonee.data_partitions.perceptual_hash import distances, fingerprint
 from persephonee.multi_exit.losses import UNLABELLED
 

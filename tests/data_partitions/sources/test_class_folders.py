@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from persephonee.data_partitions.errors import BrokenDataError, MissingDataError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.sources.image_sets import ClassFolders, open_image_set
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from persephonee.data_partitions.errors import MissingDataError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.sources.femnist import FemnistUsers, open_femnist
 from tests.conftest import real_data
 

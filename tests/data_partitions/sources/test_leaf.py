@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.sources import leaf
 from persephonee.data_partitions.sources.json_walk import JsonWalk
 from persephonee.data_partitions.sources.leaf import LeafUsers

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.sources import image_cells, parquet_files
 from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 from tests.conftest import real_data

@@ -9,10 +9,11 @@ from PIL import Image
 
 from persephonee.data_partitions.errors import BrokenDataError, DataSettingsError, LabelRangeError, MissingDataError
 from persephonee.data_partitions.errors import NotEnoughUsersError as TooFew
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.sources.image_users import ImageUserSettings
 from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet, popularity
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.user_splits import split_samples
 from tests.conftest import real_data
 
 SIDE = 8

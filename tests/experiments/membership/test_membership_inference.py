@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.experiments.membership.attacks import (
     advantage,
     area_under_curve,

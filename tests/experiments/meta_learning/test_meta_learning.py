@@ -3,7 +3,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.experiments.meta_learning import experiment as meta_learning
 from persephonee.experiments.meta_learning.experiment import held_out_users, load_starts, summarise
 from persephonee.multi_exit.building import build_network

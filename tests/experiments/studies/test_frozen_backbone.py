@@ -14,9 +14,10 @@ from persephonee.experiments.studies.frozen_backbone import (
     make_frozen_model,
     tune_classifier,
 )
-from persephonee.multi_exit.losses import LossWeights
+from persephonee.multi_exit.settings import LossWeights
 from persephonee.multi_exit.storage import load_network
-from persephonee.server.training.global_model import GlobalModelSettings, UserFractions, choose_training_users
+from persephonee.server.training.global_model import choose_training_users
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from tests.tiny_cnn import NAME, SOURCE, TinyUsers
 

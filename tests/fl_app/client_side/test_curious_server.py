@@ -10,7 +10,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
 from persephonee.clients.errors import StoreError
 from persephonee.data_partitions.opening import open_partitions
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.client_side import client_app
 from persephonee.fl_app.client_side.asked import ANSWERS_PER_DAY, ANSWERS_PER_ROUND, AskedFile
 from persephonee.fl_app.client_side.coarse_report import LARGEST_LOSS, STEPS, coarse_report, step_for

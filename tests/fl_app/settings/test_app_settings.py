@@ -6,8 +6,8 @@ import pytest
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.app_settings import PATH_KEYS, SMALL_RUN, AppSettings
-from persephonee.multi_exit.losses import LossWeights
-from persephonee.server.training.global_model import GlobalModelSettings
+from persephonee.multi_exit.settings import LossWeights
+from persephonee.server.training.global_model_settings import GlobalModelSettings
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -8,13 +8,15 @@ import pytest
 from PIL import Image
 
 from persephonee.data_partitions.errors import LabelRangeError
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import DataSettings
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, load_network
-from persephonee.server.training.global_model import GlobalModelSettings, UserFractions, make_global_model
+from persephonee.server.training.global_model import make_global_model
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from tests.tiny_cnn import NAME, SIDE, SOURCE
 

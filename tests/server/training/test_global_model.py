@@ -11,12 +11,11 @@ from persephonee.server.errors import PretrainingError
 from persephonee.server.training import global_model
 from persephonee.server.training.global_model import (
     CHECKPOINT_NAME,
-    GlobalModelSettings,
-    UserFractions,
     choose_training_users,
     make_global_model,
     prepare_folder,
 )
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from tests.tiny_cnn import NAME, SOURCE, TinyUsers
 
