@@ -55,12 +55,20 @@ def simulate(settings: AppSettings, ray_address: str = "") -> Path:
         RunFailedError: the run ended without the replies that it needs; the sentence names the cause and the log.
         AppError, DataError, MultiExitError, ServerError: the settings, the data or the model do not fit.
     """
-    settings = _located(settings)
-    run_dir = settings.run_folder(0)
     if ray_address:
         check_cluster(ray_address)
+    is_named = settings.paths.run_dir is not None
+    settings = _located(settings)
+    run_dir = settings.run_folder(0)
     with _terminated_like_interrupted():
-        settings = _prepared(settings, run_dir)
+        try:
+            settings = _prepared(settings, run_dir)
+        except BaseException:
+            if not is_named:
+                # a folder of our own that nothing was written into
+                with contextlib.suppress(OSError):
+                    run_dir.rmdir()
+            raise
         with scratch_folder(run_dir.parent if ray_address else None) as scratch, noted_scratch(run_dir, scratch):
             _run(settings, run_dir, scratch, ray_address)
         _look_closely(settings, run_dir)
@@ -79,9 +87,21 @@ def _located(settings: AppSettings) -> AppSettings:
     if settings.paths.run_dir is None:
         if settings.paths.resume or settings.paths.overwrite:
             raise AppError("--resume and --overwrite concern a run folder; name it with --run-dir.")
-        name = datetime.now().strftime("simulation-%Y%m%d-%H%M%S")
-        settings = replace(settings, paths=replace(settings.paths, run_dir=Path("runs") / name))
+        run_dir = _new_folder(Path("runs"), datetime.now().strftime("simulation-%Y%m%d-%H%M%S"))
+        settings = replace(settings, paths=replace(settings.paths, run_dir=run_dir))
     return settings.with_absolute_paths()
+
+
+def _new_folder(place: Path, name: str) -> Path:
+    """Make a folder that no other run has, even one that starts in the same second, and return it."""
+    folder, number = place / name, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = place / f"{name}-{number}"
 
 
 def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:

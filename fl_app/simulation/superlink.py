@@ -6,15 +6,13 @@ environment of whoever started it; actors then import that folder's code. This o
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +21,7 @@ import psutil
 
 from persephonee.fl_app.deployment.programs import program
 from persephonee.fl_app.errors import RunFailedError
+from persephonee.fl_app.simulation.surroundings import environment_of_flower
 
 STARTUP_SECONDS = 60.0
 LEAVING_SECONDS = 20.0
@@ -31,16 +30,8 @@ ENDING_SECONDS = 10.0
 """How long a process may take to end when it is told to."""
 _ERROR = re.compile(r"^(?:[A-Za-z_]+\.)*[A-Za-z_]*(?:Error|Exception): .+", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_ENVIRONMENT = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # one client per core: each of them with one thread
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "PYTHONUNBUFFERED": "1",
-}
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks our own SuperLink, and never a proxy that the environment names."""
 
 
 class SuperLink:
@@ -62,7 +53,7 @@ class SuperLink:
         self._log = log
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = _environment(self._home, folder / "ray", ray_address)
+        self._environment = environment_of_flower(self._home, folder / "ray", ray_address)
 
     def __enter__(self) -> Self:
         self._home.mkdir(parents=True)
@@ -144,7 +135,7 @@ class SuperLink:
         while time.monotonic() < end and self.is_simulating:
             time.sleep(0.2)
         text = _COLOURS.sub("", self._call("log", run_id, "own", "--show").stdout)
-        with self._log.open("a") as log:
+        with self._log.open("a", encoding="utf-8") as log:
             log.write(text)
         error = _ERROR.search(text)
         return error[0] if error else ""
@@ -156,7 +147,7 @@ class SuperLink:
         end = time.monotonic() + STARTUP_SECONDS
         while self.is_running and time.monotonic() < end:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=2):
+                with _DIRECT.open(f"http://127.0.0.1:{self._port}/health", timeout=2):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -175,7 +166,8 @@ class SuperLink:
             [program("flwr"), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             cwd=self._work,
             env=self._environment,
             check=False,
@@ -187,19 +179,6 @@ def stop_leftovers(folder: Path) -> None:
     for _ in range(2):
         # a second time: what was just starting is there by now
         _end(_working_in(folder.resolve() / "work"), psutil.Process.kill, ENDING_SECONDS)
-
-
-def _environment(home: Path, ray: Path, ray_address: str = "") -> Mapping[str, str]:
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    own.update(_ENVIRONMENT)
-    own["FLWR_HOME"] = str(home)
-    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
-    # to an existing cluster, or with a folder of our own for one that we start
-    own.update({"RAY_ADDRESS": ray_address} if ray_address else {"RAY_TMPDIR": str(ray)})
-    if "PYTHONPATH" in own:
-        # it may lead to a backbone of one's own, and these processes work in another folder
-        own["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in own["PYTHONPATH"].split(os.pathsep) if p)
-    return own
 
 
 def _free_port() -> int:

@@ -4,7 +4,9 @@ A verb is one function in a file of its own, named for the verb, which imports w
 the verbs of a device work where Flower, Ray and matplotlib are not installed.
 """
 
+import io
 import logging
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -71,4 +73,8 @@ def _every_verb(
 
 def main() -> None:
     """Run the verb that the command line names."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal, or a file beside a locale such as LANG=C, may lack the letters of a table
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,3 +194,19 @@ def test_a_run_that_dies_without_a_word_is_a_failure(tmp_path, monkeypatch):
     assert (status.state, status.asked) == (FAILED, 2)
     assert status.doing == "the run ended as finished:failed: no module named x"
     assert seen == [RunStatus(round=1, asked=2)] * 2
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own_and_a_refused_one_leaves_none(
+    small_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(simulation, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
+    monkeypatch.setattr(simulation, "_run", lambda *rest: None)
+    monkeypatch.setattr(simulation, "_look_closely", lambda *rest: None)
+    unnamed = replace(small_run, paths=replace(small_run.paths, run_dir=None))
+    folders = [simulation.simulate(unnamed) for _ in range(2)]
+    assert [folder.name for folder in folders] == ["simulation-20260102-030405", "simulation-20260102-030405-2"]
+    too_many = replace(unnamed, rounds=replace(unnamed.rounds, clients=9))
+    with pytest.raises(NotEnoughUsersError):
+        simulation.simulate(too_many)
+    assert sorted((tmp_path / "runs").iterdir()) == folders

@@ -1,12 +1,17 @@
+import os
+import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from persephonee.fl_app.errors import RunFailedError
 from persephonee.fl_app.simulation import superlink
 from persephonee.fl_app.simulation.scratch import scratch_folder
+from persephonee.fl_app.simulation.surroundings import environment_of_flower
 
 
 def test_nothing_of_another_flower_or_ray_reaches_ours(tmp_path, monkeypatch):
@@ -14,11 +19,41 @@ def test_nothing_of_another_flower_or_ray_reaches_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", "/home/of/another")
     monkeypatch.setenv("PYTHONPATH", "backbones:/absolute")
     monkeypatch.chdir(tmp_path)
-    environment = superlink._environment(tmp_path / "home", tmp_path / "ray")
+    environment = environment_of_flower(tmp_path / "home", tmp_path / "ray")
     assert "RAY_ADDRESS" not in environment
     assert environment["FLWR_HOME"] == str(tmp_path / "home")
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert environment["PYTHONPATH"] == f"{tmp_path / 'backbones'}:/absolute"
+
+
+@pytest.mark.parametrize("known", [{}, {"NO_PROXY": "intranet"}, {"no_proxy": "intranet, ::1", "NO_PROXY": "old"}])
+def test_loopback_goes_through_no_proxy_in_the_children(tmp_path, monkeypatch, known):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**known, "http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5h://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    environment = environment_of_flower(tmp_path / "home", tmp_path / "ray")
+    # as Flower's own client and Python's would decide
+    monkeypatch.setattr(os, "environ", dict(environment))
+    for host in ("localhost", "127.0.0.1", "::1"):
+        assert urllib.request.proxy_bypass_environment(host)
+    assert bool(urllib.request.proxy_bypass_environment("intranet")) == bool(known)
+    assert not urllib.request.proxy_bypass_environment("example.org")
+    httpx.Client(base_url="http://127.0.0.1:1").close()
+    # data of a hub still comes through the proxy
+    assert environment["http_proxy"] == "http://127.0.0.1:9"
+
+
+def test_a_superlink_is_asked_for_its_health_past_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    program = tmp_path / "healthy"
+    program.write_text(f"#!/bin/sh\ntouch health; exec {sys.executable} -m http.server --bind 127.0.0.1 $8\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(superlink, "program", lambda name: str(program))
+    with scratch_folder() as folder, superlink.SuperLink(folder, tmp_path / "log.txt") as link:
+        assert link.is_running
 
 
 def test_scratch_paths_are_short_enough_for_the_sockets_of_ray(tmp_path, monkeypatch):
