@@ -99,7 +99,7 @@ SECTIONS = (
     Section(
         title="Sharing exits",
         render=render_sharing,
-        missing="`persephonee simulate --rounds 10 --held-out-fraction 0.2`, with `--share-exits` and without",
+        missing="`persephonee simulate --rounds 10 --set held-out-fraction=0.2`, with `--share-exits` and without",
     ),
     Section(
         title="Where new users' exits start",
