@@ -27,11 +27,11 @@ class Effort:
     """How much a benchmark's own models learn.
 
     Attributes:
-        backbone: of the writers' network.
-        num_exits: M of the writers' network.
-        writers: users whose data trains it.
-        epochs: of its training.
-        photos: images that train the exits at 224 px.
+        backbone: name of the backbone of the writers' network.
+        num_exits: number of early exits of the writers' network.
+        writers: number of users whose data trains it.
+        epochs: epochs of its training.
+        photos: number of images that train the exits at 224 px.
     """
 
     backbone: str = "mobilenet_v2"
@@ -66,7 +66,7 @@ def photo_model(name: str, data: DataSettings, real_data: Path, folder: Path, ef
         name: "resnet50" or "mobilenet_v2".
         data: `imagefolder`, 224 px.
         real_data: the folder with `tiny-imagenet-200` and `weights`.
-        folder: of the model.
+        folder: where the model is saved.
         effort: how many photographs.
     """
     known = NETWORKS[name]

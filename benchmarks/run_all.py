@@ -31,10 +31,10 @@ class Scale:
     """How much is measured: options of the parts, and the images of a user at 224 px.
 
     Attributes:
-        cost: of `personalisation_cost` at 28 px.
-        photo_cost: of the same at 224 px, by network.
-        photo_samples: images of a user at 224 px, by network.
-        simulation, growth, inference, device, gpu: of these.
+        cost: options of `personalisation_cost` at 28 px.
+        photo_cost: options of the same at 224 px, by network.
+        photo_samples: number of images of a user at 224 px, by network.
+        simulation, scaling, inference, device, gpu: options of the parts of these names.
     """
 
     cost: str

@@ -62,12 +62,12 @@ def run_figures(
         scale: smoke, quick or full.
         out: folder for everything.
         real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.
-        users: at most so many of each study; a later call with more goes on from there. None takes the scale's number.
+        users: at most this many of each study; a later call with more continues from there. None takes the scale's.
         only: studies to draw, of `STUDIES`; none draws all that there are data for.
-        qmnist_model: model for the study of QMNIST that is there already.
-        writers_model: model for the study of the built-in writers that is there already.
-        seed: of every study, as `Study.seeded` takes it.
-        processes: that measure users at the same time, one torch thread each; with 1 this one does it.
+        qmnist_model: an existing model for the study of QMNIST; None trains one.
+        writers_model: an existing model for the study of the built-in writers; None trains one.
+        seed: seed of every study, as `Study.seeded` takes it.
+        processes: how many processes measure users at the same time, with one torch thread each; with 1 this one does.
 
     Returns:
         The pictures' paths.

@@ -47,8 +47,8 @@ class Task:
         labels: int64 [N].
         settings: the paper's schedule.
         steps: stop after this many timed steps, and scale to the schedule; None trains to the end.
-        seed: of the order of the samples.
-        memory_budget: of our ways, in bytes beyond model and images; None keeps all features in memory.
+        seed: determines the order of the samples.
+        memory_budget: what our ways may use beyond model and images, in bytes; None keeps all features in memory.
     """
 
     network: MultiExitNetwork
@@ -66,9 +66,9 @@ class Cost:
     """What a way took.
 
     Attributes:
-        seconds: of the whole schedule; scaled where `steps` were measured.
-        steps: measured, 0 where the schedule ran to its end.
-        passes: sample-passes of training.
+        seconds: duration of the whole schedule; extrapolated where only `steps` were measured.
+        steps: number of measured steps; 0 where the schedule ran to its end.
+        passes: number of sample-passes of training.
         macs: the least arithmetic of the plan, in MACs.
         trained: exits whose accuracy the way changed, the last exit being number M; empty where it was not finished.
     """

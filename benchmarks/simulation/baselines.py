@@ -53,10 +53,10 @@ def run_baseline(
     """Run a baseline over the settings' users.
 
     Args:
-        baseline: who.
-        settings: of the training.
-        folder: for its files; made here.
-        cores: of this machine; one process each.
+        baseline: which baseline to run.
+        settings: the users and the schedule of the training.
+        folder: where it writes its files; made here.
+        cores: number of processes, one for each core of this machine.
         pfl: the folder that pfl-research was installed into; None where it lies beside us.
 
     Returns:

@@ -51,7 +51,8 @@ def loop(settings: TaskSettings, schedule: str, cores: int, folder: Path) -> dic
     """Run one process per core, each with every cores-th user.
 
     Returns:
-        seconds: of the slowest process, without its start; accuracy: mean of the early exits, over all samples.
+        `seconds`, the duration of the slowest process without its start, and `accuracy`, the mean over the early exits
+        and all test samples, in [0, 1].
 
     Raises:
         CommandFailed: a process failed.

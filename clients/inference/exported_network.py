@@ -43,7 +43,7 @@ class ExportedNetwork:
         class_names: K names, or empty.
         client_id: whose personal exits these are.
         round: the round that made them.
-        backbone_fingerprint: of the model that was exported.
+        backbone_fingerprint: fingerprint of the exported model's backbone.
         steps: in the order in which they run.
     """
 

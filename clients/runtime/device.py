@@ -43,16 +43,16 @@ class Device:
     """One device.
 
     Args:
-        network: the global model; its exits are replaced by the personal ones here.
+        network: the global model; the device replaces its exits by the personal ones.
         database: open for writing.
         exits: the store of personal exits.
-        settings: how it lives.
+        settings: the device's user, its schedule, and its limits.
         clock: the wall clock.
-        source: of the device's state.
-        listener: is told every event.
+        source: reads the device's state: power, load, temperature, memory.
+        listener: called with every event as it is noted.
 
     Raises:
-        StoreError: a store is damaged, of another model or another user.
+        StoreError: a store is damaged, or belongs to another model or another user.
     """
 
     def __init__(
@@ -124,7 +124,12 @@ class Device:
         )
 
     def skip(self, key: str, reason: str) -> None:
-        """Note a frame that is none."""
+        """Count a file or row that holds no usable image, and note the reason as an event.
+
+        Args:
+            key: the name of the frame; it counts as answered and is not offered again.
+            reason: one sentence for the event log.
+        """
         self.counters.skipped += 1
         with self._written_if_room() as writing:
             self._memory.note_answered(key)

@@ -44,8 +44,8 @@ class DeviceDatabase:
     """An open database.
 
     Args:
-        folder: of the store, made where it is missing; None keeps everything in memory, for simulated lives.
-        exclusive: whether this process is to be the only one that writes; readers need not be.
+        folder: the store's folder, made where it is missing; None keeps everything in memory, for simulated devices.
+        exclusive: whether this process is to be the only one that writes; False for a process that only reads.
 
     Raises:
         StoreError: the file is damaged, of another version, or another process writes to it.

@@ -33,14 +33,14 @@ def personalise_from_store(
     """Run a round on what the sample store holds.
 
     Args:
-        network: with the global exits.
-        samples: from `SampleStore.load`; labels that are not known are -1.
-        split: from there too.
-        settings: of the round, but for its weights.
-        weights: of Eq. (1), given the labelled fraction.
-        store: holds the exits in force, and the new ones in the end.
-        round_number: from 1.
-        seed: of the device.
+        network: the global model, with the global exits.
+        samples: as `SampleStore.load` returns them; an unknown label is -1.
+        split: as `SampleStore.load` returns it.
+        settings: schedule, drop tolerance and limits of the round; its loss weights are replaced by `weights`.
+        weights: returns the weights of Eq. (1) for a labelled fraction in [0, 1].
+        store: holds the exits in force; receives the new ones at the end of the round.
+        round_number: number of this round, counted from 1.
+        seed: the device's seed; with the client id and the round number it determines the result.
 
     Raises:
         ClientError: the round is refused; the previous exits stay in force.

@@ -67,16 +67,16 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the device answered; `stored` acknowledges that the sample will not be lost.
+    """The device's prediction for one frame.
 
     Attributes:
-        key: of the frame.
-        label: class.
+        key: the name of the frame.
+        label: index of the predicted class.
         confidence: top-1 softmax, in [0, 1].
-        exit: that answered.
-        latency_ms: of the inference; with `explored` it includes the last exit.
-        explored: whether the last exit was computed too.
-        stored: whether the sample was new enough to be stored.
+        exit: index of the exit that answered; M is the last exit.
+        latency_ms: duration of the inference; where `explored` is true, it includes the last exit.
+        explored: whether the last exit was also computed, to check the early exits.
+        stored: whether the sample was new enough to be stored; if true, it survives a crash.
     """
 
     key: str

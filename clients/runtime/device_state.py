@@ -19,14 +19,14 @@ _FED = {"charging", "full", "not charging"}
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceState:
-    """What is known of the device now; None where the device does not tell.
+    """The present state of the device; a value is None where the device does not report it.
 
     Attributes:
-        plugged_in: whether it is fed from outside; a board without a battery is.
+        plugged_in: whether it runs on external power; always true for a board without a battery.
         battery: charge in [0, 1]; None without a battery.
         load: runnable processes per core over the last minute.
-        temperature_celsius: of the hottest zone.
-        free_memory_bytes: that can be used without swapping.
+        temperature_celsius: temperature of the hottest thermal zone.
+        free_memory_bytes: memory that can be used without swapping.
         hour: local time of day, in [0, 24).
     """
 

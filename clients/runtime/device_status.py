@@ -17,18 +17,18 @@ from persephonee.clients.runtime.phases import OrchestratorState
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceStatus:
-    """What a store tells.
+    """What a device's store says about the device.
 
     Attributes:
         user: whose device it is.
-        is_running: whether a process feeds it now.
-        state: of the orchestrator.
-        exits: early exits in use.
-        validation: of the policy in force, None before the first round.
-        counters: since the store was made.
-        samples: stored samples by part.
-        labelled: how many of them have a label.
-        events: the last ones, the oldest first.
+        is_running: whether a process is running the device now.
+        state: the orchestrator's state.
+        exits: indices of the early exits in use.
+        validation: how the policy in force did on its calibration samples; None before the first round.
+        counters: totals since the store was made.
+        samples: number of stored samples, by part: training or calibration.
+        labelled: how many of the stored samples have a label.
+        events: the most recent events, the oldest first.
     """
 
     user: str

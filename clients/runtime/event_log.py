@@ -47,9 +47,9 @@ class EventLog:
     """The events of one device, in its database.
 
     Args:
-        database: of the device.
+        database: the device's database, open for writing.
         clock: the wall clock.
-        listener: is told each event as it is noted.
+        listener: called with each event as it is noted; None calls nobody.
     """
 
     def __init__(self, database: DeviceDatabase, clock: Clock, listener: Callable[[Event], None] | None = None) -> None:

@@ -56,7 +56,7 @@ def explore_logits(logits: NDArray[np.float64]) -> list[Explored]:
     """Compare the early exits in use with the last exit.
 
     Args:
-        logits: of the exits in use and the last exit, shape [E+1, N, K].
+        logits: logits of the E early exits in use and, at the end, of the last exit, shape [E+1, N, K].
 
     Returns:
         N explored samples.

@@ -58,11 +58,11 @@ class NoFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class LateLabel:
-    """A label of a frame that came before.
+    """A label for a frame that was answered earlier.
 
     Attributes:
-        key: of the frame.
-        label: class.
+        key: the name of the frame.
+        label: class index.
     """
 
     key: str
@@ -113,7 +113,7 @@ class WatchedFolder:
         folder: that exists; hidden files in it are ignored, as half-written ones are often called.
         shape: (C, H, W) of an image.
         class_names: K names, or numbers as text.
-        is_known: whether a frame of this name was answered before.
+        is_known: says whether a frame of this name was answered before.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class WatchedFolder:
 
 
 def _written_at(path: Path) -> float | None:
-    """Return when a file was written, in seconds since 1970; None where there is none, or none any more."""
+    """Return when a file was last written, in seconds since 1970; None where it is no regular file or is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -208,17 +208,17 @@ def _written_at(path: Path) -> float | None:
 
 
 class ReplayedUser:
-    """A user's samples in a random order, one every so often on a clock that jumps from one to the next.
+    """A user's samples in a random order, at equal intervals of a clock that jumps from one to the next.
 
     Args:
-        samples: the user's.
+        samples: the samples of one user.
         labelled: fraction of the samples whose label the device is told, in [0, 1].
-        clock: is set to each sample's time.
+        clock: a clock that is set to each sample's time.
         every_s: simulated seconds from one sample to the next, > 0; the whole life may take 1,000 years.
-        speed: simulated over real time, >= 0; 0 does not wait at all.
-        is_known: whether a frame of this name was answered before.
-        seed: of the order and of who is labelled.
-        wait: sleeps for some seconds.
+        speed: simulated time over real time, >= 0; 0 does not wait at all.
+        is_known: says whether a frame of this name was answered before.
+        seed: determines the order, and which samples are labelled.
+        wait: sleeps for the given number of seconds.
 
     Raises:
         ClientSettingsError: every_s or speed is out of its range.

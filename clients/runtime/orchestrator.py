@@ -32,7 +32,7 @@ class Orchestrator:
 
     Attributes:
         state: the current state; it is in the database too.
-        validation: of the policy in force, None before the first.
+        validation: how the policy in force did on its calibration samples; None before the first round.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class PersistentState:
     """The durable state of one device.
 
     Args:
-        database: of the device.
+        database: the device's database, open for writing.
     """
 
     def __init__(self, database: DeviceDatabase) -> None:

@@ -65,19 +65,19 @@ def next_phase(phase: Phase, signal: Signal) -> Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class OrchestratorState:
-    """What the orchestrator must know after a restart.
+    """What the orchestrator has to know after a restart.
 
     Attributes:
-        phase: now.
-        frames: answered samples; it numbers them, and with the seed decides which are explored.
+        phase: the present phase.
+        frames: number of answered samples; with the seed, a sample's number decides whether it is explored.
         round: the round whose exits are in force, 0 for the global exits.
-        threshold: active, thr_conf or a raised thr'_conf.
-        seq_at_round: stored samples with a larger sequence number came after the last round that was done had begun.
-        began_at_seq: the same of the round that is under way.
-        asked: why a round was asked for, empty where it was not.
-        retry_at_frame: after a round was given up none begins before this frame.
-        recent_early: of the latest samples, 1 where an early exit answered and 0 where the last did.
-        waiting: cause of the last decision not to personalise, so that it is logged once.
+        threshold: the threshold in force: thr_conf, or thr'_conf after it was raised.
+        seq_at_round: last sequence number that was stored when the last completed round began.
+        began_at_seq: last sequence number that was stored when the present round began.
+        asked: why a round was asked for; empty where none was.
+        retry_at_frame: after a round was given up, no other begins before this frame.
+        recent_early: for each of the latest samples, 1 where an early exit answered and 0 where the last exit did.
+        waiting: cause of the last decision not to personalise, so that it is logged only once.
     """
 
     phase: Phase = Phase.INFERENCE

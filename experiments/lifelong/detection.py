@@ -42,7 +42,7 @@ class Watched:
     """What exploration would see on one device.
 
     Attributes:
-        validation: of the personal exits.
+        validation: how the personal exits did on their calibration samples.
         before: samples before the shift that neither trained nor calibrated.
         after: samples after the shift.
     """
@@ -100,11 +100,11 @@ def measure(watched: Sequence[Watched], settings: DriftSettings, p_expl: float, 
     """Return how a rule does on the devices that have an exit left to watch.
 
     Args:
-        watched: devices.
-        settings: the rule.
-        p_expl: fraction of the samples that is explored.
-        repeats: random orders per device.
-        seed: of the orders.
+        watched: the devices; those without an exit in use are left out.
+        settings: the drift rule and its parameters.
+        p_expl: fraction of the samples that is explored, in [0, 1].
+        repeats: number of random orders per device.
+        seed: determines the orders.
     """
     generator = np.random.default_rng(seed)
     delays: list[float] = []

@@ -31,19 +31,19 @@ STRATEGIES = ("never personalised", "personalised once", "orchestrated")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LifeRecord:
-    """What happened in a life; arrays have a number per sample.
+    """What happened in a device's life; arrays have one value per sample.
 
     Attributes:
-        stream: that was lived through.
-        num_exits: M, early exits of the network.
-        correct: whether the answer was the label.
-        exits: that answered.
-        cost: of the answer over the original network's, exploration not counted.
-        latency_ms: of the answer, exploration not counted; NaN for explored samples.
-        thresholds: active.
-        asked: whether a round was asked for and had not been done yet.
+        stream: the samples that the device saw.
+        num_exits: M, the number of early exits of the network.
+        correct: whether the prediction was the label.
+        exits: index of the exit that answered.
+        cost: cost of the prediction over the original network's, exploration not counted.
+        latency_ms: latency of the prediction, exploration not counted; NaN for explored samples.
+        thresholds: the threshold in force.
+        asked: whether a round had been asked for and was not done yet.
         rounds: numbers of the samples after which rounds were done.
-        events: with their days.
+        events: the events of the device, each with its day.
     """
 
     stream: Stream
@@ -75,9 +75,9 @@ def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettin
 
     Args:
         network: the global model; its exits are the global ones again afterwards.
-        stream: of samples.
-        settings: of the orchestrator.
-        seed: of the device.
+        stream: the samples, in the order of their arrival.
+        settings: the orchestrator's settings.
+        seed: the device's seed, which decides what it explores and how it trains.
     """
     clock = ScriptedClock(BEGIN)
     global_exit_weights = network.exit_state()

@@ -20,7 +20,7 @@ from persephonee.data_partitions.user_splits import choose_users
 EMPLOYEES, STUDENTS = "hsf_id=0", "hsf_id=4"
 SAMPLES_PER_DAY = 10
 LEAST_SAMPLES = 80
-"""QMNIST's writers with fewer would make short halves."""
+"""Writers of QMNIST with fewer samples are left out, because their halves would be too short."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +28,7 @@ class Stream:
     """One device's life.
 
     Attributes:
-        name: of the device.
+        name: the device's name.
         images: uint8 [N, C, H, W], in the order of their arrival.
         labels: int64 [N].
         shift: number of the first sample after the shift.
@@ -48,7 +48,7 @@ def qmnist_streams(path: Path, trained_on: Collection[str], count: int, people: 
         trained_on: writers whom the global model has seen.
         count: how many devices.
         people: writers in each half.
-        seed: of the choice of writers, of whom none uses two devices, and of the order of their samples.
+        seed: determines the choice of writers, of whom none uses two devices, and the order of their samples.
 
     Raises:
         NotEnoughUsersError: fewer held-out writers than that.
@@ -80,7 +80,7 @@ def synthetic_streams(trained_on: Collection[str], count: int, samples: int, see
         trained_on: writers whom the global model has seen.
         count: how many writers.
         samples: characters in each half.
-        seed: of the choice of writers.
+        seed: determines the choice of writers and the order of their samples.
     """
     writers = SyntheticWriters()
     chosen = choose_users(writers.client_ids, count, seed, trained_on)

@@ -16,7 +16,7 @@ def loss_scores(losses: Floats) -> Floats:
     """Return minus the mean loss over the exits: members have been fitted (Yeom et al. 2018, arXiv 1709.01604).
 
     Args:
-        losses: of the exits that the attacker sees, shape [E, N], in nats.
+        losses: losses of the E exits that the attacker sees on N samples, shape [E, N], in nats.
     """
     scores: Floats = -losses.mean(axis=0)
     return scores

@@ -72,12 +72,12 @@ def save_result(
     """Write NAME.png, NAME.svg, NAME.parquet, NAME-claims.parquet, NAME.md and NAME.json into `out`.
 
     Args:
-        result: the figure.
-        name: of the files.
-        title: of the figure.
-        measured: what it was drawn from.
+        result: the figure, its numbers and its claims.
+        name: the files' name without its ending.
+        title: the figure's title.
+        measured: the measurements that it was drawn from.
         about: how it was made, for NAME.json; JSON types only.
-        out: the folder.
+        out: the folder to write into.
     """
     with figure_style():
         save_figure(result.figure, out, name)

@@ -81,10 +81,10 @@ def make_frozen_model(
     Args:
         settings: `training.mode` is "exits"; without augmentation, since features are cached.
         partitions: the global pool.
-        folder: of the model.
-        cache: folder of the features; those of an earlier call on the same backbone and images are taken up.
+        folder: where the model is saved.
+        cache: folder of the features; those of an earlier call with the same backbone and images are reused.
         tuned_classifier: fine-tune the original's classifier first.
-        weights: of the labels and of the original's distribution in each exit's loss; the paper's have labels alone.
+        weights: how much labels and the original's predictions count in each exit's loss; the paper uses labels alone.
     """
     training = settings.training
     channels, side, _ = partitions.image_shape

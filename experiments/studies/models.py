@@ -21,7 +21,7 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
 
     Args:
         study: how it is made, or where it lies.
-        folder: of the model.
+        folder: where the model is, or is to be, saved.
         cache: folder for features of the global pool, which studies on one backbone share.
 
     Raises:

@@ -37,21 +37,21 @@ class Study:
     """A network, its users, and what is measured of them.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         title: what it is made on, for titles and tables.
-        data: the users.
+        data: the users and where their samples come from.
         model: how the global model is made.
-        num_users: who personalise; with more, the measurements of fewer stay valid.
-        model_folder: of a model that is there already; None trains one.
+        num_users: how many users personalise; measurements stay valid when the number is raised.
+        model_folder: folder of an existing model; None trains one.
         tuned_classifier: whether the global pool fine-tunes the original's classifier before the exits learn.
         exit_loss: how the global pool teaches the exits, where the backbone is trained already.
-        epochs: of personalisation.
-        schemes: of Eq. (1), by the figures' names.
-        temperature: of self-distillation.
+        epochs: epochs of personalisation.
+        schemes: the weights of Eq. (1) to compare, by their names in the figures.
+        temperature: temperature T of self-distillation, > 0.
         sample_counts: training samples per user in Fig. 4, increasing; a user with fewer is left out there.
         domain: only users of this domain personalise; None takes all.
         training_domain: only users of this domain train the global model; None takes all.
-        seed: of the choice of users, the split of their samples and the order of training.
+        seed: determines the choice of users, the split of their samples and the order of training.
     """
 
     name: str

@@ -32,7 +32,7 @@ class _UserMeasurer:
     """Measures one user after another.
 
     Args:
-        study: how.
+        study: what to measure, and how.
         network: the global model.
         partitions: those who can be measured.
         folder: for a folder per user.
@@ -63,13 +63,13 @@ def measure_users(
     """Write the tables of those users who have none yet.
 
     Args:
-        study: how.
+        study: what to measure, and how.
         network: the global model, frozen.
         partitions: the study's users.
         users: whom to measure.
-        folder: for a folder per user.
-        model_folder: of the global model, which each process opens for itself.
-        processes: at most so many at a time; with 1 the calling process does it.
+        folder: holds a folder for each user.
+        model_folder: folder of the global model, which each process opens for itself.
+        processes: at most this many at a time; with 1 the calling process measures.
 
     Raises:
         DataError: the data is broken.

@@ -109,8 +109,8 @@ def validate(
 
     Args:
         heads: M exits; they are left as they are.
-        validation: per user the samples for the inner steps, and those that are answered then.
-        settings: of the inner steps.
+        validation: for each user, the samples for the inner steps, and those that the result is tested on.
+        settings: the schedule of the inner steps, and the seed.
     """
     correct = torch.zeros(len(heads) + 1, dtype=torch.int64)
     for number, (train, test) in enumerate(validation):

@@ -35,13 +35,13 @@ def make_meta_learned_model(
 
     Args:
         model: folder of a global model that was trained on users of `partitions`.
-        settings: how to learn.
+        settings: the method and its schedule.
         partitions: the data of all users.
-        folder: of the new model.
-        max_users: learn from at most so many of the training users; None takes all.
+        folder: where the new model is saved.
+        max_users: learn from at most this many of the training users; None takes all.
         sources: where backbones may come from.
         overwrite: replace the model that lies in the folder, at the very end.
-        progress: told how far it is.
+        progress: told how far the training has got.
 
     Raises:
         PretrainingError: the folder is taken, or the model's users are not in the data.

@@ -24,9 +24,9 @@ class MetaUser:
     """What the exits see of one user's N samples.
 
     Attributes:
-        maps: per early exit [N, C_i, H_i, W_i], float32.
-        last_logits: of the last exit, [N, K].
-        labels: [N], int64.
+        maps: for each early exit, the feature maps before its head, shape [N, C_i, H_i, W_i], float32.
+        last_logits: logits of the last exit, shape [N, K].
+        labels: class indices, shape [N], int64.
     """
 
     maps: tuple[Tensor, ...]

@@ -22,15 +22,15 @@ Loader = DataLoader[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What an baseline trains; it reads them from a JSON file.
+    """What a baseline trains, read from a JSON file.
 
     Attributes:
-        model: folder of the global model.
+        model: path of the global model's folder.
         sources: where its backbone may come from.
         data: a flat `DataSettings`.
-        users: who personalises.
+        users: ids of the users who personalise.
         epochs, learning_rate, momentum, batch_size: the paper's schedule.
-        seed: of the split of a user's samples.
+        seed: determines the split of a user's samples.
     """
 
     model: str
