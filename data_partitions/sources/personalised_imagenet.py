@@ -140,8 +140,9 @@ def _equal_fractions(rows: Rows, settings: ImageUserSettings) -> list[Rows]:
     count = len(rows) // settings.samples_per_user
     if count < 2:
         raise NotEnoughUsersError(
-            f"The global pool has {len(rows)} images, which makes {count} users of {settings.samples_per_user}; "
-            "take fewer samples per user or more images."
+            f"--samples-per-user {settings.samples_per_user} is too many: the pool that trains the model has "
+            f"{len(rows)} images, and 2 users are the least. Use --samples-per-user {len(rows) // 2} or less, or more "
+            "images."
         )
     shuffled = _generator(settings, _SHARES).permutation(rows)
     return [np.sort(piece) for piece in np.array_split(shuffled, count)]
@@ -156,8 +157,8 @@ def _choose(pool: Rows, labels: Rows, count: int, shares: NDArray[np.float64], g
         open_fractions = np.where(wanted < left, shares, 0.0)
         if not open_fractions.sum() > 0:
             raise NotEnoughUsersError(
-                f"A user wants {count} images and its classes have {int(wanted.sum())}; take fewer samples per user, "
-                "a larger class width or more images."
+                f"--samples-per-user {count} is too many: the classes that a user draws from have {int(wanted.sum())} "
+                f"images in this pool. Use fewer, a larger --label-skew-width, or more images."
             )
         more = generator.multinomial(count - wanted.sum(), open_fractions / open_fractions.sum())
         wanted = np.minimum(wanted + more, left)

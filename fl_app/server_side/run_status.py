@@ -44,9 +44,12 @@ class StatusFile:
     def __init__(self, run: Path) -> None:
         self._path = run / STATUS_NAME
         self._written = -SECONDS_BETWEEN_WRITES
+        self.last = RunStatus()
+        """What was said last, also where it was left out of the file."""
 
     def write(self, status: RunStatus, often: bool = False) -> None:
         """Replace the file; with `often` the call is one of many, and some are left out."""
+        self.last = status
         now = time.monotonic()
         if often and now - self._written < SECONDS_BETWEEN_WRITES:
             return

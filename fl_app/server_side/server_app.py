@@ -7,6 +7,7 @@ says why in one sentence.
 import logging
 import platform
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from persephonee.fl_app.server_side.global_model import obtain_model
 from persephonee.fl_app.server_side.run_rounds import Rounds
-from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, RunStatus, StatusFile
+from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, StatusFile
 from persephonee.fl_app.settings.app_settings import PATH_KEYS, AppSettings
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -67,15 +68,15 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path) -> Path
     file = StatusFile(folder.path)
     try:
         Rounds(grid, settings, network, metadata, folder, file).run()
-        file.write(RunStatus(doing="drawing the report"))
+        file.write(replace(file.last, doing="drawing the report"))
         report = draw_report(folder.path)
     except ValueError as error:
-        file.write(RunStatus(state=FAILED, doing=str(error)))
+        file.write(replace(file.last, state=FAILED, doing=str(error)))
         raise
     except Exception as error:
-        file.write(RunStatus(state=FAILED, doing=f"{type(error).__name__}: {error}"))
+        file.write(replace(file.last, state=FAILED, doing=f"{type(error).__name__}: {error}"))
         raise
-    file.write(RunStatus(state=FINISHED, doing=str(report)))
+    file.write(replace(file.last, state=FINISHED, doing=str(report)))
     return report
 
 

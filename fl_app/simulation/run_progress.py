@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from persephonee.fl_app.server_side.run_status import RunStatus
+from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, RunStatus
 
 log = logging.getLogger("persephonee.simulation")
 
@@ -38,9 +39,12 @@ class _LogLines:
         self._said = ""
 
     def __call__(self, status: RunStatus) -> None:
+        if status.state == FINISHED:
+            # by now it says where the report is, which the verb prints
+            status = replace(status, doing="done")
         tenth = status.done * 10 // status.asked if status.asked else 0
         line = f"{_words(status)}, {tenth * 10} % of {status.asked} clients" if status.asked else _words(status)
-        if line != self._said and not status.has_ended:
+        if line != self._said and status.state != FAILED:
             log.info(line)
         self._said = line
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side.global_model import obtain_model
@@ -34,6 +35,7 @@ from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report.report_page import draw_report
 from persephonee.server.results.run_folder import RunFolder, check_room
+from persephonee.server.training.global_model import choose_training_users
 from persephonee.server.training.pretraining_progress import shown_progress
 
 LOG_NAME = "log.txt"
@@ -114,8 +116,8 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     stop_killed_run(run_dir)
     settings.privacy.check_accountant()
     if paths.model is None:
-        # what is wrong with the users' data is said before hours of pretraining
-        open_partitions(settings.data)
+        # what is wrong with the users and their data is said before hours of pretraining
+        _check_users(settings)
     with shown_progress() as progress:
         model = obtain_model(settings, settings.model_folder(0), progress)
     network, metadata = load_network(model, settings.sources)
@@ -133,6 +135,18 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     (run_dir / STATUS_NAME).unlink(missing_ok=True)
     # from here on the folder exists, and the ServerApp goes on in it
     return replace(settings, paths=replace(settings.paths, resume=True, overwrite=False))
+
+
+def _check_users(settings: AppSettings) -> None:
+    """Refuse a run for which too few users will be left once the model has been pretrained on others."""
+    partitions = open_partitions(settings.data)
+    exclude: tuple[str, ...] = ()
+    if not isinstance(partitions, PersonalisedImageNet):
+        # the users of an image set are drawn from another pool than the model's
+        pretraining = settings.pretraining
+        training = choose_training_users(partitions.client_ids, pretraining.users, pretraining.training.seed)
+        exclude = tuple(user for users in training for user in users)
+    choose_users(partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=exclude)
 
 
 def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) -> None:

@@ -109,8 +109,8 @@ def run(
     power: Annotated[
         str,
         typer.Option(
-            help="Who tells the device's state: linux, night (charges by night) or always (free at all times); "
-            "auto is linux for a watched folder and night for a replay.",
+            help="Who tells the device's state: linux, night (charges by night) or always (asks for nothing, not even "
+            "the hour); auto is linux for a watched folder and night for a replay.",
         ),
     ] = "auto",
     labels: Labels = "all",
@@ -133,10 +133,13 @@ def run(
     network, metadata = load_network(model, source_names(sources))
     samples = None if watch else _load_user(data, user, network, metadata)
     clock, source = _clock_and_power(power, replay=samples is not None)
+    conditions = life.orchestrator.conditions
+    if power == "always":
+        conditions = replace(conditions, from_hour=0.0, to_hour=0.0)
     settings = replace(
         life,
         client_id=user or "owner",
-        orchestrator=replace(life.orchestrator, drop_tolerance=schedule.drop_tolerance),
+        orchestrator=replace(life.orchestrator, drop_tolerance=schedule.drop_tolerance, conditions=conditions),
         personalisation=schedule,
         weights=loss.weights,
         seed=seed,

@@ -95,6 +95,13 @@ def test_the_status_of_a_device_is_a_page_for_people(replay, tmp_path):
     assert "Last events" in shown
 
 
+def test_power_always_asks_for_nothing_not_even_the_hour(replay):
+    # a sample a minute from 8 h on: an hour by day, in which rounds of others wait for the night
+    said = lines(*replay, "--every", 1, "--power", "always")
+    first = next(line for line in said if line.get("kind") == "round done")
+    assert "T08:" in first["time"]
+
+
 def test_labels_are_told_as_far_as_they_are_wished(replay, tmp_path):
     lines(*replay, "--labels", "none")
     assert json.loads(call("status", "--store", tmp_path / "S", "--json").stdout)["labelled"] == 0

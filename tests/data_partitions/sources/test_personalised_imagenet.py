@@ -114,9 +114,9 @@ def test_a_narrow_taste_in_a_small_pool_is_flattened_or_refused():
         )
         > 4
     )
-    with pytest.raises(TooFew, match=r"wants 75 images and its classes have \d+"):
+    with pytest.raises(TooFew, match=r"--samples-per-user 75 is too many: .* have \d+ images"):
         PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=100, label_skew_width=0.01))
-    with pytest.raises(TooFew, match="global pool has 400 images, which makes 1 users"):
+    with pytest.raises(TooFew, match=r"--samples-per-user \d+ is too many: .* has 400 images.* 200 or less"):
         PersonalisedImageNet(Numbered(), ImageUserSettings(samples_per_user=300), "global")
 
 

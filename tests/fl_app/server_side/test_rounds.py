@@ -29,7 +29,9 @@ def test_a_run_leaves_its_tables_and_a_report(settings, simulated_nodes, make_gr
     assert len(exits) == 3 * 2 * 3  # clients, stages, two early exits and the last one
     assert set(clients.client_id) < {f"u{i}" for i in range(7)}
     assert (run_dir / "report.html").exists()
-    assert read_status(run_dir).state == "finished"
+    status = read_status(run_dir)
+    assert (status.state, status.round, status.rounds) == ("finished", 1, 1)
+    assert status.done == status.asked > 0
     config = json.loads((run_dir / "config.json").read_text())
     assert config["model"] == load_network(settings.paths.model, settings.sources)[0].fingerprint
     assert str(run_dir.parent) not in (run_dir / "config.json").read_text().replace(config["data-path"], "")

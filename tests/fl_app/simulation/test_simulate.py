@@ -18,9 +18,10 @@ import pytest
 from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side import server_app
-from persephonee.fl_app.server_side.run_status import FAILED, RunStatus, StatusFile
+from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, RunStatus, StatusFile
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation import simulate as simulation
+from persephonee.fl_app.simulation.run_progress import shown_run
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import ServerError
@@ -210,3 +211,21 @@ def test_two_runs_of_one_second_have_folders_of_their_own_and_a_refused_one_leav
     with pytest.raises(NotEnoughUsersError):
         simulation.simulate(too_many)
     assert sorted((tmp_path / "runs").iterdir()) == folders
+
+
+def test_more_clients_than_pretraining_leaves_are_refused_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "obtain_model", lambda *rest: pytest.fail("it was pretrained"))
+    config = {"num-writers": 30, "run-dir": str(tmp_path / "run"), "pretrain-personal-users": 5}
+    with pytest.raises(NotEnoughUsersError, match=r"\b6\b.*\b5\b"):
+        simulation.simulate(AppSettings.from_run_config({**config, "clients": 6}))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(pytest.fail.Exception, match="it was pretrained"):
+        simulation.simulate(AppSettings.from_run_config({**config, "clients": 5}))
+
+
+def test_the_last_line_of_a_run_says_that_all_clients_are_done(caplog):
+    caplog.set_level("INFO", logger="persephonee.simulation")
+    with shown_run() as show:
+        show(RunStatus(doing="personalising", round=2, rounds=2, asked=4))
+        show(RunStatus(state=FINISHED, doing="runs/report.html", round=2, rounds=2, done=4, asked=4))
+    assert caplog.messages == ["round 2/2: personalising, 0 % of 4 clients", "round 2/2: done, 100 % of 4 clients"]
