@@ -67,7 +67,7 @@ def photo_model(name: str, data: DataSettings, real_data: Path, folder: Path, ef
         data: `imagefolder`, 224 px.
         real_data: the folder with `tiny-imagenet-200` and `weights`.
         folder: where the model is saved.
-        effort: how many photographs.
+        effort: how many photographs the exits learn from.
     """
     known = NETWORKS[name]
     classes = tiny_imagenet_classes(real_data / "tiny-imagenet-200" / "classes.json")

@@ -27,9 +27,9 @@ class Part:
     """One command.
 
     Attributes:
-        name: of its files.
+        name: name of its files, without the ending.
         command: the program and its arguments; empty where the part cannot run here.
-        missing: why it cannot, in words; empty where it can.
+        missing: one sentence on why it cannot run here; empty where it can.
     """
 
     name: str
@@ -80,7 +80,7 @@ def _run(command: Sequence[str], log: Path) -> int | None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Tell all processes of a session to end, and end those that do not."""
+    """Ask all processes of a session to end, and kill those that do not."""
     end = time.monotonic() + ENDING_SECONDS
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

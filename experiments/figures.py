@@ -58,7 +58,7 @@ def run_figures(
     """Measure what is missing, draw the figures, and write their page.
 
     Args:
-        names: of `NAMES`; none draws all.
+        names: the figures to draw, from `NAMES`; an empty sequence draws all.
         scale: smoke, quick or full.
         out: folder for everything.
         real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.

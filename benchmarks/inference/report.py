@@ -13,7 +13,7 @@ def inference_section(result: Result, figure: str) -> str:
     """Return the section on personal inference.
 
     Args:
-        result: of `persephonee.benchmarks.inference.benchmark`.
+        result: what `persephonee.benchmarks.inference.benchmark` measured.
         figure: the file of the latencies against MACs, as the page names it.
     """
     about, tables = result.about, result.tables

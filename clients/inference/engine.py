@@ -121,14 +121,14 @@ def to_unit_range(images: Images, input_shape: tuple[int, int, int]) -> NDArray[
 
 
 class StagedEngine(ABC, Generic[Array]):
-    """An engine of merged stages; a subclass says how one is run.
+    """An engine of merged stages; a subclass defines how one stage is run.
 
     Attributes:
         policy: the threshold and the exits in use.
         input_shape: (C, H, W) of an image.
         num_classes: K.
         steps: the exits in use and the last exit; step i runs one merged stage and its head.
-        reachable_steps: how many of them `infer` can ever run.
+        reachable_steps: how many of the steps `infer` can ever run; 1 where the first exit always answers.
     """
 
     def __init__(self, policy: ExitPolicy, input_shape: tuple[int, int, int], num_classes: int) -> None:

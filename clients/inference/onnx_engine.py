@@ -19,8 +19,8 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
     """Runs an exported network graph by graph; graphs that the policy can never reach are loaded by `explore` only.
 
     Args:
-        folder: that `export_onnx` wrote.
-        threads: of one operator, at least 1; 0 takes as many as there are cores.
+        folder: a folder that `export_onnx` wrote.
+        threads: threads per operator, at least 1; 0 takes one for each core.
 
     Raises:
         ExportError: the folder holds no exported network, or a damaged one.

@@ -149,7 +149,7 @@ class Device:
         return writing.is_kept and is_stored
 
     def stop(self, reason: str) -> None:
-        """Note why the device stops."""
+        """Record why the device stops, as its last event."""
         with self._written_if_room():
             self.events.note("stopped", reason)
 

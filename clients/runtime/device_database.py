@@ -161,7 +161,7 @@ class DeviceDatabase:
 
 
 def _lock(folder: Path) -> int:
-    """Take the folder's lock, which the system gives back when the process ends, however it ends."""
+    """Take the folder's lock, which the system releases when the process ends, however it ends."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     for _ in range(_LOCK_TRIES):
         try:

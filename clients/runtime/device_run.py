@@ -67,10 +67,10 @@ def run_device(device: Device, items: Iterable[Item], show: Callable[[Prediction
     """Answer what comes, store labels, and personalise when it is due, until the items end or a stop is asked for.
 
     Args:
-        device: started.
-        items: from `WatchedFolder` or `ReplayedUser`.
-        show: is given every answer, after its sample is safe.
-        stop: looked at between items.
+        device: a device that has been started.
+        items: the frames and labels of a `WatchedFolder` or a `ReplayedUser`; None means that there is none at present.
+        show: called with every prediction, after its sample has been stored.
+        stop: checked between items.
     """
     try:
         for item in items:

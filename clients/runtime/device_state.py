@@ -121,11 +121,11 @@ def always_ready(wall: float, zone: tzinfo | None = None) -> DeviceState:
 
 
 class LinuxDevice:
-    """This machine, from its own files.
+    """The state of this machine, read from its files in /sys and /proc.
 
     Args:
-        clock: for the time of day.
-        root: where /sys and /proc lie.
+        clock: gives the time of day.
+        root: the folder that holds sys/ and proc/.
     """
 
     def __init__(self, clock: Clock, root: Path = Path("/")) -> None:

@@ -74,14 +74,14 @@ class DriftSettings:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ClientSettingsError(f"{name}={getattr(self, name)!r} does not do: expected {expected}.")
+            raise ClientSettingsError(f"{name}={getattr(self, name)!r} is out of its range: expected {expected}.")
 
 
 class Detector(Protocol):
     """Watches the loss of one exit."""
 
     def update(self, loss: float) -> bool:
-        """Take the next loss, in spreads, and return whether it has risen."""
+        """Add the next loss, in spreads, and return whether the loss has risen."""
 
 
 class AdwinDetector:
@@ -95,14 +95,14 @@ class AdwinDetector:
         self._adwin = adwin(delta=settings.adwin_delta, clock=1)
 
     def update(self, loss: float) -> bool:
-        """Take the next loss and return whether the window was cut and its mean is higher than before."""
+        """Add the next loss and return whether the window was cut and its mean is higher than before."""
         before = self._adwin.estimation
         self._adwin.update(min(loss / ADWIN_RANGE, 1.0))
         return bool(self._adwin.drift_detected and self._adwin.estimation > before)
 
 
 class PageHinkleyDetector:
-    """Page-Hinkley: the sum of what the loss lies above its own mean, against a threshold."""
+    """Page-Hinkley: the accumulated rise of the loss above its own mean, compared with a threshold."""
 
     def __init__(self, settings: DriftSettings) -> None:
         from river import drift
@@ -116,7 +116,7 @@ class PageHinkleyDetector:
         )
 
     def update(self, loss: float) -> bool:
-        """Take the next loss and return whether the accumulated rise is above the threshold."""
+        """Add the next loss and return whether the accumulated rise is above the threshold."""
         self._test.update(loss)
         return bool(self._test.drift_detected)
 
@@ -136,7 +136,7 @@ class PlainRule:
         self._in_a_row = 0
 
     def update(self, loss: float) -> bool:
-        """Take the next loss and return whether enough windows in a row lay above the validated loss."""
+        """Add the next loss and return whether enough windows in a row lay above the validated loss."""
         self._recent.append(loss)
         if len(self._recent) < self._settings.window:
             return False
@@ -152,9 +152,9 @@ class DriftMonitor:
     """One detector for each exit in use.
 
     Args:
-        settings: the rule.
-        validated: for each exit in use its losses on the calibration samples, in nats; empty where there are none.
-            ADWIN and Page-Hinkley see them first, as the past to which they compare.
+        settings: the rule and its parameters.
+        validated: for each exit in use, its losses on the calibration samples, in nats; empty where there are none.
+            ADWIN and Page-Hinkley are given them first, as the past with which they compare.
     """
 
     def __init__(self, settings: DriftSettings, validated: Sequence[Sequence[float]]) -> None:
@@ -165,7 +165,7 @@ class DriftMonitor:
         ]
 
     def update(self, losses: Sequence[float]) -> tuple[int, ...]:
-        """Take a sample's loss at each exit in use, in nats; return the positions of the exits whose loss has risen."""
+        """Add a sample's loss at each exit in use, in nats; return the positions of the exits whose loss has risen."""
         watched = zip(self._detectors, losses, self._spreads, strict=True)
         risen = [detector.update(_measured(loss, spread)) for detector, loss, spread in watched]
         return tuple(position for position, has_risen in enumerate(risen) if has_risen)

@@ -31,12 +31,12 @@ class Validation:
     """What the policy in force achieved on the calibration samples when it was chosen.
 
     Attributes:
-        round: whose exits these are, from 1.
+        round: the round that made these exits, counted from 1.
         threshold: thr_conf.
         exits: early exits in use.
         agreement: fraction of the policy's answers equal to the last exit's, in [0, 1].
         early_fraction: fraction of the samples that left at an early exit, in [0, 1].
-        losses: of each exit in use on each calibration sample, in nats.
+        losses: for each exit in use, its loss on each calibration sample, in nats.
     """
 
     round: int

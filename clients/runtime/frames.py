@@ -33,23 +33,23 @@ from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import uniform_draw
 
 SETTLE_S = 1.0
-"""A file that is younger and does not decode may be half written: it is looked at again."""
+"""A younger file that does not decode may be half written, so it is read again later."""
 
 _YEAR_S = 365 * 86_400.0
 _LONGEST_LIFE_S = 1000 * _YEAR_S
 _LONGEST_PAUSE_S = _YEAR_S
 
 MOST_TOLD = 100
-"""Lines of a labels file that an event names each; the rest are counted."""
+"""How many lines of a labels file an event names one by one; further ones are only counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoFrame:
-    """Something that was to be a frame and is none.
+    """A file or row that should hold a frame and does not.
 
     Attributes:
-        key: its name.
-        reason: a sentence.
+        key: the name of the file or row.
+        reason: one sentence that says what is wrong with it.
     """
 
     key: str
@@ -110,7 +110,7 @@ class WatchedFolder:
     """The images in a folder, the oldest first, and then those that arrive; `labels.csv` there holds `name,label` rows.
 
     Args:
-        folder: that exists; hidden files in it are ignored, as half-written ones are often called.
+        folder: an existing folder; hidden files in it are ignored, because half-written files are often hidden.
         shape: (C, H, W) of an image.
         class_names: K names, or numbers as text.
         is_known: says whether a frame of this name was answered before.

@@ -62,7 +62,7 @@ class Orchestrator:
         return uniform_draw(self._seed, self.state.frames, "exploration") < self.settings.p_expl
 
     def note_answer(self, left_early: bool, explored: Explored | None) -> None:
-        """Take what a frame's answer was, and what its exploration showed."""
+        """Update the state with a frame's prediction and with what its exploration showed."""
         recent = (*self.state.recent_early, int(left_early))[-self.settings.collapse_window :]
         self._set(frames=self.state.frames + 1, recent_early=recent)
         if explored is not None:

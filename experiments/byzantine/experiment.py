@@ -54,9 +54,9 @@ class Round:
     """What the clients of a round could send.
 
     Attributes:
-        honest: of each client, what its training gave; perhaps not of all exits.
-        flipped: of each client, what training on flipped labels gave.
-        whole: of each client, all exits that honest training gave.
+        honest: for each client, what its training gave; exits may be missing.
+        flipped: for each client, what training on flipped labels gave.
+        whole: for each client, all exits that honest training gave.
     """
 
     honest: Sequence[Contribution]

@@ -46,7 +46,7 @@ def qmnist_streams(path: Path, trained_on: Collection[str], count: int, people: 
     Args:
         path: the parquet file with `writer_id`, `character` and `hsf_id`.
         trained_on: writers whom the global model has seen.
-        count: how many devices.
+        count: number of devices.
         people: writers in each half.
         seed: determines the choice of writers, of whom none uses two devices, and the order of their samples.
 
@@ -78,7 +78,7 @@ def synthetic_streams(trained_on: Collection[str], count: int, samples: int, see
 
     Args:
         trained_on: writers whom the global model has seen.
-        count: how many writers.
+        count: number of writers.
         samples: characters in each half.
         seed: determines the choice of writers and the order of their samples.
     """

@@ -163,7 +163,7 @@ def learn_exits(
         features: what they take.
         settings: the schedule.
         teacher: the original's logits, [N, K].
-        weights: of Eq. (1), here on the global pool.
+        weights: weights of Eq. (1), applied here to the global pool.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.SGD(

@@ -29,7 +29,7 @@ class ImageNetNetwork:
     Attributes:
         title: its name for a reader.
         backbone: its name for `build_network`.
-        file: of its weights.
+        file: name of the file with its weights.
         mean: per channel, subtracted from images in [0, 1].
         std: per channel, divides the difference.
     """

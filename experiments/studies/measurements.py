@@ -71,7 +71,7 @@ def measure(study: Study, out: Path, processes: int = 1) -> Measured:
     Args:
         study: what is measured.
         out: folder for everything.
-        processes: that measure users at the same time.
+        processes: how many processes measure users at the same time, at least 1.
 
     Raises:
         DataError: the data is missing or broken.

@@ -20,7 +20,7 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
     """Return the study's global model, frozen; trained first where neither the study nor `folder` has it.
 
     Args:
-        study: how it is made, or where it lies.
+        study: says how the model is made, or where it is.
         folder: where the model is, or is to be, saved.
         cache: folder for features of the global pool, which studies on one backbone share.
 

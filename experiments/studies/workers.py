@@ -35,7 +35,7 @@ class _UserMeasurer:
         study: what to measure, and how.
         network: the global model.
         partitions: those who can be measured.
-        folder: for a folder per user.
+        folder: holds a folder for each user.
     """
 
     def __init__(self, study: Study, network: MultiExitNetwork, partitions: Partitions, folder: Path) -> None:
@@ -104,7 +104,7 @@ def write_time(begin: float, path: Path) -> None:
 
 
 def _follow(finished: Iterator[str], title: str, done: int, total: int) -> None:
-    """Take results as they come; show how far it is, on a terminal as a bar and elsewhere in lines."""
+    """Consume results as they arrive, and show the progress: a bar on a terminal, lines elsewhere."""
     console = Console(stderr=True)
     shown = track(finished, title, total=total, completed=done, console=console, disable=not console.is_terminal)
     for count, _ in enumerate(shown, start=done + 1):

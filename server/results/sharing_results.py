@@ -54,7 +54,7 @@ class HeldOutExit:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutSummary:
-    """The merged exits on users who never took part."""
+    """The merged exits on held-out users."""
 
     users: int
     rounds: tuple[HeldOutRound, ...]

@@ -40,7 +40,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """The shares of users for whom a number rose, fell and stayed; they add up to 1."""
+    """The fractions of users for whom a number rose, fell and stayed; they add up to 1."""
 
     users: int
     helped: float

@@ -71,7 +71,7 @@ def headline_sentences(summary: Summary) -> list[str]:
 
 
 def exits_caption(summary: Summary) -> str:
-    """Say what to see in the figure of accuracy per exit."""
+    """Return a sentence on what the figure of accuracy per exit shows."""
     early = [entry for entry in summary.exits if not entry.is_last and entry.accuracy_after and entry.accuracy_before]
     if not early:
         return ""
@@ -86,7 +86,7 @@ def exits_caption(summary: Summary) -> str:
 
 
 def users_caption(summary: Summary) -> str:
-    """Say what to see in the figure of users over accuracy."""
+    """Return a sentence on what the figure of users over accuracy shows."""
     after, original = summary.policy.accuracy_after, summary.policy.accuracy_original
     if after is None or original is None:
         return ""
@@ -99,7 +99,7 @@ def users_caption(summary: Summary) -> str:
 
 
 def cost_caption(summary: Summary) -> str:
-    """Say what to see in the figure of accuracy against cost."""
+    """Return a sentence on what the figure of accuracy against cost shows."""
     policy = summary.policy
     if policy.cost_fraction_after is None:
         return ""
@@ -112,7 +112,7 @@ def cost_caption(summary: Summary) -> str:
 
 
 def rates_caption(summary: Summary) -> str:
-    """Say what to see in the figure of exit rates."""
+    """Return a sentence on what the figure of exit rates shows."""
     if not summary.exits:
         return ""
     first, last = summary.exits[0], summary.exits[-1]
@@ -124,7 +124,7 @@ def rates_caption(summary: Summary) -> str:
 
 
 def rounds_caption(summary: Summary) -> str:
-    """Say what to see in the curve over rounds."""
+    """Return a sentence on what the curve over rounds shows."""
     first, last = summary.rounds[0], summary.rounds[-1]
     return (
         f"From round {first.round} to round {last.round} the personal policy went from "

@@ -35,7 +35,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
 
 
 def exits_table(summary: Summary) -> Table:
-    """Return the table of exits, in percent: accuracies are means over users, helped and hurt are shares of users.
+    """Return the table of exits, in percent: accuracies are means over users, helped and hurt are fractions of users.
 
     It fits into 80 columns.
     """
@@ -50,7 +50,7 @@ def exits_table(summary: Summary) -> Table:
 
 
 def held_out_table(held_out: HeldOutSummary) -> Table:
-    """Return the exits on users who took no part, in percent: as the run began and merged, each also personalised."""
+    """Return the exits on held-out users, in percent: as the run began and merged, each also personalised."""
     title = f"{held_out.users} users who took no part, accuracy in %, means over users"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("exit", no_wrap=True)

@@ -93,10 +93,10 @@ def make_global_model(
     Args:
         settings: which network and how to train it.
         partitions: the data of all users; those who personalise later are left out.
-        folder: of the model; it also holds the checkpoint.
+        folder: where the model is saved; it also holds the checkpoint.
         resume: go on from the checkpoint.
         overwrite: replace the model that lies in the folder, at the very end.
-        progress: told how far it is.
+        progress: told how far the training has got.
 
     Raises:
         PretrainingError: the folder is taken, or the data does not fit.

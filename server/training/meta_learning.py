@@ -63,8 +63,8 @@ def meta_learn(
         users: the features of all users named here.
         train_ids: users to learn from.
         validation_ids: other users, who decide which epoch was best.
-        settings: how to learn.
-        progress: told how far it is.
+        settings: the method and its schedule.
+        progress: told how far the training has got.
 
     Raises:
         PretrainingError: no user is large enough to train, or none to validate.

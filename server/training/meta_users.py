@@ -43,7 +43,7 @@ class MetaUser:
 
     @property
     def memory_bytes(self) -> int:
-        """What the features take."""
+        """How much memory the features take, in bytes."""
         return sum(one.nbytes for one in (*self.maps, self.last_logits))
 
 
@@ -76,7 +76,7 @@ class MetaUsers:
         return user
 
     def load_halves(self, client_ids: Sequence[str]) -> list[tuple[MetaUser, MetaUser]]:
-        """Return of each user the samples that a device would train on, and those that it would be tested on.
+        """Return, for each user, the samples that a device would train on and those that it would be tested on.
 
         Users who are too small to take part in a personalisation round are left out, and so is everyone beyond
         MOST_VALIDATING, who would take longer than the training.

@@ -61,10 +61,10 @@ def pretrain(
         partitions: the data.
         train_ids: natural ids of the users to learn from.
         validation_ids: other users, who decide which epoch was best.
-        settings: how to train.
+        settings: the schedule of the training.
         checkpoint: file that is replaced after each epoch.
         resume: go on from `checkpoint`; where there is none yet, start.
-        progress: told how far it is.
+        progress: told how far the training has got.
 
     Raises:
         PretrainingError: the data does not fit the network, or the checkpoint belongs to another run.

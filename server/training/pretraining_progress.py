@@ -36,12 +36,12 @@ class LogProgress(PretrainProgress):
         self._started = time.perf_counter()
 
     def users_loaded(self, done: int, total: int) -> None:
-        """Say how many users there are, once."""
+        """Log the number of users, once."""
         if done == total:
             logger.info("read %d users in %.0f s", total, time.perf_counter() - self._started)
 
     def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
-        """Note the time."""
+        """Start the epoch's clock."""
         self._started = time.perf_counter()
 
     def epoch_done(self, record: EpochRecord) -> None:
@@ -62,7 +62,7 @@ class BarProgress(PretrainProgress):
         self._bar.update(self._task, completed=done, total=total, description="reading users")
 
     def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
-        """Start the bar again."""
+        """Reset the bar."""
         self._bar.reset(self._task, total=batches, description=f"epoch {epoch}/{epochs}")
 
     def batch_done(self, loss: float) -> None:

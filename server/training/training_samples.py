@@ -37,7 +37,7 @@ class SampleTable:
 
     @property
     def memory_bytes(self) -> int:
-        """What the table takes in memory."""
+        """How much memory the table takes, in bytes."""
         return self.images.nbytes + self.labels.nbytes
 
     @property
