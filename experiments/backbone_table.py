@@ -39,8 +39,9 @@ timm is installed, and a function of your own as `package.module:function`, whic
 and returns a module (its module has to be allowed on the machine that builds it).
 
 An exit can sit where one feature map [C, H, W] is all that the rest of the network needs: between blocks, not inside
-a residual or a dense block, and not in the NHWC layout inside a ConvNeXt block. Of places with the same cost only the
-last counts. The M exits take the places nearest to i/(M+1) of the backbone's multiply-adds.
+a residual or a dense block, and not in the NHWC layout inside a ConvNeXt block. Such a place is an attach point. Of
+attach points with the same cost only the last counts. The M exits take those nearest to i/(M+1) of the backbone's
+multiply-adds.
 
 This page is printed by `python -m persephonee.experiments.backbone_table > docs/backbones.md`, for {num_exits} exits,
 images of 3x{px}x{px} px, {num_classes} classes, torchvision {version}. The exits of one backbone, for any size:
@@ -54,8 +55,8 @@ ACCEPTED = """\
 - Exits at: the fraction of the multiply-adds that is spent when an early exit is reached, without any exit head. Even
   spacing would be {even}.
 - Heads: MMACs of the {num_exits} `msdnet` heads, and in brackets of the {num_exits} `pooled` ones.
-- Stem: *stride 1* where images of this size are too small for the published stem, so that it keeps the resolution.
-  For images of up to 48 px that is always done.
+- Stem: *stride 1* where images of this size are too small for the published stem, which is then changed to keep
+  the resolution. For images of up to 48 px that is always done.
 
 | backbone | MMACs | params | exits at | heads | stem |
 |---|---:|---:|---|---:|---|
@@ -64,8 +65,9 @@ ACCEPTED = """\
 REFUSED = """
 ## Refused
 
-Each of these ends with exit status 2 and the sentence beside it. A network with fewer places than exits takes fewer
-exits. The one place of a Swin transformer lies behind its last block, where leaving saves nothing.
+For each of these, the command ends with exit status 2 and the sentence beside it. A network with fewer attach points
+than exits needs a smaller `--num-exits`. The only attach point of a Swin transformer is behind its last block, where
+leaving saves nothing.
 
 | backbone | why |
 |---|---|
@@ -74,14 +76,14 @@ exits. The one place of a Swin transformer lies behind its last block, where lea
 LIMITS = """
 ## Good to know
 
-- Regularisation that is decided while tracing stays off in training: the stochastic depth of ConvNeXt, EfficientNet
-  and many timm models. Dropout that is a module of the classifier works as published.
+- Regularisation that is decided while tracing remains off in training. This concerns the stochastic depth of ConvNeXt,
+  EfficientNet and many timm models. Dropout that is a module of the classifier works as published.
 - GoogLeNet and Inception are built without their auxiliary classifiers.
 - Trained weights (`--weights FILE`) load by name, with `--mean` and `--std` as they were trained. A classifier for
-  another number of classes is refused, since the last exit would answer at random. A first convolution that was trained
-  on colour serves grey images with the sum over its channels.
-- A head of the kind `msdnet` needs a training batch of two images or more where its map is a single pixel, as
-  BatchNorm does anywhere.
+  another number of classes is refused, because the last exit would predict at random. A first convolution that was
+  trained on colour is summed over its channels for grey images.
+- Where the feature map of an `msdnet` head is a single pixel, its BatchNorm needs a training batch of at least two
+  images.
 """
 
 

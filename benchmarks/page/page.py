@@ -59,7 +59,7 @@ def page_of(results: Results, outcomes: list[Outcome], images: Path, written: st
         "# Speed and memory\n",
         "`make bench` measures all of this on one machine and writes this page. A person writes only what stands "
         "between the marks below the targets, with its date and machine; it stays when the rest is replaced. "
-        "What is compared was run in turn in one run. How many users there were stands with each table: "
+        "Everything that is compared was run in turn, in one run. Each table says how many users there were; "
         '`make bench BENCH_ARGS="--scale brief"` takes fewer.\n',
         "## Targets\n",
         targets_table(results),
