@@ -163,8 +163,7 @@ def _pretrain_text(name: str, described: Mapping[str, Any], data: Mapping[str, A
     spec, settings = described["spec"], described["metadata"]["settings"]
     words = ["persephonee pretrain", f"--backbone {spec['backbone']}", f"--num-exits {len(spec['cuts'])}"]
     words += _options(data, DATA_OPTIONS)
-    if settings["max_users"] is not None:
-        words.append(f"--max-users {settings['max_users']}")
+    words.append(f"--max-users {settings['max_users'] or 0}")
     for option, default in PRETRAIN_OPTIONS.items():
         if settings[option] != default:
             words.append(f"--{option.replace('_', '-')} {settings[option]}")

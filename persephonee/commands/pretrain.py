@@ -1,5 +1,6 @@
 """`persephonee pretrain`: derive the multi-exit network of a CNN and train the global model."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.network import MultiExitNetwork
     from persephonee.server.training.global_model_settings import GlobalModelSettings
     from persephonee.server.training.pretraining import PretrainResult
+
+log = logging.getLogger("persephonee.pretrain")
+
+FEW_USERS = 60
+"""Of the built-in writers about 12,000 samples an epoch: minutes on a laptop, where all of them take hours."""
 
 Backbone = Annotated[
     str,
@@ -111,7 +117,11 @@ def pretrain(
         float, typer.Option(help="Fraction of the other users who only validate.", rich_help_panel=TRAINING)
     ] = 0.1,
     max_users: Annotated[
-        int | None, typer.Option(help="Train and validate on at most so many users.", rich_help_panel=TRAINING)
+        int | None,
+        typer.Option(
+            help=f"Train and validate on at most so many users; {FEW_USERS} by default, in minutes; 0 takes all.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     sources: Sources = DEFAULT_SOURCES,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch that was finished.")] = False,
@@ -126,7 +136,9 @@ def pretrain(
     from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 
     if start is not None:
-        meta_learn_and_show(context, start, meta, data, out, max_users=max_users, sources=sources, overwrite=overwrite)
+        meta_learn_and_show(
+            context, start, meta, data, out, max_users=max_users or None, sources=sources, overwrite=overwrite
+        )
         return
     refuse_given(context, OF_META, "without --from MODEL")
     if backbone is None or num_exits is None:
@@ -140,7 +152,9 @@ def pretrain(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
         users=UserFractions(
-            personal_users=personal_users, validation_fraction=validation_fraction, max_users=max_users
+            personal_users=personal_users,
+            validation_fraction=validation_fraction,
+            max_users=FEW_USERS if max_users is None else max_users or None,
         ),
         training=training,
         # whoever names a network of their own on this command line trusts it
@@ -161,6 +175,9 @@ def make_and_show(
     from persephonee.server.training.pretraining_progress import shown_progress
 
     partitions = open_partitions(data, for_pretraining=True)
+    limit, num_users = settings.users.max_users, len(partitions.client_ids)
+    if limit is not None and limit < num_users:
+        log.info("Training on %d of %d users at most; --max-users 0 takes all.", limit, num_users)
     with shown_progress() as progress:
         network, result = make_global_model(
             settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress

@@ -12,6 +12,8 @@ from persephonee.server.training.pretraining_checkpoint import EpochRecord
 
 logger = logging.getLogger(__name__)
 
+SECONDS_BEFORE_ESTIMATE = 5.0
+
 
 class PretrainProgress:
     """Told by the pretraining how far it is; this one keeps silent."""
@@ -29,11 +31,35 @@ class PretrainProgress:
         """The epoch ended, validation included."""
 
 
+class Estimate:
+    """How long a pretraining takes at most, known once some batches are done."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._todo = self._done = 0
+        self._is_said = False
+
+    def start(self, batches: int) -> None:
+        """Begin to count, at the start of an epoch; `batches` are left in all."""
+        self._begun, self._todo, self._done = time.perf_counter(), batches, 0
+
+    def batch_done(self) -> str | None:
+        """Count a batch; return the sentence where it is time for it, once."""
+        self._done += 1
+        seconds = time.perf_counter() - self._begun
+        if self._is_said or seconds < SECONDS_BEFORE_ESTIMATE:
+            return None
+        self._is_said = True
+        minutes = seconds / self._done * max(self._todo - self._done, 0) / 60
+        return f"the training takes about {max(minutes, 1):.0f} min more at most, and validation beside it"
+
+
 class LogProgress(PretrainProgress):
-    """One log line per epoch."""
+    """One log line per epoch, and one that says how long it will take."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
+        self._estimate = Estimate()
 
     def users_loaded(self, done: int, total: int) -> None:
         """Log the number of users, once."""
@@ -43,6 +69,13 @@ class LogProgress(PretrainProgress):
     def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
         """Start the epoch's clock."""
         self._started = time.perf_counter()
+        self._estimate.start(batches * (epochs - epoch + 1))
+
+    def batch_done(self, loss: float) -> None:
+        """Say how long it will take, once that is known."""
+        sentence = self._estimate.batch_done()
+        if sentence:
+            logger.info(sentence)
 
     def epoch_done(self, record: EpochRecord) -> None:
         """Write the line."""
@@ -56,6 +89,7 @@ class BarProgress(PretrainProgress):
         self._bar = bar
         self._task = bar.add_task("reading users", total=None, loss="")
         self._loss = 0.0
+        self._estimate = Estimate()
 
     def users_loaded(self, done: int, total: int) -> None:
         """Move the bar."""
@@ -64,11 +98,15 @@ class BarProgress(PretrainProgress):
     def epoch_started(self, epoch: int, epochs: int, batches: int) -> None:
         """Reset the bar."""
         self._bar.reset(self._task, total=batches, description=f"epoch {epoch}/{epochs}")
+        self._estimate.start(batches * (epochs - epoch + 1))
 
     def batch_done(self, loss: float) -> None:
         """Move the bar; the loss shown is a running mean."""
         self._loss = 0.95 * self._loss + 0.05 * loss if self._loss else loss
         self._bar.update(self._task, advance=1, loss=f"loss {self._loss:.3f}")
+        sentence = self._estimate.batch_done()
+        if sentence:
+            self._bar.console.print(sentence, highlight=False)
 
     def epoch_done(self, record: EpochRecord) -> None:
         """Write the line above the bar."""

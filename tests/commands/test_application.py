@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
+import persephonee.commands.pretrain as pretrain_verb
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.commands.application import app
 from persephonee.commands.run_settings import DEFAULT_CLIENTS
@@ -312,3 +313,14 @@ def test_report_draws_the_page_again_from_the_tables(run):
     (run / "report.html").unlink()
     assert call("report", run).exit_code == 0
     assert (run / "report.html").read_bytes() == page
+
+
+def test_pretrain_takes_few_users_unless_told_and_says_so(tmp_path, data_text, monkeypatch):
+    monkeypatch.setattr(pretrain_verb, "FEW_USERS", 4)
+    words = ("--epochs", 1, "--batch-size", 32, "--max-samples", 40, "--personal-users", 2)
+    few = call("pretrain", *NETWORK, *data_text, "--out", tmp_path / "few", *words)
+    assert "Training on 4 of 12 users at most; --max-users 0 takes all." in few.stderr
+    assert len(load_network(tmp_path / "few", (SOURCE,))[1].trained_on) == 4
+    every = call("pretrain", *NETWORK, *data_text, "--out", tmp_path / "all", *words, "--max-users", 0)
+    assert every.exit_code == 0 and "Training on" not in every.stderr
+    assert len(load_network(tmp_path / "all", (SOURCE,))[1].trained_on) == 10
