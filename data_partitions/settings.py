@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args
 
 from persephonee.data_partitions.errors import DataSettingsError
 from persephonee.data_partitions.sources.image_users import ImageUserSettings
 
-DATASETS = ("synthetic-writers", "femnist", "parquet", "leaf", "imagefolder")
+Dataset = Literal["synthetic-writers", "femnist", "parquet", "leaf", "imagefolder"]
+DATASETS = get_args(Dataset)
 NEEDS_PATH = ("parquet", "leaf")
 MAX_WRITERS = 3550
 DEFAULT_LABEL_COLUMN = "character"
@@ -24,24 +26,24 @@ class DataSettings:
         DataSettingsError: an unknown data set, a path that is missing or not wanted, or a number out of range.
     """
 
-    dataset: str = "synthetic-writers"
-    """One of `DATASETS`."""
+    dataset: Dataset = "synthetic-writers"
+    """Which data: the built-in writers, FEMNIST, or files of one's own."""
 
     data_path: Path | None = None
     """parquet: a file, folder or pattern; leaf: the folder with train/ and test/; imagefolder: a folder of class
-    folders, or parquet; None for the others."""
+    folders, or parquet; the others take none."""
 
     user_column: str = "writer_id"
     """parquet: the column that names the users."""
 
     label_column: str = DEFAULT_LABEL_COLUMN
-    """parquet: the column of the classes; imagefolder: likewise, `label` where none is named."""
+    """parquet: the column of the classes; imagefolder: likewise, label where none is named."""
 
     image_column: str = "image"
     """parquet, imagefolder: the column of the images."""
 
     num_classes: int | None = None
-    """parquet, leaf: K; None takes the model's, or finds it in the data."""
+    """parquet, leaf: K; by default the model's, or else found in the data."""
 
     num_writers: int = MAX_WRITERS
     """synthetic-writers: how many, in [1, 3550]; a writer is the same however many there are."""
@@ -59,7 +61,7 @@ class DataSettings:
     """imagefolder: standard deviation of a user's Gaussian taste, in classes."""
 
     image_size: int | None = None
-    """imagefolder: scale and crop images to this side, in px; None leaves them as they are."""
+    """imagefolder: scale and crop images to this side, in px; by default they stay as they are."""
 
     seed: int = 0
     """synthetic-writers, imagefolder: another seed gives other writers, other users; an imagefolder's model has to be
@@ -78,8 +80,8 @@ class DataSettings:
             raise DataSettingsError(f"num_classes={self.num_classes} is too small; give 2 or more.")
         if not 1 <= self.num_writers <= MAX_WRITERS:
             raise DataSettingsError(f"num_writers={self.num_writers} is not in [1, {MAX_WRITERS}].")
-        if self.seed < 0:
-            raise DataSettingsError(f"seed={self.seed} is negative; give 0 or more.")
+        if not 0 <= self.seed < 2**63:
+            raise DataSettingsError(f"seed={self.seed} is out of range; give a whole number in [0, 2**63).")
         self.image_users()
 
     def image_users(self) -> ImageUserSettings:
@@ -131,10 +133,10 @@ class SplitSettings:
     """
 
     test_samples: int = 100
-    """Samples held out for testing where the user has at least `test_samples_from`."""
+    """Samples held out for testing where the user has at least --test-samples-from."""
 
     test_samples_from: int = 160
-    """The smallest user, in samples, of whom `test_samples` are held out; of smaller ones `test_fraction` is."""
+    """The smallest user, in samples, of whom --test-samples are held out; of smaller ones --test-fraction is."""
 
     test_fraction: float = 0.3
     """Share held out of a smaller user, in [0, 1]."""
@@ -146,7 +148,7 @@ class SplitSettings:
     """The smallest user, in samples, that takes part."""
 
     labels: float = 1.0
-    """Fraction of the samples outside the test part that is labelled, in [0, 1]; 0 is the unsupervised scheme."""
+    """How much of a user's samples outside the test part is labelled: all, none, or a fraction such as 0.25."""
 
     def __post_init__(self) -> None:
         for name in ("test_fraction", "calibration_fraction", "labels"):

@@ -5,11 +5,14 @@
 first where it costs at most half of the network up to the exit, and else the largest of the second that does.
 """
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
 from persephonee.multi_exit.costs import count_macs
 from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.settings import HeadKind
 
 MSDNET_CHANNELS = 128
 
@@ -85,7 +88,7 @@ class PooledHead(nn.Module):
         return pooled.flatten(1)  # type: ignore[no-any-return]
 
 
-HEADS = ("auto", "msdnet", "pooled")
+HEADS = get_args(HeadKind)
 
 
 def fits(shape: tuple[int, int, int], num_classes: int, backbone_macs: int) -> bool:

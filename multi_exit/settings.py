@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from persephonee.multi_exit.errors import SettingsError
 
@@ -9,6 +10,9 @@ TORCHVISION = "torchvision"
 TIMM = "timm"
 DEFAULT_SOURCES = (TORCHVISION, TIMM)
 """Where a backbone may come from unless the owner of the machine allows more (`package.module`, in full)."""
+
+HeadKind = Literal["auto", "msdnet", "pooled"]
+"""msdnet is the paper's head; pooled is much cheaper; auto takes the first that is cheap beside the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)

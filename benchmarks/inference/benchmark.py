@@ -33,7 +33,7 @@ from persephonee.clients.inference.onnx_export import export_onnx
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.profiler import profile_exits
-from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.clients.personalisation.settings import Cost, PersonalisationSettings, loss_weights
 from persephonee.commands.errors import sentence_of
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, data_settings, source_names
@@ -160,7 +160,7 @@ def main(
     users: Annotated[int, typer.Option(help="How many users to personalise, without --store.")] = 5,
     threads: Annotated[int, typer.Option(help="Of PyTorch and of ONNX Runtime.")] = 1,
     repeats: Annotated[int, typer.Option(help="Timed passes over a user's test samples.")] = 7,
-    cost: Annotated[str, typer.Option(help="What calibration saves: macs or latency.")] = "macs",
+    cost: Annotated[Cost, typer.Option(help="What calibration saves.")] = "macs",
     sources: Annotated[str, typer.Option(help="Where backbones may come from.")] = DEFAULT_SOURCES,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the exit training.")] = 0,
 ) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 from persephonee.benchmarks import schedules
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings
 from persephonee.benchmarks.users import PERSEPHONEE, run_command
+from persephonee.clients.personalisation.settings import Schedule
 
 OURS, FLOWER, PFL = "persephonee simulate", "plain Flower app", "pfl-research"
 
@@ -28,7 +29,7 @@ class Baseline:
     """
 
     name: str
-    schedule: str = schedules.PAPER
+    schedule: Schedule = schedules.PAPER
     head: str = "msdnet"
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,11 +22,12 @@ from persephonee.benchmarks.users import ROOT, CommandFailed, environment, load_
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.reports import Stage
+from persephonee.clients.personalisation.settings import Schedule
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
 
 
-def run_fraction(path: str, schedule: str) -> dict[str, float]:
+def run_fraction(path: str, schedule: Schedule) -> dict[str, float]:
     """Personalise for the settings' users and return the seconds, model and data opened before."""
     torch.set_num_threads(1)
     settings = read_settings(path)
@@ -47,7 +48,7 @@ def run_fraction(path: str, schedule: str) -> dict[str, float]:
     return {"seconds": seconds, "right": right, "asked": asked}
 
 
-def loop(settings: TaskSettings, schedule: str, cores: int, folder: Path) -> dict[str, float]:
+def loop(settings: TaskSettings, schedule: Schedule, cores: int, folder: Path) -> dict[str, float]:
     """Run one process per core, each with every cores-th user.
 
     Returns:
@@ -87,4 +88,4 @@ def _answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_fraction(*sys.argv[1:])))
+    print(json.dumps(run_fraction(sys.argv[1], cast(Schedule, sys.argv[2]))))

@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.multi_exit.settings import LossWeights
 
-COSTS = ("macs", "latency")
-SCHEDULES = ("paper", "fast")
-SCHEMES = ("auto", "supervised", "self-distillation", "self-supervision")
+Cost = Literal["macs", "latency"]
+Schedule = Literal["paper", "fast"]
+Scheme = Literal["auto", "supervised", "self-distillation", "self-supervision"]
 
 
-def loss_weights(scheme: str, labelled: float, temperature: float = 1.0) -> LossWeights:
+def loss_weights(scheme: Scheme, labelled: float, temperature: float = 1.0) -> LossWeights:
     """Return the weights of Eq. (1) for one of the paper's schemes (Sec. 3.1.3).
 
     Args:
@@ -23,8 +24,8 @@ def loss_weights(scheme: str, labelled: float, temperature: float = 1.0) -> Loss
     Raises:
         ClientSettingsError: the scheme is unknown.
     """
-    if scheme not in SCHEMES:
-        raise ClientSettingsError(f"scheme={scheme!r} is unknown: use one of {', '.join(SCHEMES)}.")
+    if scheme not in get_args(Scheme):
+        raise ClientSettingsError(f"scheme={scheme!r} is unknown: use one of {', '.join(get_args(Scheme))}.")
     if scheme == "self-supervision":
         return LossWeights(gamma=1.0, temperature=temperature)
     if scheme == "supervised" or (scheme == "auto" and labelled == 1):
@@ -62,10 +63,9 @@ class PersonalisationSettings:
     weights: LossWeights = field(default_factory=lambda: LossWeights(alpha=1.0))
     """alpha, beta, gamma and the temperature of Eq. (1)."""
 
-    schedule: str = "paper"
+    schedule: Schedule = "paper"
     """"paper": SGD on the whole heads, as the settings below say; "fast": some Newton-like steps on the heads'
-    classifiers alone (clients/personalisation/training/fast_training.py), at the accuracy of the first in a fraction
-    of its time."""
+    classifiers alone, at the accuracy of the first in a fraction of its time."""
 
     epochs: int = 10
     """Passes over the user's training samples, at least 1."""
@@ -82,7 +82,7 @@ class PersonalisationSettings:
     drop_tolerance: float = 0.01
     """How much accuracy the policy may lose against the last exit on the calibration set, in [0, 1]."""
 
-    cost: str = "macs"
+    cost: Cost = "macs"
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
     runs measure alike."""
 
@@ -99,8 +99,8 @@ class PersonalisationSettings:
         if self.memory_budget:
             parse_bytes(self.memory_budget)
         self._require("proximal_mu", 0 <= self.proximal_mu < math.inf, "a finite number >= 0")
-        self._require("cost", self.cost in COSTS, " or ".join(COSTS))
-        self._require("schedule", self.schedule in SCHEDULES, " or ".join(SCHEDULES))
+        self._require("cost", self.cost in get_args(Cost), " or ".join(get_args(Cost)))
+        self._require("schedule", self.schedule in get_args(Schedule), " or ".join(get_args(Schedule)))
         plain = self.schedule == "paper" or self.proximal_mu == 0
         self._require("proximal_mu", plain, "0 with the fast schedule, whose exits are held by a pull of its own")
         self._require("epochs", self.epochs >= 1, "at least 1")

@@ -8,11 +8,12 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from persephonee.clients.errors import ClientSettingsError
 
-RULES = ("adwin", "page-hinkley", "plain")
+Rule = Literal["adwin", "page-hinkley", "plain"]
+RULES = get_args(Rule)
 
 LOSS_CAP = 1.0
 """Nats: one absurd sample must not look like drift, and capped losses tell a shift from noise best."""
@@ -38,8 +39,8 @@ class DriftSettings:
         ClientSettingsError: a setting is out of its range.
     """
 
-    rule: str = "page-hinkley"
-    """One of `RULES`; the first two need the package river."""
+    rule: Rule = "page-hinkley"
+    """What notices a rising loss; adwin and page-hinkley need the package river."""
 
     adwin_delta: float = 0.6
     """ADWIN's confidence, in (0, 1): smaller raises fewer false alarms and notices later (Bifet & Gavalda 2007).

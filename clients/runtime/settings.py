@@ -69,10 +69,10 @@ class SampleStoreSettings:
     """
 
     max_bytes: int = 64 * 2**20
-    """Of the stored images together; each part has its fraction of it, and its oldest samples go first."""
+    """Bytes of the stored images together; each part has its fraction of it, and its oldest samples go first."""
 
     max_age_days: float = 90.0
-    """Of running time, as `elapsed` counts it: a jump of the clock ages nothing by more than a third of this."""
+    """Days of running time for which images are kept: a jump of the clock ages nothing by more than a third of this."""
 
     calibration_fraction: float = 0.25
     """Fraction of the samples that is never trained on, in (0, 1)."""

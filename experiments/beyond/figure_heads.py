@@ -14,6 +14,7 @@ from persephonee.experiments.studies.figure_results import (
 )
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
+from persephonee.multi_exit.settings import HeadKind
 from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
 
 TITLE = "Two kinds of heads"
@@ -24,7 +25,7 @@ STYLES = {"msdnet": "o-", "pooled": "s--"}
 
 def variants(study: Study) -> dict[str, Study]:
     """Return the study with the other kind of heads."""
-    other = "pooled" if study.model.head == "msdnet" else "msdnet"
+    other: HeadKind = "pooled" if study.model.head == "msdnet" else "msdnet"
     return {"other": replace(study, model=replace(study.model, head=other), schemes=SCHEMES, sample_counts=())}
 
 

@@ -31,12 +31,12 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
-from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.byzantine.attacks import ATTACKS, FALSE_COUNT
 from persephonee.experiments.results_page.page_marks import put_between
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger, allow_messages_outside_a_run
-from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
+from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings, Strategy
 from persephonee.fl_app.wire.exit_arrays import ExitArrays, ExitLayout, exit_of
 from persephonee.multi_exit.atomic_files import write_text_atomically
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -67,7 +67,7 @@ class Round:
 def strategies(hostile: int) -> Mapping[str, SharingSettings]:
     """Return the settings that are compared, by name; `hostile` is what krum and the trimmed mean are told."""
 
-    def one(strategy: str, **more: Any) -> SharingSettings:
+    def one(strategy: Strategy, **more: Any) -> SharingSettings:
         return SharingSettings(share_exits=True, strategy=strategy, **more)
 
     return {
@@ -187,7 +187,7 @@ def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder for the table.")],
-    dataset: Annotated[str, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
+    dataset: Annotated[Dataset, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
     clients: Annotated[int, typer.Option(help="Users who take part in the round.")] = 12,
     judges: Annotated[int, typer.Option(help="Other users, on whose test parts the exits are measured.")] = 40,

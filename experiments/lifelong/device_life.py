@@ -16,7 +16,7 @@ from persephonee.clients.runtime.device import Device
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_settings import DeviceSettings, Frame
 from persephonee.clients.runtime.device_state import ScriptedClock, ScriptedDevice, night_charging
-from persephonee.clients.runtime.drift import DriftSettings
+from persephonee.clients.runtime.drift import DriftSettings, Rule
 from persephonee.clients.runtime.event_log import Event
 from persephonee.clients.runtime.settings import OrchestratorSettings
 from persephonee.experiments.lifelong.streams import SAMPLES_PER_DAY, Stream
@@ -58,7 +58,7 @@ class LifeRecord:
     events: list[Event]
 
 
-def orchestrator_settings(strategy: str, p_expl: float, rule: str) -> OrchestratorSettings:
+def orchestrator_settings(strategy: str, p_expl: float, rule: Rule) -> OrchestratorSettings:
     """Return the settings of one of the `STRATEGIES`; they differ in what they may learn and in nothing else."""
     settings = OrchestratorSettings(
         p_expl=p_expl,

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.runtime.drift import RULES, DriftSettings
+from persephonee.clients.runtime.drift import RULES, DriftSettings, Rule
 from persephonee.experiments.lifelong.detection import Detection, measure, watch
 from persephonee.experiments.lifelong.device_life import (
     STRATEGIES,
@@ -85,7 +85,7 @@ def main(
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     scale: Annotated[str, typer.Option(help="smoke or quick.")] = "smoke",
     p_expl: Annotated[float, typer.Option(help="Fraction of the samples that is explored.")] = 0.2,
-    rule: Annotated[str, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
+    rule: Annotated[Rule, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
 ) -> None:
     """Live, measure, draw and print."""
     torch.set_num_threads(1)

@@ -34,7 +34,7 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.data_partitions.settings import DataSettings
+from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import SampleSplit
 from persephonee.experiments.membership.attacks import (
     Booleans,
@@ -184,7 +184,7 @@ def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")],
-    dataset: Annotated[str, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
+    dataset: Annotated[Dataset, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
     users: Annotated[int, typer.Option(help="Users to attack.")] = 10,
     shadow_pairs: Annotated[int, typer.Option(help="Pairs of shadow models per user, >= 2.")] = 4,

@@ -32,7 +32,7 @@ from persephonee.clients.personalisation.training.exit_training import train_exi
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
-from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.meta_learning.figure import draw_starts
 from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_text_atomically
@@ -147,7 +147,7 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder for the tables and the figure.")],
     start: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a model with other exits; repeat it.")] = None,
-    dataset: Annotated[str, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
+    dataset: Annotated[Dataset, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
     users: Annotated[int, typer.Option(help="Held-out users to judge on.")] = 20,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import personalise
-from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, loss_weights
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import Partitions
-from persephonee.data_partitions.user_splits import SplitSettings, split_samples
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.network import MultiExitNetwork
 
 
@@ -41,7 +42,7 @@ def exit_outputs(
     users: Sequence[str],
     *,
     labelled: bool,
-    schedule: str,
+    schedule: Schedule,
     file: Path,
 ) -> list[UserOutputs]:
     """Return the outputs of each user who has enough samples, from `file` where it is there.
@@ -76,7 +77,7 @@ def exit_outputs(
 
 
 def _one(
-    network: MultiExitNetwork, partitions: Partitions, user: str, labelled: bool, schedule: str
+    network: MultiExitNetwork, partitions: Partitions, user: str, labelled: bool, schedule: Schedule
 ) -> UserOutputs | None:
     samples = partitions.load_partition(partitions.client_ids.index(user))
     labels = 1.0 if labelled else 0.0

@@ -31,8 +31,9 @@ from persephonee.clients.personalisation.risk_curves import (
     last_exit_temperature,
     summed,
 )
-from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.data_partitions.opening import DataSettings, open_partitions
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.experiments.risk.exit_outputs import UserOutputs, exit_outputs
 from persephonee.multi_exit.costs import CostTable
@@ -139,14 +140,14 @@ def main(
     data: Annotated[str, typer.Option(help="qmnist or writers.")] = "writers",
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     labels: Annotated[bool, typer.Option(help="Whether the devices have labels.")] = True,
-    schedule: Annotated[str, typer.Option(help="fast or paper.")] = "fast",
+    schedule: Annotated[Schedule, typer.Option(help="The schedule of the rounds.")] = "fast",
     users: Annotated[int, typer.Option(help="At most so many of either kind of users.")] = 150,
     redraws: Annotated[int, typer.Option(help="Of users and calibration samples.")] = 1000,
 ) -> None:
     """Personalise the users once, then choose policies again and again."""
     torch.set_num_threads(1)
     network, metadata = load_network(model)
-    source = "parquet" if data == "qmnist" else "synthetic-writers"
+    source: Dataset = "parquet" if data == "qmnist" else "synthetic-writers"
     partitions = open_partitions(DataSettings(dataset=source, data_path=data_path))
     shipped = list(metadata.settings["validated_on"])[:users]
     others = [user for user in partitions.client_ids if user not in metadata.trained_on]

@@ -13,7 +13,7 @@ from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.reports import Stage
-from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Scheme, loss_weights
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
@@ -21,7 +21,7 @@ from persephonee.experiments.studies.studies import Study
 from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 
-SCHEMES = {
+SCHEMES: dict[str, Scheme] = {
     "hard labels": "supervised",
     "self-distillation": "self-distillation",
     "self-supervision": "self-supervision",
@@ -64,7 +64,7 @@ def _personalise(
     network: MultiExitNetwork,
     samples: UserSamples,
     split: SampleSplit,
-    scheme: str,
+    scheme: Scheme,
     features: FeatureCache,
 ) -> Personalisation:
     if scheme != "supervised":

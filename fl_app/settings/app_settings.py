@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Scheme, loss_weights
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.run_config import Value, from_flat, key_of, keys_below, to_flat
@@ -92,8 +92,8 @@ class RoundSettings:
 class LossSettings:
     """What the exits learn from, Eq. (1): one of the paper's schemes, or weights of one's own."""
 
-    scheme: str = "auto"
-    """auto, supervised, self-distillation or self-supervision (Sec. 3.1.3); auto follows what is labelled."""
+    scheme: Scheme = "auto"
+    """What the exits learn from (Sec. 3.1.3); auto follows what is labelled."""
 
     alpha: float | None = None
     """Weight of the labels; any weight that is given takes the scheme's place, and those left out are 0."""
@@ -127,10 +127,11 @@ class PathSettings:
     """Where things lie: on the server, and on simulated clients; a device's places stand in its node configuration."""
 
     model: Path | None = None
-    """Folder of the global model, as `persephonee pretrain` writes it; None pretrains one, beside the run folder."""
+    """Folder of the global model, as persephonee pretrain writes it; by default one is pretrained, beside the run
+    folder."""
 
     run_dir: Path | None = None
-    """Folder of the run; None makes one below runs/."""
+    """Folder of the run; by default a new one below runs/."""
 
     client_store: Path | None = None
     """Simulated clients' own stores, one folder each; None puts them into the run folder."""
@@ -145,7 +146,7 @@ class PathSettings:
     """Go on with the run that lies in `run_dir`."""
 
     overwrite: bool = False
-    """Replace the run that lies in `run_dir`."""
+    """Replace the run that lies in the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

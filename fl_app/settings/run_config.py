@@ -51,7 +51,7 @@ def from_flat(cls: type[Settings], config: Mapping[str, Value]) -> Settings:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(keys))}."
             hint = f"it is called {_FORMER[key]} now." if key in _FORMER else hint
             raise RunConfigError(f"{key} is no run-config key; {hint}")
-        values[keys[key].path] = _parsed(key, value, keys[key])
+        values[keys[key].path] = parse_value(key, value, keys[key].types)
     try:
         return typing.cast(Settings, _built(cls, values, ()))
     except ValueError as error:
@@ -60,7 +60,7 @@ def from_flat(cls: type[Settings], config: Mapping[str, Value]) -> Settings:
 
 def to_flat(settings: Any) -> dict[str, Value]:
     """Return all values of a settings object under their flat keys."""
-    return {key: _flat(key, _at(settings, leaf.path)) for key, leaf in _leaves(type(settings)).items()}
+    return {key: flat_value(key, _at(settings, leaf.path)) for key, leaf in _leaves(type(settings)).items()}
 
 
 def with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,14 +113,15 @@ def _leaves(cls: type, path: tuple[str, ...] = ()) -> dict[str, _Leaf]:
             found = _leaves(typing.cast(type, kind), here)
         else:
             key = _RENAMED.get(here, _PREFIXED.get(path, "") + key_of(name))
-            found = {key: _Leaf(here, _types(kind))}
+            found = {key: _Leaf(here, types_of(kind))}
         if twins := leaves.keys() & found.keys():
             raise TypeError(f"two settings share the run-config key {min(twins)}")
         leaves.update(found)
     return leaves
 
 
-def _types(kind: Any) -> tuple[type, ...]:
+def types_of(kind: Any) -> tuple[type, ...]:
+    """Return what a value of a field's type may be in Python; NoneType among them where it may be left empty."""
     if typing.get_origin(kind) is typing.Literal:
         # the settings themselves know which strings they take
         return (str,)
@@ -130,21 +131,26 @@ def _types(kind: Any) -> tuple[type, ...]:
     return typing.get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
-def _parsed(key: str, value: Value, leaf: _Leaf) -> Any:
+def parse_value(key: str, value: Value, types: tuple[type, ...]) -> Any:
+    """Return what a flat value means for a field that holds one of `types`.
+
+    Raises:
+        RunConfigError: it has another type.
+    """
     if key == "labels":
         return parse_labels(value)
-    if tuple in leaf.types:
+    if tuple in types:
         return _numbers(key, value)
-    if value == "" and NoneType in leaf.types:
+    if value == "" and NoneType in types:
         return None
-    for kind in leaf.types:
+    for kind in types:
         if kind is Path and isinstance(value, str):
             return Path(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if type(value) is kind:
             return value
-    names = " or ".join({Path: "a path", NoneType: "an empty string"}.get(t, t.__name__) for t in leaf.types)
+    names = " or ".join({Path: "a path", NoneType: "an empty string"}.get(t, t.__name__) for t in types)
     raise RunConfigError(f"{key}={value!r} is {type(value).__name__}; expected {names}.")
 
 
@@ -171,7 +177,8 @@ def parse_labels(value: Value) -> float:
     return share
 
 
-def _flat(key: str, value: Any) -> Value:
+def flat_value(key: str, value: Any) -> Value:
+    """Return a field's value as a run configuration holds it."""
     if key == "labels":
         return {1.0: "all", 0.0: "none"}.get(value, str(value))
     if value is None:

@@ -3,12 +3,13 @@
 import importlib.util
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from persephonee.fl_app.errors import RunConfigError
 
-DTYPES = ("float32", "float16")
-STRATEGIES = ("fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum")
-NOISE_PLACES = ("server", "clients")
+Dtype = Literal["float32", "float16"]
+Strategy = Literal["fedavg", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"]
+NoisePlace = Literal["server", "clients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,10 @@ class SharingSettings:
     sharing_fraction: float = 1.0
     """Fraction of a simulation's users who permit it, in [0, 1]; a device says so in its own node configuration."""
 
-    share_dtype: str = "float32"
+    share_dtype: Dtype = "float32"
     """Of the exits on their way up and down: float32, or float16 at half the bytes."""
 
-    strategy: str = "fedavg"
+    strategy: Strategy = "fedavg"
     """Flower's strategy that merges each exit: fedavg, fedadam, fedyogi, fedmedian, fedtrimmedavg or krum."""
 
     server_learning_rate: float = 0.01
@@ -51,8 +52,8 @@ class SharingSettings:
 
     def __post_init__(self) -> None:
         _require("sharing-fraction", self.sharing_fraction, 0 <= self.sharing_fraction <= 1, "a fraction in [0, 1]")
-        _require("share-dtype", self.share_dtype, self.share_dtype in DTYPES, " or ".join(DTYPES))
-        _require("strategy", self.strategy, self.strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+        _require_one_of("share-dtype", self.share_dtype, Dtype)
+        _require_one_of("strategy", self.strategy, Strategy)
         rate = self.server_learning_rate
         _require("server-learning-rate", rate, 0 < rate < math.inf, "a finite number above 0")
         _require("trimmed-fraction", self.trimmed_fraction, 0 <= self.trimmed_fraction < 0.5, "a fraction in [0, 0.5)")
@@ -100,7 +101,7 @@ class PrivacySettings:
     dp_delta: float = 1e-5
     """delta at which epsilon is stated, in (0, 1); less than one over the number of clients."""
 
-    dp_noise_at: str = "server"
+    dp_noise_at: NoisePlace = "server"
     """server: noise on the merged exits, for clients who trust the server; clients: each adds noise of its own."""
 
     def __post_init__(self) -> None:
@@ -108,7 +109,7 @@ class PrivacySettings:
         _require("dp-noise-multiplier", z, 0 <= z < math.inf, "a finite number, 0 or more")
         _require("dp-clipping-norm", norm, 0 < norm < math.inf, "a finite number above 0")
         _require("dp-delta", self.dp_delta, 0 < self.dp_delta < 1, "a number between 0 and 1")
-        _require("dp-noise-at", self.dp_noise_at, self.dp_noise_at in NOISE_PLACES, " or ".join(NOISE_PLACES))
+        _require_one_of("dp-noise-at", self.dp_noise_at, NoisePlace)
 
     @property
     def is_on(self) -> bool:
@@ -147,3 +148,8 @@ class PrivacySettings:
 def _require(key: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise RunConfigError(f"{key}={value} is out of range: expected {expected}.")
+
+
+def _require_one_of(key: str, value: object, kind: Any) -> None:
+    allowed = get_args(kind)
+    _require(key, value, value in allowed, f"one of {', '.join(allowed)}")

@@ -10,27 +10,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.option_groups import with_groups
+from persephonee.commands.option_groups import OptionGroup, with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
+    PERSONALISATION,
+    SPLIT_CLASS,
     AsJson,
-    Labels,
     Seed,
     Sources,
     data_settings,
     loss_settings,
+    refuse_missing_labels,
     schedule_settings,
     source_names,
 )
 
 if TYPE_CHECKING:
     from persephonee.clients.personalisation.settings import PersonalisationSettings
+    from persephonee.clients.runtime.conditions import ConditionSettings
     from persephonee.clients.runtime.device import Device
-    from persephonee.clients.runtime.device_settings import DeviceSettings
     from persephonee.clients.runtime.device_state import Clock, DeviceStateSource
+    from persephonee.clients.runtime.drift import DriftSettings
     from persephonee.clients.runtime.frames import Item
+    from persephonee.clients.runtime.settings import OrchestratorSettings, SampleStoreSettings
     from persephonee.data_partitions.samples import UserSamples
-    from persephonee.data_partitions.settings import DataSettings
+    from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
     from persephonee.multi_exit.network import MultiExitNetwork
     from persephonee.multi_exit.storage import ModelMetadata
@@ -44,54 +48,34 @@ POWERS = ("auto", "linux", "night", "always")
 device_app = typer.Typer(no_args_is_help=True, help="A device that lives with its user, with and without a server.")
 
 
-def life_settings(
-    *,
-    p_expl: Annotated[
-        float,
-        typer.Option(help="Fraction of the samples of which the last exit is computed too.", rich_help_panel=LIFE),
-    ] = 0.1,
-    threshold: Annotated[
-        float, typer.Option(help="Confidence at which samples leave until the first round.", rich_help_panel=LIFE)
-    ] = 0.9,
-    drift: Annotated[str, typer.Option(help="adwin, page-hinkley or plain.", rich_help_panel=LIFE)] = "page-hinkley",
-    min_new_samples: Annotated[
-        int, typer.Option(help="New training samples that are reason enough for a round.", rich_help_panel=LIFE)
-    ] = 100,
-    min_calibration: Annotated[
-        int, typer.Option(help="Calibration samples that a round needs.", rich_help_panel=LIFE)
-    ] = 20,
-    hours: Annotated[str, typer.Option(help="Local hours in which rounds may begin.", rich_help_panel=LIFE)] = "22-6",
-    max_load: Annotated[
-        float, typer.Option(help="Processes per core below which the device is idle.", rich_help_panel=LIFE)
-    ] = 0.5,
-    max_bytes: Annotated[int, typer.Option(help="Of the stored images together.", rich_help_panel=LIFE)] = 64 * 2**20,
-    max_age_days: Annotated[float, typer.Option(help="Of the stored images.", rich_help_panel=LIFE)] = 90.0,
-) -> "DeviceSettings":
-    """Make the settings of a device's life."""
-    from persephonee.clients.runtime.conditions import ConditionSettings
-    from persephonee.clients.runtime.device_settings import DeviceSettings
-    from persephonee.clients.runtime.drift import DriftSettings
-    from persephonee.clients.runtime.settings import OrchestratorSettings, SampleStoreSettings
-
-    begin, end = _hours(hours)
-    conditions = ConditionSettings(
-        from_hour=begin,
-        to_hour=end,
-        min_new_samples=min_new_samples,
-        min_calibration=min_calibration,
-        max_load=max_load,
-    )
-    return DeviceSettings(
-        client_id="",
-        orchestrator=OrchestratorSettings(
-            p_expl=p_expl, initial_threshold=threshold, drift=DriftSettings(rule=drift), conditions=conditions
-        ),
-        samples=SampleStoreSettings(max_bytes=max_bytes, max_age_days=max_age_days),
-    )
+ORCHESTRATOR = OptionGroup(
+    "persephonee.clients.runtime.settings:OrchestratorSettings",
+    LIFE,
+    only=("p_expl", "initial_threshold"),
+    renamed={"initial_threshold": "threshold"},
+)
+DRIFT = OptionGroup("persephonee.clients.runtime.drift:DriftSettings", LIFE, only=("rule",), renamed={"rule": "drift"})
+CONDITIONS = OptionGroup(
+    "persephonee.clients.runtime.conditions:ConditionSettings",
+    LIFE,
+    only=("min_new_samples", "min_calibration", "max_load"),
+)
+BOUNDS = OptionGroup(
+    "persephonee.clients.runtime.settings:SampleStoreSettings", LIFE, only=("max_bytes", "max_age_days")
+)
 
 
 @device_app.command("run")
-@with_groups(data=data_settings, loss=loss_settings, schedule=schedule_settings, life=life_settings)
+@with_groups(
+    data=data_settings,
+    labelled=OptionGroup(SPLIT_CLASS, PERSONALISATION, only=("labels",)),
+    loss=loss_settings,
+    schedule=schedule_settings,
+    orchestrator=ORCHESTRATOR,
+    drift_rule=DRIFT,
+    conditions=CONDITIONS,
+    bounds=BOUNDS,
+)
 def run(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
@@ -99,7 +83,12 @@ def run(
     data: "DataSettings",
     loss: "LossSettings",
     schedule: "PersonalisationSettings",
-    life: "DeviceSettings",
+    labelled: "SplitSettings",
+    orchestrator: "OrchestratorSettings",
+    drift_rule: "DriftSettings",
+    conditions: "ConditionSettings",
+    bounds: "SampleStoreSettings",
+    hours: Annotated[str, typer.Option(help="Local hours in which rounds may begin.", rich_help_panel=LIFE)] = "22-6",
     watch: Annotated[
         Path | None, typer.Option(help="A folder that is watched for images; without it DATA is played again.")
     ] = None,
@@ -113,7 +102,6 @@ def run(
             "the hour); auto is linux for a watched folder and night for a replay.",
         ),
     ] = "auto",
-    labels: Labels = "all",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print events only.")] = False,
     as_json: AsJson = False,
     sources: Sources = DEFAULT_SOURCES,
@@ -127,29 +115,38 @@ def run(
     from persephonee.clients.runtime.device import Device
     from persephonee.clients.runtime.device_database import DeviceDatabase
     from persephonee.clients.runtime.device_run import Stop, run_device, stopped_by_signals
+    from persephonee.clients.runtime.device_settings import DeviceSettings
     from persephonee.commands.device_output import DeviceLines
     from persephonee.multi_exit.storage import load_network
 
-    network, metadata = load_network(model, source_names(sources))
-    samples = None if watch else _load_user(data, user, network, metadata)
-    clock, source = _clock_and_power(power, replay=samples is not None)
-    conditions = life.orchestrator.conditions
+    refuse_missing_labels(loss, labelled.labels)
+    begin, end = _hours(hours)
     if power == "always":
-        conditions = replace(conditions, from_hour=0.0, to_hour=0.0)
-    settings = replace(
-        life,
+        begin = end = 0.0
+    settings = DeviceSettings(
         client_id=user or "owner",
-        orchestrator=replace(life.orchestrator, drop_tolerance=schedule.drop_tolerance, conditions=conditions),
+        orchestrator=replace(
+            orchestrator,
+            drop_tolerance=schedule.drop_tolerance,
+            drift=drift_rule,
+            conditions=replace(conditions, from_hour=begin, to_hour=end),
+        ),
+        samples=bounds,
         personalisation=schedule,
         weights=loss.weights,
         seed=seed,
     )
+    network, metadata = load_network(model, source_names(sources))
+    samples = None if watch else _load_user(data, user, network, metadata)
+    clock, source = _clock_and_power(power, replay=samples is not None)
     class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))
     lines = DeviceLines(class_names, clock, as_json=as_json, quiet=quiet)
     database, stop = DeviceDatabase(store), Stop()
     try:
         device = Device(network, database, ExitStore(store), settings, clock, source, lines.show_event)
-        items = _items(device, network, class_names, watch, samples, labels, clock, every, speed, seed, stop.wait)
+        items = _items(
+            device, network, class_names, watch, samples, labelled.labels, clock, every, speed, seed, stop.wait
+        )
         with stopped_by_signals(stop, device):
             run_device(device, items, lines.show_answer, stop)
     finally:
@@ -195,7 +192,7 @@ def _items(
     class_names: tuple[str, ...],
     watch: Path | None,
     samples: "UserSamples | None",
-    labels: str,
+    labelled: float,
     clock: "Clock",
     every: float,
     speed: float,
@@ -204,7 +201,6 @@ def _items(
 ) -> "Iterable[Item]":
     from persephonee.clients.runtime.device_state import ScriptedClock
     from persephonee.clients.runtime.frames import ReplayedUser, WatchedFolder
-    from persephonee.fl_app.settings.run_config import parse_labels
 
     if watch is not None:
         return WatchedFolder(watch, network.input_shape, class_names, device.has_answered)
@@ -212,7 +208,7 @@ def _items(
     assert isinstance(clock, ScriptedClock)
     return ReplayedUser(
         samples,
-        labelled=parse_labels(labels),
+        labelled=labelled,
         clock=clock,
         every_s=60 * every,
         speed=speed,

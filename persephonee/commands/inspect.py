@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.options import DEFAULT_SOURCES, AsJson, Seed, Sources, source_names
+from persephonee.commands.option_groups import OptionGroup, with_groups
+from persephonee.commands.options import DEFAULT_SOURCES, GLOBAL_MODEL, AsJson, Seed, Sources, source_names
 
 if TYPE_CHECKING:
     from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.server.training.global_model_settings import GlobalModelSettings
 
 SMALL_INPUT_PX = 48
 
 
+@with_groups(wanted=OptionGroup(f"{GLOBAL_MODEL}:GlobalModelSettings", only=("num_exits", "head")))
 def inspect(
     *,
     model: Annotated[
@@ -22,13 +25,12 @@ def inspect(
     backbone: Annotated[
         str | None, typer.Option(help="A torchvision CNN, timm/NAME, or package.module:function.")
     ] = None,
-    num_exits: Annotated[int, typer.Option(help="Early exits besides the original classifier.")] = 6,
+    wanted: "GlobalModelSettings",
     input_size: Annotated[int, typer.Option(help="Side of the square images, in px.")] = 28,
     num_classes: Annotated[int, typer.Option(help="Classes that the network tells apart.")] = 62,
     in_channels: Annotated[
         int | None, typer.Option(help="1 (grey) or 3 (colour); by default 3 above 48 px, else 1.")
     ] = None,
-    head: Annotated[str, typer.Option(help="msdnet, or the much cheaper pooled.")] = "msdnet",
     as_json: AsJson = False,
     sources: Sources = DEFAULT_SOURCES,
     seed: Seed = 0,
@@ -45,11 +47,11 @@ def inspect(
     elif backbone is not None:
         network = build_network(
             backbone,
-            num_exits=num_exits,
+            num_exits=wanted.num_exits,
             num_classes=num_classes,
             in_channels=in_channels or (3 if input_size > SMALL_INPUT_PX else 1),
             input_size=input_size,
-            head=head,
+            head=wanted.head,
             allowed=source_names(sources, source_of(backbone)),
             seed=seed,
         )

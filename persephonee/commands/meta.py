@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.options import Seed, source_names
+from persephonee.commands.option_groups import OptionGroup
+from persephonee.commands.options import source_names
 from persephonee.commands.run_settings import given_options
-from persephonee.server.training.meta_settings import MetaSettings
 
 if TYPE_CHECKING:
     from persephonee.data_partitions.settings import DataSettings
+    from persephonee.server.training.meta_settings import MetaSettings
 
 META = "Meta-learning, with --from"
 
@@ -23,42 +24,12 @@ Start = Annotated[
 ]
 
 
-def meta_settings(
-    *,
-    meta: Annotated[
-        str | None, typer.Option(help="reptile or fomaml (first-order MAML).", rich_help_panel=META)
-    ] = None,
-    meta_epochs: Annotated[
-        int, typer.Option(help="Passes over the users.", rich_help_panel=META)
-    ] = MetaSettings.epochs,
-    meta_rate: Annotated[
-        float | None, typer.Option(help="Of the outer steps; the method's own by default.", rich_help_panel=META)
-    ] = None,
-    inner_steps: Annotated[
-        int, typer.Option(help="Steps on one user's samples.", rich_help_panel=META)
-    ] = MetaSettings.inner_steps,
-    inner_rate: Annotated[
-        float, typer.Option(help="Learning rate of these steps.", rich_help_panel=META)
-    ] = MetaSettings.inner_rate,
-    seed: Seed = 0,
-) -> MetaSettings | None:
-    """Make the settings of the meta-learning, None where none is asked for."""
-    if meta is None:
-        return None
-    return MetaSettings(
-        method=meta,  # type: ignore[arg-type]
-        epochs=meta_epochs,
-        rate=meta_rate,
-        inner_steps=inner_steps,
-        inner_rate=inner_rate,
-        seed=seed,
-    )
-
-
-OF_META = ("meta", "meta_epochs", "meta_rate", "inner_steps", "inner_rate")
-OF_PRETRAINING = (
-    *("backbone", "num_exits", "head", "weights", "mean", "std", "personal_users", "validation_fraction"),
-    *("epochs", "patience", "batch_size", "learning_rate", "weight_decay", "augmentation", "max_samples", "resume"),
+meta_settings = OptionGroup(
+    "persephonee.server.training.meta_settings:MetaSettings",
+    META,
+    only=("method", "epochs", "rate", "inner_steps", "inner_rate", "seed"),
+    renamed={"method": "meta", "epochs": "meta_epochs", "rate": "meta_rate"},
+    no_default=("method",),
 )
 
 
@@ -73,7 +44,7 @@ def refuse_given(context: typer.Context, names: Iterable[str], because: str) -> 
 def meta_learn_and_show(
     context: typer.Context,
     start: Path,
-    settings: MetaSettings | None,
+    settings: "MetaSettings",
     data: "DataSettings",
     out: Path,
     *,
@@ -89,8 +60,7 @@ def meta_learn_and_show(
     from persephonee.server.training.meta_model import make_meta_learned_model
     from persephonee.server.training.pretraining_progress import shown_progress
 
-    refuse_given(context, OF_PRETRAINING, "beside --from")
-    if settings is None:
+    if "meta" not in given_options(context):
         raise typer.BadParameter("--from takes a model whose exits are to be meta-learned; add --meta reptile.")
     partitions = open_partitions(data, for_pretraining=True)
     with shown_progress() as progress:

@@ -15,6 +15,7 @@ from persephonee.commands.options import (
     Sources,
     data_settings,
     loss_settings,
+    refuse_missing_labels,
     schedule_settings,
     source_names,
     split_settings,
@@ -50,6 +51,7 @@ def personalise(
     from persephonee.data_partitions.user_splits import split_samples
     from persephonee.multi_exit.storage import load_network
 
+    refuse_missing_labels(loss, split.labels)
     network, metadata = load_network(model, source_names(sources))
     samples = _load_user(data, user, network, metadata)
     exit_store = ExitStore(store)

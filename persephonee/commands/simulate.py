@@ -4,55 +4,46 @@ Its options are the settings that people change often; `--set` and `--config` ta
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persephonee.commands.options import DATA, DEFAULT_SOURCES, PERSONALISATION, Dataset, Labels, Seed, Sources
+from persephonee.commands.option_groups import OptionGroup, with_groups
+from persephonee.commands.options import (
+    DATA,
+    DATA_CLASS,
+    DEFAULT_SOURCES,
+    PERSONALISATION,
+    SCHEDULE_CLASS,
+    SPLIT_CLASS,
+    Seed,
+    Sources,
+)
 from persephonee.commands.run_settings import DEFAULT_CLIENTS, given_options, resumed_settings, settings_of_run
 
+if TYPE_CHECKING:
+    from persephonee.fl_app.settings.app_settings import PathSettings
 
+APP = "persephonee.fl_app.settings"
+
+
+@with_groups(
+    paths=OptionGroup(f"{APP}.app_settings:PathSettings", only=("model", "run_dir", "overwrite")),
+    rounds=OptionGroup(f"{APP}.app_settings:RoundSettings", only=("rounds",)),
+    sharing=OptionGroup(f"{APP}.sharing_settings:SharingSettings", only=("share_exits",)),
+    data=OptionGroup(DATA_CLASS, DATA, only=("dataset", "data_path", "user_column", "label_column")),
+    split=OptionGroup(SPLIT_CLASS, DATA, only=("labels",)),
+    schedule=OptionGroup(SCHEDULE_CLASS, PERSONALISATION, only=("schedule", "drop_tolerance")),
+)
 def simulate(
     *,
     context: typer.Context,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of the global model; without it, one is pretrained first.")
-    ] = None,
+    paths: "PathSettings",
     clients: Annotated[int, typer.Option(help="Users who personalise, 1 or more.")] = DEFAULT_CLIENTS,
-    rounds: Annotated[int, typer.Option(help="Personalisation rounds, 1 or more.")] = 1,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for the run; runs/ and the time by default.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, with the settings that it began with.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
-    share_exits: Annotated[
-        bool, typer.Option("--share-exits", help="Ask users for their exits, and merge them.")
-    ] = False,
     seed: Seed = 0,
-    dataset: Annotated[Dataset, typer.Option(help="Which data.", rich_help_panel=DATA)] = "synthetic-writers",
-    data_path: Annotated[
-        Path | None, typer.Option(help="Where the data lies, if it is local.", rich_help_panel=DATA)
-    ] = None,
-    user_column: Annotated[
-        str, typer.Option(help="parquet: the column that names the users.", rich_help_panel=DATA)
-    ] = "writer_id",
-    label_column: Annotated[
-        str, typer.Option(help="parquet, imagefolder: the column of the classes.", rich_help_panel=DATA)
-    ] = "character",
-    labels: Labels = "all",
-    schedule: Annotated[
-        Literal["paper", "fast"],
-        typer.Option(
-            help="paper trains whole heads by SGD; fast trains their classifiers alone, in a few steps.",
-            rich_help_panel=PERSONALISATION,
-        ),
-    ] = "paper",
-    drop_tolerance: Annotated[
-        float,
-        typer.Option(
-            help="Accuracy that may be lost against the last exit, in [0, 1].", rich_help_panel=PERSONALISATION
-        ),
-    ] = 0.01,
     sources: Sources = DEFAULT_SOURCES,
     ray_address: Annotated[
         str,
@@ -78,7 +69,7 @@ def simulate(
     from persephonee.server.results.terminal_table import print_summary
 
     given = given_options(context, "resume", "ray_address", "sets", "config")
-    if resume is not None and (overwrite or config is not None or run_dir not in (None, resume)):
+    if resume is not None and (paths.overwrite or config is not None or paths.run_dir not in (None, resume)):
         raise typer.BadParameter(
             "--resume DIR names the run folder and its settings; leave out --run-dir, --overwrite and --config."
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from persephonee.data_partitions.settings import PAPER_PERSONAL_FRACTION
-from persephonee.multi_exit.settings import DEFAULT_SOURCES
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, HeadKind
 from persephonee.server.errors import PretrainingError
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
@@ -22,14 +22,14 @@ class UserFractions:
     """
 
     personal_users: float | None = None
-    """Users kept back to personalise: a number of them, or below 1 a fraction of all; None is the paper's 250 in 3,500,
-    but 100 where a third of all users is as many, and nobody of a pool that is the global model's anyway."""
+    """Users kept back to personalise: a number of them, or below 1 a fraction of all. By default the paper's 250 in
+    3,500, but 100 where a third of all users is as many; nobody of a pool that is the global model's anyway."""
 
     validation_fraction: float = 0.1
     """Fraction of the other users who only validate, in (0, 1)."""
 
     max_users: int | None = None
-    """Train and validate on at most this many users, >= 2; None takes all."""
+    """Train and validate on at most this many users, >= 2; by default on all."""
 
     def __post_init__(self) -> None:
         wanted = self.personal_users
@@ -59,22 +59,23 @@ class GlobalModelSettings:
     """Which network, and how it is trained."""
 
     backbone: str = "mobilenet_v2"
-    """A torchvision classification model, `timm/NAME`, or `package.module:function`."""
+    """A torchvision classification model, timm/NAME, or package.module:function."""
 
     num_exits: int = 6
-    """M, early exits besides the original classifier."""
+    """M, the number of early exits besides the original classifier."""
 
-    head: str = "msdnet"
-    """"msdnet" or "pooled"."""
+    head: HeadKind = "msdnet"
+    """Kind of the early exits: msdnet as in the paper, the much cheaper pooled, or auto, which chooses."""
 
     weights: Path | None = None
-    """Trained weights of the backbone, for `training.mode` "exits"; None begins with random ones."""
+    """Trained weights of the backbone (.safetensors or .pth), so that only the exits learn; by default
+    it begins with random ones."""
 
     mean: tuple[float, ...] = ()
     """What trained weights expect to be subtracted from images in [0, 1], per channel; none by default."""
 
     std: tuple[float, ...] = ()
-    """What the difference is divided by, per channel; given together with `mean`."""
+    """What the difference is divided by, per channel; given together with the mean."""
 
     users: UserFractions = field(default_factory=UserFractions)
     training: PretrainSettings = field(default_factory=PretrainSettings)

@@ -29,7 +29,7 @@ class MetaSettings:
     """Users whose results make one outer step, >= 1."""
 
     rate: float | None = None
-    """Of the outer steps, > 0, falling linearly to 0; None takes the method's own, see DEFAULT_RATES."""
+    """Of the outer steps, > 0, falling linearly to 0; by default the method's own, 0.5 or 0.02."""
 
     inner_steps: int = 10
     """Steps of SGD on one user's samples, >= 1."""

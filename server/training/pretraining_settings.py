@@ -22,31 +22,31 @@ class PretrainSettings:
     """"joint": backbone and exits together, for an untrained backbone; "exits": the exits only, for a trained one."""
 
     epochs: int = 6
-    """At most this many, >= 1; the schedule spans them."""
+    """Passes over the training images at most, >= 1; the schedule spans them."""
 
     patience: int = 3
     """Stop after this many epochs, >= 1, without a better last exit on users whom training never saw."""
 
     batch_size: int = 128
-    """>= 2, since BatchNorm cannot learn from one sample."""
+    """Images a step, >= 2, since BatchNorm cannot learn from one sample."""
 
     learning_rate: float = 0.1
-    """The largest, after the warm-up; > 0."""
+    """The largest of the schedule, after the warm-up; > 0."""
 
     warmup: float = 0.15
     """Fraction of the epochs in which the learning rate rises, in [0, 1)."""
 
     momentum: float = 0.9
-    """In [0, 1)."""
+    """Of SGD, in [0, 1)."""
 
     weight_decay: float = 5e-4
-    """>= 0."""
+    """Of SGD, >= 0."""
 
     augmentation: Augmentation = "affine"
-    """Of the training images: "none", "shift" (up to 7 % of the side), or "affine" (also rotation, scale, slant)."""
+    """How images are moved: "none", "shift" (up to 7 % of the side), or "affine" (also rotation, scale, slant)."""
 
     max_samples: int | None = None
-    """Train on a random choice of at most this many samples; None takes all."""
+    """Train on a random choice of at most this many samples; by default on all."""
 
     seed: int = 0
     """>= 0."""

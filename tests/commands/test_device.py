@@ -112,7 +112,7 @@ def test_labels_are_told_as_far_as_they_are_wished(replay, tmp_path):
     [
         (("--power", "moon"), "--power moon is not known"),
         (("--hours", "night"), "--hours night is not known"),
-        (("--drift", "feeling"), "rule='feeling' does not do"),
+        (("--drift", "feeling"), "'feeling' is not one of 'adwin', 'page-hinkley', 'plain'"),
         (("--p-expl", 2), "p_expl=2.0 is out of range"),
         (("--every", "nan"), "a sample every nan minutes does not do"),
         (("--every", "inf"), "a sample every inf minutes does not do"),

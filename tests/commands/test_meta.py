@@ -36,7 +36,7 @@ def test_exits_are_meta_learned_from_the_command_line(start, tmp_path, method):
     ("words", "says"),
     [
         ((), "--from takes a model whose exits are to be meta-learned; add --meta reptile."),
-        (("--meta", "maml"), "method='maml' is unknown"),
+        (("--meta", "maml"), "'maml' is not one of 'reptile', 'fomaml'"),
         (("--meta", "reptile", "--learning-rate", "0.1"), "--learning-rate does nothing beside --from; leave it out."),
         (("--meta", "reptile", "--resume"), "--resume does nothing beside --from; leave it out."),
     ],

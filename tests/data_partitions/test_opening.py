@@ -27,7 +27,7 @@ def test_an_empty_path_and_no_classes_stand_for_none():
         ({"dataset": "femnist", "data_path": "x"}, "--dataset femnist takes no --data-path"),
         ({"num_writers": 3551}, r"num_writers=3551 is not in \[1, 3550\]"),
         ({"num_classes": 1}, "num_classes=1 is too small"),
-        ({"seed": -1}, "seed=-1 is negative"),
+        ({"seed": -1}, "seed=-1 is out of range"),
         ({"colour": "red"}, "'colour' is no setting of the data"),
         ({"seed": "1"}, "seed='1' is str; expected int"),
         ({"seed": True}, "seed=True is bool; expected int"),
