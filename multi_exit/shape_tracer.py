@@ -56,7 +56,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether the module stays whole in the graph."""
-        whole = isinstance(m, InputNormalisation | torch.jit.ScriptModule)
+        whole = isinstance(m, InputNormalisation)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -116,7 +116,7 @@ class ShapeTracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether the module stays whole in the graph."""
-        return isinstance(m, self._whole) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (torch.jit.ScriptModule, *self._whole)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a module's call, or just run it along."""

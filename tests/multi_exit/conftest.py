@@ -49,7 +49,7 @@ def build_own(own_backbone: Callable[..., str]) -> Callable[..., MultiExitNetwor
     """Return `build_network` for a backbone of one's own: a class or function of num_classes and in_channels."""
 
     def build(function: Callable[..., nn.Module], **settings: object) -> MultiExitNetwork:
-        defaults = {"num_exits": 2, "num_classes": 10, "input_size": 64}
+        defaults = {"num_exits": 2, "num_classes": 10, "input_size": 64, "head": "msdnet"}
         return build_network(own_backbone(function), allowed=(MODULE,), **{**defaults, **settings})  # type: ignore[arg-type]
 
     return build
