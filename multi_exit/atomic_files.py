@@ -6,25 +6,34 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+LEFTOVER_SUFFIX = ".persephonee.tmp"
+"""The mark of a file that this module was writing; one that a kill left behind is ours to remove."""
 
-def write_bytes_atomically(path: Path, data: bytes) -> None:
+
+def write_bytes_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace `path` by `data`: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        data: all of it.
+        private: whether only this user may read the file (0600); otherwise it is as readable as the user's others.
 
     Raises:
         OSError: the folder cannot be written; `path` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=LEFTOVER_SUFFIX)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; what we write is as readable as any other file of the user
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        if not private:
+            # mkstemp makes files private
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -41,6 +50,29 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode())
 
 
-def write_json_atomically(path: Path, value: Any) -> None:
+def write_json_atomically(path: Path, value: Any, *, private: bool = False) -> None:
     """Replace `path` by `value` as indented JSON; NaN is refused, since JSON has none."""
-    write_text_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_bytes_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), private=private)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only this user can enter (0700); one that is there keeps its mode if it is another user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names of what is in a folder, without what a kill left of our own writing."""
+    return sorted(path.name for path in folder.iterdir() if not _is_leftover(path)) if folder.is_dir() else []
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left of our own writing directly in a folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(LEFTOVER_SUFFIX) and not path.is_dir()

@@ -134,6 +134,10 @@ def rebuild_network(
             f"{spec.backbone} has no place {unknown[0]!r} for an exit in the installed version: "
             "install the version that saved the model, or pretrain it again."
         )
+    if list(spec.cuts) != [node for node in by_node if node in spec.cuts]:
+        raise ModelFileError(
+            f"the exits of this {spec.backbone} are not in the order in which it computes: pretrain the model again."
+        )
     return assemble(cnn, tuple(by_node[cut] for cut in spec.cuts), spec)
 
 

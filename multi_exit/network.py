@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from persephonee.multi_exit.checked_json import parse_json_object
 from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
@@ -52,7 +54,7 @@ class NetworkSpec:
             ModelFileError: a key is missing, unknown, or of another type.
         """
         try:
-            values = json.loads(text)
+            values = parse_json_object(text)
             lists = {key: tuple(values[key]) for key in ("cuts", "mean", "std")}
             spec = cls(**{**values, **lists})
             spec._check_types()
@@ -66,8 +68,10 @@ class NetworkSpec:
         numbers = (self.num_classes, self.in_channels, self.input_size)
         words = (self.backbone, self.stem, self.head, *self.cuts)
         fits = all(type(n) is int for n in numbers) and all(isinstance(w, str) for w in words)
-        if not fits or not all(isinstance(x, int | float) for x in (*self.mean, *self.std)):
+        if not fits or not all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)):
             raise TypeError("a value is of another type")
+        if not self.cuts or len(set(self.cuts)) < len(self.cuts):
+            raise ValueError("its cuts are none, or one of them stands there twice")
 
 
 class MultiExitNetwork(nn.Module):

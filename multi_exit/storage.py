@@ -4,6 +4,8 @@
 """
 
 import json
+import re
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from torch import Tensor, nn
 
 from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
 from persephonee.multi_exit.building import rebuild_network
+from persephonee.multi_exit.checked_json import read_json_object, with_digest, without_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 from persephonee.multi_exit.settings import DEFAULT_SOURCES
 
 FORMAT = 1
+_WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +66,9 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
         "spec": asdict(network.spec),
         "metadata": asdict(metadata),
     }
-    write_json_atomically(folder / "network.json", description)
-    for stale in folder.glob("weights-*.safetensors"):
-        if stale.name != weights:
+    write_json_atomically(folder / "network.json", with_digest(json.loads(json.dumps(description))))
+    for stale in folder.iterdir():
+        if _WEIGHTS_NAME.fullmatch(stale.name) and stale.name != weights:
             stale.unlink(missing_ok=True)
     return fingerprint
 
@@ -84,13 +88,15 @@ def load_network(
         BackboneError: the backbone is not allowed or not known here.
     """
     description = read_description(folder)
-    network = rebuild_network(NetworkSpec.from_json(json.dumps(description["spec"])), allowed, backbone)
+    spec = NetworkSpec.from_json(json.dumps(description["spec"]))
+    metadata = _metadata(description["metadata"], folder, spec.num_classes)
+    network = rebuild_network(spec, allowed, backbone)
     load_tensors(network, _read_tensors(folder / description["weights"]), folder)
     if network.fingerprint != description["fingerprint"]:
         raise ModelFileError(
             f"the weights in {folder} are not those that network.json describes: copy the whole folder again."
         )
-    return network, _metadata(description["metadata"], folder)
+    return network, metadata
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -103,15 +109,20 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFileError(f"{folder} is no model folder, it has no network.json: give what `pretrain --out` wrote.")
     try:
-        description = json.loads(path.read_text())
-        missing = {"format", "fingerprint", "backbone_fingerprint", "weights", "spec", "metadata"} - description.keys()
-        if missing or Path(description["weights"]).name != description["weights"]:
-            raise ValueError(f"without {sorted(missing)}" if missing else "a path in place of the weights' name")
-    except (ValueError, AttributeError, TypeError) as error:
+        description = read_json_object(path)
+        if description.get("format") == FORMAT:
+            description = without_digest(description)
+            missing = {"fingerprint", "backbone_fingerprint", "weights", "spec", "metadata"} - description.keys()
+            if missing or Path(description["weights"]).name != description["weights"]:
+                raise ValueError(f"without {sorted(missing)}" if missing else "a path in place of the weights' name")
+    except (OSError, ValueError, TypeError) as error:
         raise ModelFileError(f"{path} is damaged ({error}): copy or save the model again.") from None
-    if description["format"] != FORMAT:
-        raise ModelFileError(f"{path} has format {description['format']}, expected {FORMAT}: save the model again.")
-    return description  # type: ignore[no-any-return]
+    if description.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{path} has format {description.get('format')!r}, expected {FORMAT}: use the release of persephonee that "
+            "wrote it, or save the model again."
+        )
+    return description
 
 
 def load_tensors(network: MultiExitNetwork, tensors: dict[str, Tensor], source: Path | str) -> None:
@@ -131,19 +142,36 @@ def load_tensors(network: MultiExitNetwork, tensors: dict[str, Tensor], source: 
                 f"tensor {name!r} in {source} is {got.dtype} {tuple(got.shape)}, expected {expected.dtype} "
                 f"{tuple(expected.shape)}: it is of another architecture, use the right one."
             )
+        if got.is_floating_point() and not bool(got.isfinite().all()):
+            raise ModelFileError(
+                f"tensor {name!r} in {source} holds a number that is not finite: copy the model again, or train it."
+            )
     network.load_state_dict(tensors)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("it is no regular file")
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelFileError(f"{path} is missing or cut off ({error}): copy or save the model again.") from None
 
 
-def _metadata(values: dict[str, Any], folder: Path) -> ModelMetadata:
+def _metadata(values: dict[str, Any], folder: Path, num_classes: int) -> ModelMetadata:
     try:
         sequences = {key: tuple(values[key]) for key in ("trained_on", "class_names", "history")}
-        return ModelMetadata(**{**values, **sequences})
+        metadata = ModelMetadata(**{**values, **sequences})
+        _check_types(metadata, num_classes)
+        return metadata
     except (KeyError, TypeError) as error:
         raise ModelFileError(f"the metadata in {folder} is damaged ({error}): save the model again.") from None
+
+
+def _check_types(metadata: ModelMetadata, num_classes: int) -> None:
+    texts = (metadata.dataset, *metadata.trained_on, *metadata.class_names)
+    objects = (metadata.settings, *metadata.history)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(value, dict) for value in objects):
+        raise TypeError("a value is of another type")
+    if len(metadata.class_names) not in (0, num_classes):
+        raise TypeError(f"{len(metadata.class_names)} class names for {num_classes} classes")

@@ -4,17 +4,22 @@
 Needs neither PyTorch nor ONNX Runtime.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from persephonee.clients.errors import ExportError
 from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.multi_exit.checked_json import read_json_object, with_digest, without_digest
 
 FORMAT = 1
 POLICY_FILE = "policy.json"
+_GRAPH_NAME = re.compile(r"(?:stage|head)-\d+-([0-9a-f]{12})\.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,9 @@ class ExportedNetwork:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `policy.json` holds."""
-        return {"format": FORMAT, **asdict(self), "policy": self.policy.to_json()}
+        values = {"format": FORMAT, **asdict(self), "policy": self.policy.to_json()}
+        # through JSON, so that the digest is of what a reader finds
+        return with_digest(json.loads(json.dumps(values)))
 
 
 def graph_name(part: str, exit: int, graph: bytes) -> str:
@@ -81,8 +88,8 @@ def read_exported(folder: Path) -> ExportedNetwork:
     if not path.is_file():
         raise ExportError(f"{folder} has no {POLICY_FILE}: give a folder that `persephonee export --out` wrote.")
     try:
-        return _from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _from_dict(without_digest(read_json_object(path)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(f"{path} is damaged ({error}): export the network again.") from None
 
 
@@ -92,13 +99,27 @@ def read_graph(folder: Path, name: str) -> bytes:
     Raises:
         ExportError: the file is missing, cut off or of another export.
     """
+    path, digest = folder / name, _GRAPH_NAME.fullmatch(name)
     try:
-        graph = (folder / name).read_bytes()
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "no regular file")
+        graph = path.read_bytes()
     except OSError as error:
-        raise ExportError(f"{folder / name} cannot be read ({error.strerror}): export the network again.") from None
-    if hashlib.sha256(graph).hexdigest()[:12] not in name:
+        raise ExportError(f"{path} cannot be read ({error.strerror}): export the network again.") from None
+    if digest is None or hashlib.sha256(graph).hexdigest()[:12] != digest[1]:
         raise ExportError(f"{folder / name} is not the graph that was exported: export the network again.")
     return graph
+
+
+def own_graphs(folder: Path) -> set[str]:
+    """Return the names of graphs that an export wrote: each has the digest of its content in its name."""
+    found = [path.name for path in folder.iterdir() if _GRAPH_NAME.fullmatch(path.name)] if folder.is_dir() else []
+    own = set()
+    for name in found:
+        with contextlib.suppress(ExportError):
+            read_graph(folder, name)
+            own.add(name)
+    return own
 
 
 def _from_dict(values: dict[str, Any]) -> ExportedNetwork:

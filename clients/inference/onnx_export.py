@@ -17,11 +17,16 @@ from persephonee.clients.inference.exported_network import (
     ExportedNetwork,
     ExportedStep,
     graph_name,
-    read_exported,
+    own_graphs,
 )
 from persephonee.clients.inference.inference_engine import merge
 from persephonee.clients.personalisation.exit_store import StoredExits
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.atomic_files import (
+    names_in,
+    remove_leftovers,
+    write_bytes_atomically,
+    write_json_atomically,
+)
 from persephonee.multi_exit.network import MultiExitNetwork
 
 logger = logging.getLogger(__name__)
@@ -50,8 +55,10 @@ def export_onnx(
         OSError: the folder cannot be written; a network that it held before stays in force.
     """
     check_fits(stored.policy, network.num_exits)
-    if not overwrite and folder.exists() and any(folder.iterdir()):
+    # graphs without a policy are what a kill left of an export
+    if not overwrite and set(names_in(folder)) - own_graphs(folder):
         raise ExportError(f"{folder} is not empty: give another folder, or --overwrite.")
+    remove_leftovers(folder)
     network = copy.deepcopy(network).eval().requires_grad_(False)
     network.load_exit_state(stored.exit_weights)
     exported = ExportedNetwork(
@@ -64,7 +71,7 @@ def export_onnx(
         backbone_fingerprint=stored.backbone_fingerprint,
         steps=_write_graphs(network, merged_stages(stored.policy), folder),
     )
-    stale = _files_of_previous(folder)
+    stale = own_graphs(folder)
     write_json_atomically(folder / POLICY_FILE, exported.to_dict())
     for name in stale - set(exported.files):
         (folder / name).unlink(missing_ok=True)
@@ -139,10 +146,3 @@ def _with_exportable_pooling(module: nn.Module) -> nn.Module:
             size = child.output_size
             module.set_submodule(path, _SlicedMaxPool(size if isinstance(size, tuple) else (size, size)))  # type: ignore[arg-type]
     return module
-
-
-def _files_of_previous(folder: Path) -> set[str]:
-    try:
-        return set(read_exported(folder).files)
-    except ExportError:
-        return set()

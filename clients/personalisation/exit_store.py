@@ -5,14 +5,20 @@ of one round, never a mixture. A federated round keeps what it started from besi
 asks for the same round again, and its clients must start it from the same exits. The parts that the user's samples
 have had are there too, as long as the store is: whoever splits them for a round that goes on from these exits has to
 know them.
+
+Only this user can read the files. What they hold is checked against digests: of the exits the one in the file's name,
+of `state.json` its own.
 """
 
 import hashlib
-import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import safetensors
 import safetensors.torch
 from torch import Tensor
@@ -20,10 +26,20 @@ from torch import Tensor
 from persephonee.clients.errors import StoreError
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.data_partitions.known_parts import KnownParts
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.atomic_files import (
+    make_private_folder,
+    remove_leftovers,
+    write_bytes_atomically,
+    write_json_atomically,
+)
+from persephonee.multi_exit.checked_json import read_json_object, with_digest, without_digest
 
 FORMAT = 1
 STATE_NAME = "state.json"
+LOCK_NAME = ".exits.lock"
+LOCK_S = 10.0
+"""How long a save waits for another one; both take well under a second."""
+_EXITS_NAME = re.compile(r"exits-\d{6,}-([0-9a-f]{8})\.safetensors")
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 
 
@@ -59,6 +75,7 @@ class ExitStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._seen: bytes | None = None
 
     def load(
         self, backbone_fingerprint: str, client_id: str | None, repeating: tuple[str, int] | None = None
@@ -95,6 +112,8 @@ class ExitStore:
         """
         try:
             return _parts_of(self._state())
+        except StoreError:
+            raise
         except _DAMAGES as error:
             raise self._damaged(error) from None
 
@@ -102,13 +121,20 @@ class ExitStore:
         """Put a round's exits and policy in force, atomically.
 
         Raises:
+            StoreError: another process is saving, or has saved since this object loaded what the round began with.
             OSError: the disk is full or not writable; the previous round stays in force.
         """
+        make_private_folder(self.folder)
+        with self._locked():
+            remove_leftovers(self.folder)
+            self._write(stored)
+
+    def _write(self, stored: StoredExits) -> None:
         tensors = safetensors.torch.save(stored.exit_weights)
         # the digest: another run's round of the same number must not overwrite what state.json still names
-        name = f"exits-{stored.round:06d}-{hashlib.sha256(tensors).hexdigest()[:8]}.safetensors"
+        name = f"exits-{stored.round:06d}-{_digest(tensors)}.safetensors"
         before = next(iter(self._entries((stored.run, stored.round))), None) if stored.run else None
-        write_bytes_atomically(self.folder / name, tensors)
+        write_bytes_atomically(self.folder / name, tensors, private=True)
         state = {
             "format": FORMAT,
             "client_id": stored.client_id,
@@ -117,22 +143,51 @@ class ExitStore:
             "backbone_fingerprint": stored.backbone_fingerprint,
             "policy": stored.policy.to_json(),
             "exits": name,
+            "before": before,
+            "parts": stored.parts.to_text(),
         }
-        write_json_atomically(self.folder / STATE_NAME, {**state, "before": before, "parts": stored.parts.to_text()})
+        write_json_atomically(self.folder / STATE_NAME, with_digest(state), private=True)
+        self._seen = self._state_bytes()
         kept = {name, before["exits"] if before else name}
-        for stale in self.folder.glob("exits-*.safetensors"):
-            if stale.name not in kept:
+        for stale in self.folder.iterdir():
+            if _EXITS_NAME.fullmatch(stale.name) and stale.name not in kept:
                 stale.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with filelock.FileLock(self.folder / LOCK_NAME, timeout=LOCK_S, mode=0o600):
+                if self._seen is not None and self._seen != self._state_bytes():
+                    raise StoreError(
+                        f"the store in {self.folder} was changed by another process since this round began: its exits "
+                        "stay in force, begin a new round."
+                    )
+                yield
+        except filelock.Timeout:
+            raise StoreError(
+                f"another process is saving to the store in {self.folder}: wait for its end, and begin a new round."
+            ) from None
+
+    def _state_bytes(self) -> bytes:
+        """Return state.json as it is, empty before the first round."""
+        path = self.folder / STATE_NAME
+        return path.read_bytes() if path.is_file() else b""
 
     def _state(self) -> dict[str, Any]:
         """Return what is in state.json, empty before the first round."""
         path = self.folder / STATE_NAME
         if not path.exists():
             return {}
-        state: dict[str, Any] = json.loads(path.read_text())
-        if state["format"] != FORMAT:
-            raise ValueError(f"format {state['format']}, expected {FORMAT}")
-        return state
+        state = read_json_object(path)
+        found = state["format"]
+        if type(found) is int and found > FORMAT:
+            raise StoreError(
+                f"the store in {self.folder} has format {found} and this version reads {FORMAT}: a newer persephonee "
+                "wrote it, install that one again."
+            )
+        if found != FORMAT:
+            raise ValueError(f"format {found!r}, expected {FORMAT}")
+        return without_digest(state)
 
     def _entries(self, repeating: tuple[str, int] | None) -> list[dict[str, Any]]:
         """Return what state.json says of the stored rounds, the newest first, without the round that is repeated."""
@@ -147,27 +202,57 @@ class ExitStore:
         return [entry for entry in found if entry.get("run", "") != run or entry["round"] < number]
 
     def _read(self, repeating: tuple[str, int] | None) -> StoredExits | None:
+        seen: bytes | None = None
         try:
-            state = next(iter(self._entries(repeating)), None)
-            if state is None:
-                return None
-            return StoredExits(
-                client_id=state["client_id"],
-                run=state.get("run", ""),
-                round=state["round"],
-                backbone_fingerprint=state["backbone_fingerprint"],
-                policy=ExitPolicy.from_json(state["policy"]),
-                exit_weights=safetensors.torch.load_file(self.folder / Path(state["exits"]).name),
-                parts=_parts_of(self._state()),
-            )
+            while True:
+                seen = self._state_bytes()
+                try:
+                    found = self._read_once(repeating)
+                    break
+                except FileNotFoundError:
+                    # a save that has ended since has removed the exits that state.json named
+                    if seen == self._state_bytes():
+                        raise
+            self._seen = seen
+            return found
+        except StoreError:
+            raise
         except _DAMAGES as error:
             raise self._damaged(error) from None
+
+    def _read_once(self, repeating: tuple[str, int] | None) -> StoredExits | None:
+        state = next(iter(self._entries(repeating)), None)
+        if state is None:
+            return None
+        return StoredExits(
+            client_id=state["client_id"],
+            run=state.get("run", ""),
+            round=state["round"],
+            backbone_fingerprint=state["backbone_fingerprint"],
+            policy=ExitPolicy.from_json(state["policy"]),
+            exit_weights=self._exit_weights(Path(state["exits"]).name),
+            parts=_parts_of(self._state()),
+        )
+
+    def _exit_weights(self, name: str) -> dict[str, Tensor]:
+        digest = _EXITS_NAME.fullmatch(name)
+        path = self.folder / name
+        if digest is None or (path.exists() and not path.is_file()):
+            raise ValueError(f"{name!r} is no file of exits")
+        data = path.read_bytes()
+        if _digest(data) != digest[1]:
+            raise ValueError(f"{name} has been changed or damaged, its content is not that of the digest in its name")
+        return safetensors.torch.load(data)
 
     def _damaged(self, error: Exception) -> StoreError:
         return StoreError(
             f"the store in {self.folder} is damaged ({error}): move it away, and the next round starts from "
             "the global exits."
         )
+
+
+def _digest(tensors: bytes) -> str:
+    return hashlib.sha256(tensors).hexdigest()[:8]
 
 
 def _parts_of(state: dict[str, Any]) -> KnownParts:

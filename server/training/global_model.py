@@ -11,6 +11,7 @@ from typing import Any
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 from persephonee.data_partitions.user_splits import choose_users, split_users
+from persephonee.multi_exit.atomic_files import names_in, remove_leftovers
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, save_network
@@ -62,7 +63,7 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
     checkpoint = folder / CHECKPOINT_NAME
     if folder.exists() and not folder.is_dir():
         raise PretrainingError(f"{folder} is a file; a model needs a folder of its own.")
-    content = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    content = names_in(folder)
     is_ours = MODEL_NAME in content or CHECKPOINT_NAME in content
     if content and not is_ours:
         raise PretrainingError(f"{folder} exists and holds something other than a model; name another folder.")
@@ -74,6 +75,7 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
         if not checkpoint.exists():
             raise PretrainingError(f"{folder} holds a model already; name another folder or say --overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     if overwrite and not resume:
         checkpoint.unlink(missing_ok=True)
     return checkpoint

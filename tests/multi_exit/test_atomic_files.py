@@ -1,11 +1,21 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from persephonee.multi_exit.atomic_files import (
+    LEFTOVER_SUFFIX,
+    make_private_folder,
+    names_in,
+    remove_leftovers,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 
 
 def test_writing_reattach_points_the_file_and_leaves_nothing_else(tmp_path):
@@ -46,3 +56,28 @@ def test_files_are_as_readable_as_the_users_other_files(tmp_path):
     finally:
         os.umask(umask)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_private_file_and_folder_are_only_this_users(tmp_path):
+    make_private_folder(tmp_path / "store")
+    write_json_atomically(tmp_path / "store" / "state.json", {}, private=True)
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "store" / "state.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_kill_left_is_removed_and_what_others_wrote_is_not(tmp_path):
+    program = f"""
+import os, pathlib
+from persephonee.multi_exit import atomic_files
+atomic_files.os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
+atomic_files.write_bytes_atomically(pathlib.Path({str(tmp_path / "file.bin")!r}), b"half")
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert [path.suffixes[-2:] for path in tmp_path.iterdir()] == [[".persephonee", ".tmp"]]
+    assert names_in(tmp_path) == []
+    theirs = {".file.bin.tmp", "notes.persephonee.tmp", ".hidden"}
+    for name in theirs:
+        (tmp_path / name).write_text("precious")
+    (tmp_path / f".folder{LEFTOVER_SUFFIX}").mkdir()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, f".folder{LEFTOVER_SUFFIX}"}

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.checked_json import with_digest
 from persephonee.multi_exit.errors import BackboneError, ModelFileError, MultiExitError
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 
@@ -21,8 +23,11 @@ METADATA = ModelMetadata(
 
 
 def edit_description(folder: Path, **changes: object) -> None:
+    """Change network.json as somebody would who makes its digest anew."""
     path = folder / "network.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    values = {**json.loads(path.read_text()), **changes}
+    del values["sha256"]
+    path.write_text(json.dumps(with_digest(values)))
 
 
 def edit_spec(folder: Path, **changes: object) -> None:
@@ -240,3 +245,66 @@ def test_a_place_that_the_installed_version_does_not_have_is_refused(folder, ref
 
 def test_a_source_that_this_machine_does_not_allow_is_refused(refused):
     assert MODULE in refused(BackboneError, allowed=("torchvision", "timm"))
+
+
+@pytest.mark.parametrize("cuts", [[], ["activation", "activation"], ["activation_1", "activation"]])
+def test_exits_that_are_none_or_twice_or_reversed_are_refused(folder, refused, cuts):
+    assert sorted(cuts) != json.loads((folder / "network.json").read_text())["spec"]["cuts"] or cuts != sorted(cuts)
+    edit_spec(folder, cuts=cuts)
+    refused()
+
+
+@pytest.mark.parametrize("names", [[["0"]] * 10, [{"0": 1}] * 10, list(range(10)), ["0"] * 9, ["0"] * 11])
+def test_class_names_that_are_nested_or_of_another_number_are_refused(folder, refused, names):
+    edit_description(folder, metadata={**json.loads(json.dumps(METADATA.__dict__)), "class_names": names})
+    assert "metadata" in refused()
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "1" + 400 * "0", "1" + 5000 * "0"])
+def test_a_number_that_no_float_holds_is_refused(folder, refused, number):
+    path = folder / "network.json"
+    path.write_text(path.read_text().replace("2.5", number))
+    assert "network.json" in refused()
+
+
+def test_brackets_without_end_are_refused(folder, refused):
+    (folder / "network.json").write_text('{"format": ' + 100_000 * "[")
+    assert "nested" in refused()
+
+
+def test_who_trained_the_model_is_not_changed_unseen(folder, refused):
+    path = folder / "network.json"
+    path.write_text(path.read_text().replace('"w1"', '"w9"'))
+    assert "sha256" in refused()
+
+
+def test_a_model_of_an_earlier_version_has_no_digest_and_is_read(folder):
+    path = folder / "network.json"
+    values = json.loads(path.read_text())
+    del values["sha256"]
+    path.write_text(json.dumps(values))
+    assert load_network(folder, allowed=(MODULE,))[1] == METADATA
+
+
+@pytest.mark.parametrize("name", ["network.json", "weights"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder, refused, name):
+    path = next(path for path in folder.iterdir() if path.name.startswith(name))
+    path.unlink()
+    os.mkfifo(path)
+    assert path.name in refused()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tiny_network, tmp_path, one_sentence, value):
+    with torch.no_grad():
+        next(tiny_network.parameters()).view(-1)[3] = value
+    save_network(tiny_network, tmp_path, METADATA)
+    with pytest.raises(ModelFileError) as caught:
+        load_network(tmp_path, allowed=(MODULE,))
+    assert "not finite" in one_sentence(caught)
+
+
+def test_a_file_of_the_users_own_is_not_taken_for_old_weights(tiny_network, folder):
+    (folder / "weights-of-mine.safetensors").write_bytes(b"precious")
+    save_network(tiny_network, folder, METADATA)
+    assert (folder / "weights-of-mine.safetensors").read_bytes() == b"precious"

@@ -105,6 +105,7 @@ def test_the_folder_holds_a_graph_for_each_stage_and_head_in_use_and_the_policy(
 def test_graphs_that_the_policy_can_never_reach_are_loaded_by_exploring_only(exported, images):
     description = json.loads((exported / "policy.json").read_text())
     description["policy"]["threshold"] = 0.0
+    del description["sha256"]
     (exported / "policy.json").write_text(json.dumps(description))
     engine = OnnxEngine(exported)
     assert (engine.infer(images).exit_indices == 0).all()
@@ -194,3 +195,17 @@ def test_the_engine_on_onnx_runtime_needs_no_torch(exported):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
+
+
+def test_another_threshold_in_an_export_is_noticed(exported):
+    path = exported / "policy.json"
+    path.write_text(path.read_text().replace('"threshold": 0.', '"threshold": 0.1'))
+    with pytest.raises(ExportError, match="sha256"):
+        OnnxEngine(exported)
+
+
+def test_what_a_kill_left_of_an_export_is_no_obstacle_and_is_cleaned_up(toy_network, exported):
+    (exported / "policy.json").unlink()
+    (exported / ".head-0-0123456789ab.onnx.abcdefgh.persephonee.tmp").write_bytes(b"half")
+    new = export_onnx(toy_network, stored_exits(toy_network, 0.6, ()), exported)
+    assert {path.name for path in exported.iterdir()} == {*new.files, "policy.json"}

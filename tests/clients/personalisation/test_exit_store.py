@@ -1,11 +1,14 @@
 import dataclasses
 import json
+import multiprocessing
 
+import filelock
 import numpy as np
 import pytest
 import torch
 
 from persephonee.clients.errors import StoreError
+from persephonee.clients.personalisation import exit_store
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.data_partitions.known_parts import CALIBRATION, TEST, TRAIN, KnownParts
@@ -38,7 +41,7 @@ def test_a_save_that_fails_leaves_the_previous_round_in_force(tmp_path, monkeypa
     store = ExitStore(tmp_path)
     store.save(stored(1))
 
-    def full_disk(path, value):
+    def full_disk(path, value, **_options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("persephonee.clients.personalisation.exit_store.write_json_atomically", full_disk)
@@ -117,3 +120,87 @@ def test_another_run_goes_on_from_the_exits_of_the_run_before(tmp_path):
     store.save(stored(2, fill=9))
     assert start_of(store, "B", 1) == 9
     assert len(list(tmp_path.glob("exits-*"))) == 1
+
+
+def test_a_flipped_bit_in_the_exits_is_noticed(tmp_path):
+    store = ExitStore(tmp_path)
+    store.save(stored())
+    (path,) = tmp_path.glob("exits-*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x40  # the exponent of the last number
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="damaged"):
+        store.load("a" * 64, "f0001_01")
+
+
+def test_another_threshold_in_the_state_is_noticed_and_a_state_without_a_digest_is_read(tmp_path):
+    store = ExitStore(tmp_path)
+    store.save(stored())
+    path = tmp_path / "state.json"
+    state = json.loads(path.read_text())
+    state["policy"]["threshold"] = 0.85
+    path.write_text(json.dumps(state))
+    with pytest.raises(StoreError, match="damaged"):
+        store.load("a" * 64, "f0001_01")
+    del state["sha256"]
+    path.write_text(json.dumps(state))
+    assert store.load("a" * 64, "f0001_01").policy.threshold == 0.85
+
+
+def test_a_newer_store_is_called_newer_and_not_damaged(tmp_path):
+    store = ExitStore(tmp_path)
+    store.save(stored())
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    for read in (lambda: store.load("a" * 64, "f0001_01"), store.known_parts):
+        with pytest.raises(StoreError, match="a newer persephonee wrote it") as caught:
+            read()
+        assert "damaged" not in str(caught.value)
+
+
+def test_a_store_is_only_for_its_users_eyes(tmp_path):
+    ExitStore(tmp_path / "user").save(stored())
+    assert (tmp_path / "user").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "user").iterdir()} == {0o600}
+
+
+def save_often(folder, fill):
+    torch.set_num_threads(1)
+    for number in range(1, 16):
+        ExitStore(folder).save(stored(number, fill=fill + number / 100))
+
+
+def test_two_who_save_at_once_leave_a_whole_store(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    savers = [context.Process(target=save_often, args=(tmp_path, fill)) for fill in (1, 2)]
+    for saver in savers:
+        saver.start()
+    for saver in savers:
+        saver.join(60)
+    assert [saver.exitcode for saver in savers] == [0, 0]
+    loaded = ExitStore(tmp_path).load("a" * 64, "f0001_01")
+    assert float(loaded.exit_weights["heads.0.weight"][0, 0]) in (pytest.approx(1.15), pytest.approx(2.15))
+    assert len(list(tmp_path.glob("exits-*"))) == 1
+
+
+def test_who_comes_second_is_told_so_in_a_sentence(tmp_path, monkeypatch):
+    first, second = ExitStore(tmp_path), ExitStore(tmp_path)
+    assert first.load("a" * 64, None) is second.load("a" * 64, None) is None
+    first.save(stored(1, fill=7))
+    with pytest.raises(StoreError, match="changed by another process"):
+        second.save(stored(1, fill=8))
+    assert start_of(second, "B", 1) == 7
+    monkeypatch.setattr(exit_store, "LOCK_S", 0.01)
+    with (
+        filelock.FileLock(tmp_path / exit_store.LOCK_NAME),
+        pytest.raises(StoreError, match="another process is saving"),
+    ):
+        second.save(stored(2))
+
+
+def test_what_a_kill_left_in_a_store_goes_with_the_next_save(tmp_path):
+    (tmp_path / ".state.json.abcdefgh.persephonee.tmp").write_text("{")
+    (tmp_path / "exits-of-mine.safetensors").write_text("precious")
+    ExitStore(tmp_path).save(stored())
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert (tmp_path / "exits-of-mine.safetensors").exists()

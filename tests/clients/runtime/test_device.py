@@ -195,7 +195,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_round_keeps_the_round(toy_network, 
 def test_a_full_disk_while_a_round_is_written_leaves_the_previous_exits(toy_network, user, tmp_path, monkeypatch):
     life = start(toy_network, tmp_path)
 
-    def full(*args):
+    def full(*args, **_options):
         raise OSError(28, "No space left on device", "exits")
 
     monkeypatch.setattr("persephonee.clients.personalisation.exit_store.write_bytes_atomically", full)

@@ -134,3 +134,10 @@ def test_a_checkpoint_is_neither_lost_nor_used_unless_it_is_said(tmp_path):
         prepare_folder(tmp_path, resume=False, overwrite=False)
     assert prepare_folder(tmp_path, resume=True, overwrite=False).read_bytes() == b"half of it"
     assert not prepare_folder(tmp_path, resume=False, overwrite=True).exists()
+
+
+@pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
+def test_what_a_kill_in_the_first_write_left_is_cleaned_up(tmp_path, resume, overwrite):
+    (tmp_path / ".checkpoint.safetensors.abcdefgh.persephonee.tmp").write_bytes(b"half")
+    prepare_folder(tmp_path, resume=resume, overwrite=overwrite)
+    assert not list(tmp_path.iterdir())
