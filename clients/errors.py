@@ -7,6 +7,7 @@ ClientError
 ├── StoreError             the device's store is damaged, in use, or belongs to another model
 │   └── StoreFullError     the disk is full: nothing that was stored is lost, and nothing new is stored
 ├── ImageError             an image that the network does not take
+├── NonFiniteOutputError   the network answers with something that is no number
 └── ExportError            an exported network that cannot be written or read
 """
 
@@ -33,6 +34,10 @@ class StoreError(ClientError):
 
 class ImageError(ClientError):
     """An image has another shape or type than the network takes."""
+
+
+class NonFiniteOutputError(ClientError):
+    """The network's logits are NaN or infinite: there is no answer."""
 
 
 class ExportError(ClientError):

@@ -56,10 +56,8 @@ def write_json_atomically(path: Path, value: Any, *, private: bool = False) -> N
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that only this user can enter (0700); one that is there keeps its mode if it is another user's."""
+    """Make a folder that only this user can enter (0700); one that is there keeps its mode."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid == os.getuid():
-        folder.chmod(0o700)
 
 
 def names_in(folder: Path) -> list[str]:

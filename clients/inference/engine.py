@@ -3,6 +3,7 @@
 Needs NumPy only, so that a device with ONNX Runtime and without PyTorch can use it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -10,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from persephonee.clients.errors import ClientSettingsError, ImageError
+from persephonee.clients.errors import ClientSettingsError, ImageError, NonFiniteOutputError
 from persephonee.clients.personalisation.policy import ExitPolicy
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
@@ -75,7 +76,8 @@ class Engine(Protocol):
         """Return the policy's answers; what lies behind the exit that answers is not computed.
 
         Raises:
-            ImageError: the images have another shape or type than the network takes.
+            ImageError: the images have another shape or type than the network takes, or are not finite.
+            NonFiniteOutputError: the logits are not finite.
         """
 
     def explore(self, images: Images) -> Exploration:
@@ -107,12 +109,13 @@ def to_unit_range(images: Images, input_shape: tuple[int, int, int]) -> NDArray[
         ImageError: they have another shape or type than the network takes.
     """
     if isinstance(images, np.ndarray) and images.shape[1:] == input_shape:
-        if images.dtype == _FLOAT32 and images.flags.carray:
-            return images  # type: ignore[return-value]
         if images.dtype == np.uint8:
             return images.astype(_FLOAT32, order="C") / np.float32(255)
         if images.dtype.kind == "f":
-            return np.array(images, dtype=_FLOAT32, order="C")
+            if not np.isfinite(images).all():
+                raise ImageError("a pixel is not a finite number: give images in [0, 1].")
+            is_ready = images.dtype == _FLOAT32 and images.flags.carray
+            return images if is_ready else np.array(images, dtype=_FLOAT32, order="C")  # type: ignore[return-value]
     kind = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
     raise ImageError(
         f"the images are {kind}, expected a NumPy array of uint8 or float [B, {', '.join(map(str, input_shape))}]: "
@@ -187,6 +190,7 @@ class StagedEngine(ABC, Generic[Array]):
             logits.append(of_step)
         labels = np.stack([self._labels(of_step) for of_step in logits])
         confidences = np.stack([self._confidences(of_step) for of_step in logits])
+        _check_finite(bool(np.isfinite(confidences).all()))
         return Exploration(
             predictions=self._apply_policy(labels, confidences),
             exits=self.steps,
@@ -200,6 +204,8 @@ class StagedEngine(ABC, Generic[Array]):
         for step in range(self.reachable_steps):
             features, logits = self._advance(step, features)
             confidence = self._confidence(logits)
+            # NaN in one logit is NaN in all of a softmax, as infinity is
+            _check_finite(math.isfinite(confidence))
             if confidence > self.policy.threshold:
                 break
         return Predictions(
@@ -216,6 +222,7 @@ class StagedEngine(ABC, Generic[Array]):
         for step in range(self.reachable_steps if num_images else 0):
             features, logits = self._advance(step, features)
             confidences = self._confidences(logits)
+            _check_finite(bool(np.isfinite(confidences).all()))
             is_last = step == self.reachable_steps - 1
             exit_indices = np.full(len(waiting), True) if is_last else confidences > self.policy.threshold
             gone = waiting[exit_indices]
@@ -235,6 +242,13 @@ class StagedEngine(ABC, Generic[Array]):
         exits = self.policy.exit_of(everywhere)
         row, column = np.searchsorted(self.steps, exits), np.arange(labels.shape[1])
         return Predictions(labels=labels[row, column], confidences=confidences[row, column], exit_indices=exits)
+
+
+def _check_finite(is_finite: bool) -> None:
+    if not is_finite:
+        raise NonFiniteOutputError(
+            "the network's logits are not finite numbers, so there is no answer: load the model and the exits again."
+        )
 
 
 def check_fits(policy: ExitPolicy, num_exits: int) -> None:

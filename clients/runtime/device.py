@@ -123,20 +123,22 @@ class Device:
             stored=stored,
         )
 
-    def skip(self, key: str, reason: str) -> None:
+    def skip(self, key: str, reason: str, seen_as: str = "") -> None:
         """Count a file or row that holds no usable image, and note the reason as an event.
 
         Args:
             key: the name of the frame; it counts as answered and is not offered again.
             reason: one sentence for the event log.
+            seen_as: what is remembered as answered, where another content under this key is to be looked at again;
+                the key itself by default.
         """
         self.counters.skipped += 1
         with self._written_if_room() as writing:
-            self._memory.note_answered(key)
+            self._memory.note_answered(seen_as or key)
             self._memory.save_counters(self.counters)
             self.events.note("frame skipped", reason, key=key)
         if not writing.is_kept:
-            self._answered_unwritten.add(key)
+            self._answered_unwritten.add(seen_as or key)
 
     def has_answered(self, key: str) -> bool:
         """Return whether a frame of this name was answered or skipped before, in this run or an earlier one."""
@@ -219,7 +221,7 @@ class Device:
         elif was_round:
             self.counters.refused_rounds += 1
             self._memory.save_counters(self.counters)
-            self.events.note("round interrupted", "the device stopped in a round: the exits before it are in force")
+            self.orchestrator.note_broken_off()
         self.events.note(
             "started",
             f"round {after} is in force: exits {list(self.policy.exits_in_use)} "

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from persephonee.clients.errors import StoreError, StoreFullError
+from persephonee.multi_exit.atomic_files import make_private_folder
 
 VERSION = 1
 NAME = "device.sqlite"
@@ -58,7 +59,7 @@ class DeviceDatabase:
         self._depth = 0
         self._lock = -1
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(folder)
             if exclusive:
                 self._lock = _lock(folder)
         try:
@@ -162,7 +163,7 @@ class DeviceDatabase:
 
 def _lock(folder: Path) -> int:
     """Take the folder's lock, which the system releases when the process ends, however it ends."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,6 +177,10 @@ def _lock(folder: Path) -> int:
 
 def _connect(folder: Path | None) -> sqlite3.Connection:
     path = ":memory:" if folder is None else str(folder / NAME)
+    if folder is not None:
+        # SQLite gives its other files the mode of this one; it holds private images
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        Path(path).chmod(0o600)
     connection = sqlite3.connect(path, timeout=10.0, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")

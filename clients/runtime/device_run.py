@@ -17,7 +17,7 @@ IDLE_S = 0.5
 
 
 class StopRequested(BaseException):
-    """SIGTERM or SIGINT came in a round, which may take minutes: it is broken off, as a kill would."""
+    """SIGTERM, SIGINT or SIGHUP came in a round, which may take minutes: it is broken off, as a kill would."""
 
 
 class Stop:
@@ -46,7 +46,7 @@ class Stop:
 
 @contextmanager
 def stopped_by_signals(stop: Stop, device: Device) -> Iterator[None]:
-    """Let SIGTERM and SIGINT stop the device: between two frames, or in the middle of a round."""
+    """Let SIGTERM, SIGINT and SIGHUP stop the device: between two frames, or in the middle of a round."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         stop.ask(signal.Signals(number).name)
@@ -55,12 +55,18 @@ def stopped_by_signals(stop: Stop, device: Device) -> Iterator[None]:
             stop.breaks_round_off = True
             raise StopRequested
 
-    earlier = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    earlier = {number: signal.signal(number, handle) for number in _stopping_signals()}
     try:
         yield
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def _stopping_signals() -> tuple[signal.Signals, ...]:
+    # nohup lets a program outlive its terminal: that stays so
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hangup)
 
 
 def run_device(device: Device, items: Iterable[Item], show: Callable[[Prediction], None], stop: Stop) -> None:
@@ -97,8 +103,9 @@ def _take(device: Device, item: Item, show: Callable[[Prediction], None]) -> Non
                 device.skip(item.key, str(error))
         case NoFrame():
             # a labels file is read again at every start, and so are its rows that name no class
-            if not device.has_answered(item.key):
-                device.skip(item.key, item.reason)
+            seen_as = item.seen_as or item.key
+            if not device.has_answered(seen_as):
+                device.skip(item.key, item.reason, seen_as)
         case LateLabel():
             device.set_label(item.key, item.label)
         case None:

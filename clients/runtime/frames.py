@@ -8,7 +8,7 @@ import math
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,10 +50,12 @@ class NoFrame:
     Attributes:
         key: the name of the file or row.
         reason: one sentence that says what is wrong with it.
+        seen_as: what is remembered of it, where another content under this key is to be looked at again.
     """
 
     key: str
     reason: str
+    seen_as: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +149,15 @@ class WatchedFolder:
             key = key_of(path.name)
             if self._is_known(key):
                 continue
+            # what was incomplete is looked at again when it has been written again, and only then
+            seen_as = f"{key}/{ages[path]!r}"
+            if self._is_known(seen_as):
+                continue
             try:
                 yield Frame(key=key, image=read_image(path, self._shape), label=self._label_of(path.name))
             except ImageError as error:
                 if abs(now - ages[path]) > SETTLE_S:
-                    yield NoFrame(key=key, reason=str(error))
+                    yield NoFrame(key=key, reason=str(error), seen_as=seen_as)
 
     def _label_of(self, name: str) -> int | None:
         return self._classes.get(label_for(name, self._labels) or "")

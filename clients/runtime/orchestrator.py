@@ -18,6 +18,7 @@ from persephonee.clients.runtime.settings import OrchestratorSettings
 from persephonee.data_partitions.seeds import uniform_draw
 
 _COLLAPSE_Z = 4.0
+_MOST_DOUBLINGS = 10
 
 
 class Orchestrator:
@@ -85,7 +86,10 @@ class Orchestrator:
         if settings.max_rounds is not None and state.round >= settings.max_rounds:
             return replace(decision, go=False)
         if decision.go and state.frames < state.retry_at_frame:
-            reason = f"{decision.reason}, but the last round was given up {settings.retry_frames} frames ago at most"
+            reason = (
+                f"{decision.reason}, but the last round was given up or broke off: none begins before frame "
+                f"{state.retry_at_frame}"
+            )
             decision = replace(decision, go=False, cause="retry", reason=reason)
         waiting = decision.cause if decision.wanted and not decision.go else ""
         if waiting != state.waiting:
@@ -97,7 +101,8 @@ class Orchestrator:
     def begin_round(self, last_seq: int, reason: str) -> None:
         """Enter the phase of personalisation."""
         self._move(Signal.PERSONALISE)
-        self._set(waiting="", began_at_seq=last_seq)
+        # counted before it begins: a round that kills the process cannot count itself afterwards
+        self._set(waiting="", began_at_seq=last_seq, attempts=self.state.attempts + 1)
         self._events.note("round begins", reason, round=self.state.round + 1, last_sample=last_seq)
 
     def end_round(self, round_number: int, threshold: float, validation: Validation | None) -> None:
@@ -112,6 +117,7 @@ class Orchestrator:
             threshold=threshold,
             seq_at_round=self.state.began_at_seq,
             asked="",
+            attempts=0,
             recent_early=(),
         )
         self._memory.save_validation(validation)
@@ -121,8 +127,21 @@ class Orchestrator:
         self._set(
             phase=next_phase(self.state.phase, Signal.GIVEN_UP),
             retry_at_frame=self.state.frames + self.settings.retry_frames,
+            attempts=0,
         )
         self._events.note("round given up", f"{reason}; the previous exits stay in force", round=self.state.round + 1)
+
+    def note_broken_off(self) -> None:
+        """Take that the process ended in a round: once may be a loss of power, more often it is the round itself."""
+        attempts = self.state.attempts
+        wait = self.settings.retry_frames * 2 ** min(attempts - 2, _MOST_DOUBLINGS) if attempts > 1 else 0
+        self._set(retry_at_frame=self.state.frames + wait)
+        times = f"{attempts} times in a row, so none begins for {wait} frames" if wait else "once, so it begins again"
+        self._events.note(
+            "round interrupted",
+            f"the device stopped in a round, {times}: the exits before it are in force",
+            attempts=attempts,
+        )
 
     def _note_explored(self, sample: Explored) -> None:
         self._memory.add_explored(self.state.frames, sample)

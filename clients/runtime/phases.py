@@ -76,6 +76,7 @@ class OrchestratorState:
         began_at_seq: last sequence number that was stored when the present round began.
         asked: why a round was asked for; empty where none was.
         retry_at_frame: after a round was given up, no other begins before this frame.
+        attempts: rounds in a row that began and neither ended nor were given up, since their process ended in them.
         recent_early: for each of the latest samples, 1 where an early exit answered and 0 where the last exit did.
         waiting: cause of the last decision not to personalise, so that it is logged only once.
     """
@@ -88,5 +89,6 @@ class OrchestratorState:
     began_at_seq: int = 0
     asked: str = ""
     retry_at_frame: int = 0
+    attempts: int = 0
     recent_early: tuple[int, ...] = ()
     waiting: str = ""

@@ -34,7 +34,7 @@ class OrchestratorSettings:
     """The exit rate has collapsed where it is below this fraction of the calibration's, in [0, 1]; 0 never flags it."""
 
     retry_frames: int = 50
-    """Samples that must pass after a round was given up."""
+    """Samples that must pass after a round was given up, or ended its process twice; each further time doubles them."""
 
     drift: DriftSettings = field(default_factory=DriftSettings)
     """The rule that notices a rising loss."""

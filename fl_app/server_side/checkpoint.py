@@ -6,6 +6,7 @@ round's tables; a round counts once rounds.parquet names it, so a file of a late
 repeated.
 """
 
+import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from persephonee.fl_app.errors import AppError
-from persephonee.multi_exit.atomic_files import write_bytes_atomically
+from persephonee.multi_exit.atomic_files import make_private_folder, write_bytes_atomically
+from persephonee.multi_exit.checked_json import parse_json_object
 
 FOLDER = "checkpoint"
 
@@ -44,8 +46,13 @@ class Checkpoint:
         """Write the checkpoint, and remove those from before the last round, which nothing asks for any more."""
         values = {"round": self.round, "run": self.run, "secret": self.secret, "held_out": self.held_out}
         values["info"] = dict(self.info)
-        data = safetensors.numpy.save(dict(self.arrays), metadata={"state": json.dumps(values)})
-        write_bytes_atomically(_path(run_dir, self.round), data)
+        state = json.dumps(values)
+        header = {"state": state, "sha256": _digest(state, self.arrays)}
+        make_private_folder(run_dir / FOLDER)
+        # the secret of the noise is nobody else's to read
+        write_bytes_atomically(
+            _path(run_dir, self.round), safetensors.numpy.save(dict(self.arrays), metadata=header), private=True
+        )
         for path in (run_dir / FOLDER).glob("round-*.safetensors"):
             if path.name < _path(run_dir, self.round - 1).name:
                 path.unlink(missing_ok=True)
@@ -61,7 +68,11 @@ class Checkpoint:
         try:
             arrays = safetensors.numpy.load_file(path)
             with safetensors.safe_open(path, framework="numpy") as file:
-                values = json.loads(file.metadata()["state"])
+                header = file.metadata()
+            # those of earlier versions have no digest
+            if "sha256" in header and header["sha256"] != _digest(header["state"], arrays):
+                raise ValueError("its content is not that of its sha256")
+            values = parse_json_object(header["state"])
             return cls(arrays=arrays, **values)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise AppError(f"{path} is missing or damaged ({error}): the run cannot go on, start it anew.") from None
@@ -76,6 +87,14 @@ def begin(run_dir: Path, completed: tuple[int, ...]) -> Checkpoint:
     if not completed and not _path(run_dir, 0).exists():
         return Checkpoint(round=0)
     return Checkpoint.read(run_dir, completed[-1] if completed else 0)
+
+
+def _digest(state: str, arrays: Mapping[str, NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _path(run_dir: Path, number: int) -> Path:

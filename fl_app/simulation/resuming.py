@@ -1,9 +1,7 @@
 """What `persephonee simulate --resume RUN` finds: the settings that the run began with, and what it left running."""
 
 import contextlib
-import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +11,25 @@ from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.server_side.checkpoint import FOLDER
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.run_config import Value, with_present_names
-from persephonee.fl_app.simulation.superlink import stop_leftovers
-from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.fl_app.simulation.scratch import is_alive, mark_of, remove_scratch
+from persephonee.multi_exit.atomic_files import make_private_folder, write_json_atomically
+from persephonee.multi_exit.checked_json import read_json_object
 
 NOTE_NAME = "works-in.json"
+# What a folder says is data: code is imported from where the caller allows it, and written to below the run folder.
+_NEVER_KEPT = ("sources", "client-store", "model-store")
 
 
 def keep_settings(settings: AppSettings, run_dir: Path) -> None:
     """Keep all settings, paths included, so that a resumed run need not be told them again."""
+    make_private_folder(run_dir / FOLDER)
     write_json_atomically(run_dir / FOLDER / "settings.json", settings.to_run_config())
 
 
 def kept_config(run_dir: Path) -> dict[str, Value] | None:
     """Return the run configuration that a run began with, under the present names; None where it kept none.
+
+    What may be imported, and where else than in the run folder clients store, is for the caller to say each time.
 
     Raises:
         AppError: what the run kept is damaged.
@@ -34,10 +38,11 @@ def kept_config(run_dir: Path) -> dict[str, Value] | None:
     if not path.is_file():
         return None
     try:
-        kept: dict[str, Value] = json.loads(path.read_text())
-    except ValueError as error:
+        kept: dict[str, Value] = read_json_object(path)
+    except (OSError, ValueError) as error:
         raise AppError(f"{path} is damaged ({error}): delete it, and give all options again.") from None
-    return with_present_names(kept)
+    present = with_present_names(kept)
+    return {key: value for key, value in present.items() if key not in _NEVER_KEPT}
 
 
 @contextlib.contextmanager
@@ -64,13 +69,16 @@ def stop_killed_run(run_dir: Path) -> None:
     note = run_dir / FOLDER / NOTE_NAME
     if not note.is_file():
         return
-    found = json.loads(note.read_text())
-    with contextlib.suppress(psutil.NoSuchProcess):
-        if psutil.Process(found["pid"]).create_time() == found["since"] and found["pid"] != os.getpid():
-            raise AppError(
-                f"The run in {run_dir} is going on, in process {found['pid']}: wait for its end, or stop it."
-            )
-    scratch = Path(found["scratch"])
-    stop_leftovers(scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        found = read_json_object(note)
+        scratch, pid = Path(found["scratch"]), int(found["pid"])
+        goes_on = pid != os.getpid() and is_alive({"pid": pid, "since": found["since"]})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AppError(f"{note} is damaged ({error!r}): see that the run has ended, and delete it.") from None
+    if goes_on:
+        raise AppError(f"The run in {run_dir} is going on, in process {pid}: wait for its end, or stop it.")
+    if scratch.exists():
+        if not mark_of(scratch):
+            raise AppError(f"{note} names {scratch}, which no run of yours made: delete the note, and go on.")
+        remove_scratch(scratch)
     note.unlink()

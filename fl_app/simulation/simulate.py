@@ -199,7 +199,7 @@ def _followed(superlink: SuperLink, run_id: str, run_dir: Path, show: Callable[[
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that everything that was started is stopped."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that everything that was started is stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -207,8 +207,11 @@ def _terminated_like_interrupted() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # nohup lets a program outlive its terminal: that stays so
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

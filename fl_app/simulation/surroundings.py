@@ -35,7 +35,9 @@ def environment_of_flower(home: Path, ray: Path, ray_address: str = "") -> Mappi
     own.update(_direct_loopback(own))
     own["FLWR_HOME"] = str(home)
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
-    own.update({"RAY_ADDRESS": ray_address} if ray_address else {"RAY_TMPDIR": str(ray)})
+    # Ray binds to all interfaces where clusters are enabled, and to loopback where they are not
+    alone = {"RAY_TMPDIR": str(ray), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    own.update({"RAY_ADDRESS": ray_address} if ray_address else alone)
     if "PYTHONPATH" in own:
         # it may lead to a backbone of one's own, and these processes work in another folder
         own["PYTHONPATH"] = os.pathsep.join(str(Path(p).absolute()) for p in own["PYTHONPATH"].split(os.pathsep) if p)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from persephonee.multi_exit.printed_text import printable
+
 if TYPE_CHECKING:
     from persephonee.clients.runtime.device_settings import Prediction
     from persephonee.clients.runtime.device_state import Clock
@@ -33,7 +35,7 @@ class DeviceLines:
         """Print an answer."""
         if self._quiet:
             return
-        name = self._class_names[answer.label]
+        name = printable(self._class_names[answer.label])
         if self._as_json:
             line = {
                 "type": "answer",

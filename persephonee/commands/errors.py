@@ -15,6 +15,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from persephonee.multi_exit.printed_text import printable
+
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -136,5 +138,5 @@ def _missing_package(module: str) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if line.endswith((".", "?", "!")) else f"{line}."

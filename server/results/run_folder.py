@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.atomic_files import names_in, remove_leftovers, write_json_atomically
+from persephonee.multi_exit.checked_json import read_json_object
 from persephonee.server.errors import ServerError
 from persephonee.server.results.results import aggregate_round
 from persephonee.server.results.table_schemas import (
@@ -106,11 +107,10 @@ class RunFolder:
         if not file.is_file():
             raise ServerError(f"{path} is no run folder: it has no {CONFIG_NAME}.")
         try:
-            config = json.loads(file.read_bytes())
+            config = read_json_object(file)
         except ValueError as error:
             raise ServerError(f"{file} is not whole JSON (cut off or overwritten): {error}.") from None
-        if not isinstance(config, dict):
-            raise ServerError(f"{file} holds no JSON object, which a run's settings are.")
+        _refuse_links(path)
         return cls(path=path, config=config)
 
     @property
@@ -181,7 +181,7 @@ def check_room(path: Path, overwrite: bool = False) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ServerError(f"{path} is a file: a run needs a folder of its own.")
-    if not path.exists() or not any(path.iterdir()):
+    if not names_in(path):
         return
     if not (path / CONFIG_NAME).is_file():
         raise ServerError(f"{path} exists and holds something other than a run: name another folder.")
@@ -190,6 +190,17 @@ def check_room(path: Path, overwrite: bool = False) -> None:
             f"{path} holds a run already: name another folder, or say --resume to continue it or --overwrite to "
             "replace it."
         )
+    if not isinstance(RunFolder.open(path).config.get("versions"), dict):
+        raise ServerError(f"{path / CONFIG_NAME} is not that of a run, so nothing is removed: name another folder.")
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuse a run folder whose own files or folders are links: what is written there would land elsewhere."""
+    for name in (*OWN_FILES, *OWN_FOLDERS):
+        inside = (path / name).rglob("*") if name in OWN_FOLDERS and not (path / name).is_symlink() else ()
+        for place in (path / name, *inside):
+            if place.is_symlink():
+                raise ServerError(f"{place} is a link, and a run's own files lie in its folder: put a copy there.")
 
 
 def _with_earlier_rounds(path: Path, name: str, added: pa.Table) -> pa.Table:
@@ -212,6 +223,7 @@ def _drop_unfinished_round(path: Path) -> None:
 
 def _make_room(path: Path, overwrite: bool) -> None:
     check_room(path, overwrite)
+    remove_leftovers(path)
     for name in OWN_FOLDERS:
         if (path / name).is_dir():
             shutil.rmtree(path / name)

@@ -141,7 +141,7 @@ def make_table(name: str, rows: Iterable[Row]) -> pa.Table:
 def write_table(run: Path, name: str, table: pa.Table) -> None:
     """Write the table `name` of a run atomically; equal tables give equal bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, table.num_rows))
+    pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, table.num_rows), write_page_checksum=True)
     write_bytes_atomically(table_path(run, name), buffer.getvalue())
 
 
@@ -156,8 +156,9 @@ def read_table(run: Path, name: str) -> pa.Table:
     if not path.is_file():
         raise ServerError(f"{run} has no {path.name}, which a run folder holds: has the run finished a round?")
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        # tables of earlier versions have no checksums, and are read all the same
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         reason = str(error).splitlines()[0].rstrip(". ")
         raise ServerError(f"{path} is not a whole parquet file (cut off or overwritten): {reason}.") from None
     missing = [column for column in schema.names if column not in table.column_names]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from persephonee.clients.errors import ClientSettingsError, ImageError
+from persephonee.clients.errors import ClientSettingsError, ImageError, NonFiniteOutputError
 from persephonee.clients.inference.engine import Predictions, first_exit_always_answers, merged_stages
 from persephonee.clients.inference.inference_engine import InferenceEngine
 from persephonee.clients.inference.onnx_engine import top_1_softmax
@@ -200,3 +200,20 @@ def test_confidence_is_the_softmax_in_double_precision_on_either_runtime():
     sure = top_1_softmax(np.array([[20.0, 0.0]], dtype=np.float32))[0]
     assert sure == pytest.approx(1 - np.exp(-20), rel=1e-15)
     assert sure < 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_or_an_image_that_is_not_finite_gives_an_error_and_no_answer(toy_network, value):
+    policy = ExitPolicy(threshold=0.5, exits_in_use=(0, 1), num_exits=2)
+    images = np.zeros((3, 1, 16, 16), dtype=np.float32)
+    engine = InferenceEngine(toy_network, policy)
+    spoilt = images.copy()
+    spoilt[1, 0, 4, 4] = value
+    for call in (engine.infer, engine.explore):
+        with pytest.raises(ImageError, match="finite"):
+            call(spoilt)
+    with torch.no_grad():
+        next(toy_network.heads[0].parameters()).fill_(float("nan"))
+    for call, batch in ((engine.infer, images), (engine.infer, images[:1]), (engine.explore, images)):
+        with pytest.raises(NonFiniteOutputError):
+            call(batch)

@@ -347,3 +347,19 @@ def test_a_life_that_no_calendar_holds_is_refused(user, every_s):
     clock = ScriptedClock(REPLAY_BEGINS)
     assert len(list(replay(user, clock, every_s=8.3 * 365 * 86_400))) == 120
     assert datetime.fromtimestamp(clock.now, UTC).year > 3000
+
+
+def test_a_file_that_was_incomplete_for_long_is_answered_once_it_is_complete(tmp_path):
+    whole = write(tmp_path / "whole.png").read_bytes()
+    (tmp_path / "whole.png").unlink()
+    path = tmp_path / "slow.png"
+    path.write_bytes(whole[: len(whole) // 2])
+    os.utime(path, (1e9, 1e9))
+    known: set[str] = set()
+    (refused,) = ready(tmp_path, known)
+    known.add(refused.seen_as)
+    assert ready(tmp_path, known) == []
+    path.write_bytes(whole)
+    os.utime(path, (1e9 + 5, 1e9 + 5))
+    (frame,) = ready(tmp_path, known)
+    assert (type(frame), frame.key) == (Frame, "slow.png")

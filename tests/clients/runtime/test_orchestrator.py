@@ -244,3 +244,23 @@ def test_why_a_round_waits_is_logged_when_it_changes(start):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ClientSettingsError, match=next(iter(wrong))):
         OrchestratorSettings(**wrong)
+
+
+def test_a_round_that_ends_its_process_again_and_again_is_put_off_for_longer_each_time(start):
+    waits = []
+    for _ in range(5):
+        orchestrator, _ = start()
+        if orchestrator.decide(50, 20, READY).go:
+            orchestrator.begin_round(7, "enough")
+        orchestrator, events = start()
+        orchestrator.note_broken_off()
+        before = orchestrator.state.frames
+        while not orchestrator.decide(50, 20, READY).go:
+            orchestrator.note_answer(True, None)
+        waits.append(orchestrator.state.frames - before)
+    # once may be a loss of power
+    assert waits == [0, *(SETTINGS.retry_frames * factor for factor in (1, 2, 4, 8))]
+    assert kinds(events).count("round interrupted") == 5
+    orchestrator.begin_round(7, "enough")
+    orchestrator.end_round(1, 0.65, replace(VALIDATION, round=1))
+    assert orchestrator.state.attempts == 0

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -21,6 +23,7 @@ from persephonee.fl_app.server_side.run_status import read_status
 from persephonee.fl_app.server_side.strategy import PersonalisationStrategy
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation import resuming
+from persephonee.fl_app.simulation.scratch import MARK_NAME, remove_abandoned, scratch_folder
 from persephonee.fl_app.wire.differential_privacy import epsilon_after
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
@@ -171,8 +174,10 @@ def test_a_resumed_run_needs_not_be_told_its_settings_again(tmp_path):
 
 
 def test_what_a_killed_run_left_running_is_stopped_and_a_living_run_is_refused(tmp_path):
-    scratch, run_dir = tmp_path / "scratch", tmp_path / "run"
+    scratch, run_dir = tmp_path / "persephonee-abc", tmp_path / "run"
     (scratch / "work").mkdir(parents=True)
+    mark = {"format": 1, "host": socket.gethostname(), "pid": 2**22 + 1, "since": 1.5}
+    (scratch / MARK_NAME).write_text(json.dumps(mark))
     waits = [sys.executable, "-c", "import time; time.sleep(60)"]
     left, runner = subprocess.Popen(waits, cwd=scratch / "work"), subprocess.Popen(waits)
     try:
@@ -240,3 +245,64 @@ def second_round_began(run: Path) -> bool:
 
 def rounds_in(run: Path) -> int:
     return len(pd.read_parquet(run / "rounds.parquet"))
+
+
+def note_of(run_dir, content):
+    note = run_dir / "checkpoint" / resuming.NOTE_NAME
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps(content))
+    return note
+
+
+def test_a_note_cannot_name_a_folder_that_no_run_made(tmp_path):
+    precious = tmp_path / "persephonee-photos"
+    (precious / "work").mkdir(parents=True)
+    note_of(tmp_path / "run", {"scratch": str(precious), "pid": 2**22 + 1, "since": 1.5})
+    with pytest.raises(AppError, match="no run of yours made"):
+        resuming.stop_killed_run(tmp_path / "run")
+    assert (precious / "work").is_dir()
+
+
+@pytest.mark.parametrize("content", [[], 3, {}, {"scratch": "/x"}, {"scratch": 3, "pid": 1, "since": 1.0}])
+def test_a_damaged_note_gives_a_sentence(tmp_path, content):
+    note_of(tmp_path / "run", content)
+    with pytest.raises(AppError, match="damaged"):
+        resuming.stop_killed_run(tmp_path / "run")
+
+
+def test_a_runs_settings_cannot_choose_what_is_imported_or_where_clients_store(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    kept = {"sources": "torchvision,evil", "client-store": "/elsewhere", "model-store": "/elsewhere", "clients": 7}
+    (tmp_path / "checkpoint" / "settings.json").write_text(json.dumps(kept))
+    assert resuming.kept_config(tmp_path) == {"clients": 7}
+    (tmp_path / "checkpoint" / "settings.json").write_text("[]")
+    with pytest.raises(AppError, match="damaged"):
+        resuming.kept_config(tmp_path)
+
+
+def test_the_next_start_removes_what_a_killed_simulation_left_and_nothing_else(tmp_path):
+    for name, content in (("dead", {"pid": 2**22 + 1, "since": 1.5}), ("unmarked", None), ("elsewhere", {"host": "x"})):
+        (tmp_path / f"persephonee-{name}").mkdir()
+        mark = {"format": 1, "host": socket.gethostname(), "pid": 2**22 + 1, "since": 1.5}
+        if content is not None:
+            (tmp_path / f"persephonee-{name}" / MARK_NAME).write_text(json.dumps({**mark, **content}))
+    with scratch_folder(tmp_path) as living:
+        remove_abandoned(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "persephonee-unmarked",
+            "persephonee-elsewhere",
+            living.name,
+        }
+
+
+def test_a_checkpoint_is_private_and_a_flipped_bit_in_it_is_noticed(tmp_path):
+    before = checkpoint.Checkpoint(round=1, arrays={"exits": np.ones(4, dtype=np.float32)})
+    before.write(tmp_path)
+    (path,) = (tmp_path / "checkpoint").iterdir()
+    assert (path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
+    assert checkpoint.Checkpoint.read(tmp_path, 1).secret == before.secret
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(AppError, match="damaged"):
+        checkpoint.Checkpoint.read(tmp_path, 1)

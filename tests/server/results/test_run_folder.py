@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 
@@ -16,7 +17,13 @@ from persephonee.server.results.table_schemas import (
     write_table,
 )
 
-CONFIG = {"dataset": "synthetic-writers", "seed": 1, "rounds": 1, "drop_tolerance": 0.01}
+CONFIG = {
+    "versions": {"persephonee": "0.1"},
+    "dataset": "synthetic-writers",
+    "seed": 1,
+    "rounds": 1,
+    "drop_tolerance": 0.01,
+}
 TABLES = ("exits.parquet", "clients.parquet", "rounds.parquet")
 
 
@@ -221,3 +228,39 @@ def test_a_cut_off_config_and_a_folder_without_one_are_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(ServerError, match="not whole JSON"):
         RunFolder.open(tmp_path)
+
+
+def test_what_a_kill_in_the_first_write_left_is_cleaned_up(tmp_path):
+    (tmp_path / ".config.json.abcdefgh.persephonee.tmp").write_text("{")
+    RunFolder.create(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_overwriting_removes_nothing_from_a_folder_that_no_run_made(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ServerError, match="nothing is removed"):
+        RunFolder.create(tmp_path, CONFIG, overwrite=True)
+    assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize("link", ["clients", "log.txt", "clients/a"])
+def test_a_run_folder_whose_parts_are_links_is_not_written_to(tmp_path, link):
+    (tmp_path / "outside").mkdir()
+    run = RunFolder.create(tmp_path / "run", CONFIG)
+    (run.path / link).parent.mkdir(exist_ok=True)
+    (run.path / link).symlink_to(tmp_path / "outside")
+    for flags in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(ServerError, match="is a link"):
+            RunFolder.create(run.path, CONFIG, **flags)
+
+
+def test_a_flipped_bit_in_a_table_is_noticed_or_changes_nothing(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG)
+    run.append_round([exit_row()], [client_row()], {"round": 1, "replies": 1, "failures": 0})
+    path = tmp_path / "clients.parquet"
+    whole, table = path.read_bytes(), run.tables().clients
+    for i in range(len(whole) // 4):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        with contextlib.suppress(ServerError):
+            assert run.tables().clients.equals(table)
