@@ -94,7 +94,8 @@ def labelled_excess(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -
         labels: classes, [N].
     """
     wrong = predictions != labels
-    return wrong.astype(np.float64) - wrong[-1]
+    excess: NDArray[np.float64] = wrong.astype(np.float64) - wrong[-1]
+    return excess
 
 
 def expected_excess(

@@ -95,6 +95,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise ImageError(f"{name} has gone before it was read: leave files in place.") from None
     except OSError as error:
         raise ImageError(f"{name} cannot be read ({error.strerror}): give a file that this program may read.") from None
+    except ImageError:
+        raise
     except ValueError as error:
         raise ImageError(f"{name} is no image that can be read ({error}): remove it, or write it again.") from None
     if pixels.shape[1:] != (height, width):

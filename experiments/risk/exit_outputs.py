@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def exit_outputs(
     """
     if not file.exists():
         made = [_one(network, partitions, user, labelled, schedule) for user in users]
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for one in (one for one in made if one is not None):
             arrays[f"{one.user}/logits"], arrays[f"{one.user}/labels"] = one.logits, one.labels
             arrays[f"{one.user}/num_calibration"] = np.array(one.num_calibration)

@@ -11,7 +11,7 @@ violates the promise where the new users' mean drop is above the tolerance. Prin
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +88,7 @@ def prepare(outputs: UserOutputs, costs: CostTable, labelled: bool, temperature:
     )
 
 
-def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_paper: bool) -> list[dict[str, float]]:
+def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_paper: bool) -> list[dict[str, Any]]:
     """Return a row per new user and rule: user, rule, drop and cost."""
     order = rng.permutation(len(users))
     shipped = [users[u].curve(users[u].drawn(rng)) for u in order[:held_out]]
@@ -98,7 +98,7 @@ def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_
         "controlled": pool_curves(shipped, "controlled", SETTINGS.drop_tolerance),
         "federated": pool_curves(own, "federated", SETTINGS.drop_tolerance),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (number, user, drawn), curve in zip(new, own, strict=True):
         judged = drawn[user.num_calibration :]
         outcomes = {rule: _under(user, curve, pool, judged) for rule, pool in pools.items()}
