@@ -70,7 +70,13 @@ def _trained_toy_network() -> MultiExitNetwork:
     module.build = ToyCNN
     sys.modules[MODULE] = module
     network = build_network(
-        f"{MODULE}:build", num_exits=2, num_classes=NUM_CLASSES, input_size=16, allowed=(MODULE,), head="pooled"
+        f"{MODULE}:build",
+        num_exits=2,
+        num_classes=NUM_CLASSES,
+        input_size=16,
+        allowed=(MODULE,),
+        head="pooled",
+        stem="stride-1",
     )
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, NUM_CLASSES, (512,), generator=generator)
