@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from persephonee.multi_exit.printed_text import printable
+from persephonee.commands.printed_text import printable
 
 BAD_INPUT = 2
 INTERRUPTED = 130

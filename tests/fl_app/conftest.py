@@ -148,7 +148,13 @@ def model(tmp_path) -> Path:
     """A model with two early exits whose weights are random."""
     torch.manual_seed(0)
     network = build_network(
-        f"{MODULE}:build", num_exits=2, num_classes=NUM_CLASSES, input_size=SIDE, head="pooled", allowed=(MODULE,)
+        f"{MODULE}:build",
+        num_exits=2,
+        num_classes=NUM_CLASSES,
+        input_size=SIDE,
+        head="pooled",
+        allowed=(MODULE,),
+        stem="stride-1",
     )
     save_network(network, tmp_path / "model", ModelMetadata(dataset="users"))
     return tmp_path / "model"
