@@ -7,9 +7,9 @@ import pytest
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation import simulate as simulation
-from persephonee.fl_app.simulation import superlink
 from persephonee.fl_app.simulation.ray_cluster import check_cluster
 from persephonee.fl_app.simulation.scratch import scratch_folder
+from persephonee.fl_app.simulation.surroundings import environment_of_flower
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 
@@ -29,7 +29,7 @@ def test_a_cluster_that_does_not_answer_is_refused_in_a_sentence():
 def test_a_cluster_finds_the_app_beside_the_run_folder_and_not_in_this_machines_own_temporary_folder(tmp_path):
     with scratch_folder(tmp_path / "runs") as folder:
         assert folder.parent == tmp_path / "runs"
-        environment = superlink._environment(folder / "home", folder / "ray", "10.8.0.1:6379")
+        environment = environment_of_flower(folder / "home", folder / "ray", "10.8.0.1:6379")
         assert environment["RAY_ADDRESS"] == "10.8.0.1:6379"
         assert "RAY_TMPDIR" not in environment
     assert not folder.exists()
