@@ -177,8 +177,9 @@ policy still has it.</p>
 {% endfor %}
 </div>
 {% else %}
-<p class="see">This run has no example user, since a server never receives samples. <code>persephonee simulate</code>,
-which runs on the machine that owns the data, adds one.</p>
+<p class="see">This run has no example user:
+a server never receives its users' samples. <code>persephonee simulate</code>, which runs on the machine that owns the
+data, adds one.</p>
 {% endif %}
 </section>
 

@@ -104,7 +104,7 @@ def test_a_run_of_one_round_shows_no_curve(fake_run):
     assert not (run.path / "figures" / "rounds.svg").exists()
 
 
-def test_without_a_example_user_the_page_says_why(fake_run):
+def test_without_an_example_user_the_page_says_why(fake_run):
     text = Page(draw_report(fake_run(users=0).path).read_text()).text
     assert "a server never receives its users' samples" in text
 
