@@ -189,7 +189,8 @@ def _name_near_duplicates(samples: UserSamples, test: NDArray[np.int64], rest: N
     if pairs:
         tested, used = pairs[0]
         logger.warning(
-            "User %s: %d test images are nearly the same as images that train or calibrate, such as samples %d and %d",
+            "User %s has test images that are nearly the same as images that train or calibrate: %d in all, such as "
+            "samples %d and %d",
             *(samples.client_id, len(pairs), tested, used),
         )
 

@@ -63,7 +63,8 @@ def headline_sentences(summary: Summary) -> list[str]:
     counts = summary.counts
     if not counts.ok:
         return [f"No user gave a valid result: of {counts.asked} clients asked, {_left_out_text(summary)}."]
-    sentences = [_exit_sentence(summary), _policy_sentence(summary)]
+    # what is deployed comes first: an exit alone is how the paper reads a figure
+    sentences = [_policy_sentence(summary), _exit_sentence(summary)]
     if counts.ok < counts.asked:
         left_out = counts.asked - counts.ok
         sentences.append(f"Left out: {left_out} of {counts.asked} clients asked, {_left_out_text(summary)}.")
@@ -143,7 +144,7 @@ def _exit_sentence(summary: Summary) -> str:
     changed = _change_text(entry.change, "it is more accurate than before", "less accurate")
     if _reaches_original(entry, summary):
         return (
-            f"Exit {entry.exit} now reaches {reached} on average ({before} before personalisation; the original "
+            f"Alone, exit {entry.exit} now reaches {reached} on average ({before} before personalisation; the original "
             f"network {original}) at {cost} of the original's cost; {changed}."
         )
     return (
@@ -160,8 +161,9 @@ def _policy_sentence(summary: Summary) -> str:
     changed = _change_text(policy.change, "it is more accurate than before", "less accurate")
     return (
         f"With each user's own threshold{threshold} the whole policy reaches {mean_percent(policy.accuracy_after)} "
-        f"({mean_percent(policy.accuracy_before)} before) at {mean_percent(policy.cost_fraction_after, 0)} of the "
-        f"original's cost; {changed}."
+        f"({mean_percent(policy.accuracy_before)} before personalisation; the original network "
+        f"{mean_percent(policy.accuracy_original)}) at {mean_percent(policy.cost_fraction_after, 0)} of the original's "
+        f"cost; {changed}."
     )
 
 

@@ -73,4 +73,4 @@ def test_near_duplicates_across_parts_are_counted_and_named(caplog):
     parts = parts_of(split)
     pairs = [(index, index + 30) for index in range(10) if (parts[index] == 2) != (parts[index + 30] == 2)]
     assert pairs
-    assert f"User ada: {len(pairs)} test images are nearly the same" in caplog.text
+    assert f"or calibrate: {len(pairs)} in all" in caplog.text
