@@ -27,7 +27,19 @@ _PREFIXED: Mapping[tuple[str, ...], str] = {
     ("pretraining", "users"): "pretrain-",
 }
 # What keys were called in runs of former versions.
+RENAMED: Mapping[str, str] = {
+    "class-width": "label-skew-width",
+    "unseen-share": "held-out-fraction",
+    "min-reply-share": "min-reply-fraction",
+    "enough-share": "enough-fraction",
+    "sharing-share": "sharing-fraction",
+    "trimmed-share": "trimmed-fraction",
+    "global-share": "global-fraction",
+}
+"""Settings that version 0.1 called otherwise, as options and in the files that it wrote."""
+
 _FORMER: Mapping[str, str] = {
+    **RENAMED,
     "num-server-rounds": "rounds",
     "max-users": "pretrain-max-users",
     "personal-users": "pretrain-personal-users",

@@ -24,6 +24,9 @@ from persephonee.commands.pretrain import pretrain
 from persephonee.commands.report import report
 from persephonee.commands.server import server_group
 from persephonee.commands.simulate import simulate
+from persephonee.fl_app.settings.run_config import RENAMED
+
+_RENAMED_OPTIONS = {**RENAMED, "max-writers": "max-users"}
 
 app = typer.Typer(
     name="persephonee",
@@ -31,9 +34,12 @@ app = typer.Typer(
     help="Personalised early-exit networks on the user's device, with Flower and without it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # scripts that were written for version 0.1 go on
+    context_settings={"token_normalize_func": lambda name: _RENAMED_OPTIONS.get(name, name)},
 )
-for verb in (pretrain, inspect, simulate, personalise, report, export, figures):
+for verb in (pretrain, inspect, personalise, report, export, figures):
     app.command()(verb)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(simulate)
 for verb in (enrol, doctor):
     device_app.command()(verb)
 app.add_typer(device_app, name="device")

@@ -77,14 +77,35 @@ def read_config(file: Path) -> dict[str, Any]:
     return with_present_names(config)
 
 
+def keys_among(words: Sequence[str]) -> list[str]:
+    """Return words of the command line that are no options of the verb, `--KEY VALUE`, as `--set` takes them.
+
+    Raises:
+        typer.BadParameter: a word belongs to no key, or a key has no value.
+    """
+    found, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise typer.BadParameter(f"{word} belongs to no option; see --help for what simulate takes.")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise typer.BadParameter(f"--{key} is no option, and a setting needs a value: write --set {key}=VALUE.")
+            value = rest.pop(0)
+        found.append(f"{key}={value}")
+    return found
+
+
 def _set_keys(sets: Sequence[str]) -> "dict[str, Value]":
     from persephonee.fl_app.settings.app_settings import AppSettings
-    from persephonee.fl_app.settings.run_config import from_text
+    from persephonee.fl_app.settings.run_config import RENAMED, from_text
 
     found: dict[str, Value] = {}
     for word in sets:
         key, equals, text = word.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set {word} sets nothing; write it as KEY=VALUE, such as epochs=5.")
-        found[key.strip()] = from_text(AppSettings, key.strip(), text.strip())
+        name = RENAMED.get(key.strip(), key.strip())
+        found[name] = from_text(AppSettings, name, text.strip())
     return found

@@ -1,6 +1,7 @@
 """`persephonee simulate`: the whole federation on this machine, from start to report.
 
-Its options are the settings that people change often; `--set` and `--config` take every key of a run configuration.
+Its options are the settings that people change often; `--set` and `--config` take every key of a run configuration,
+and `--KEY VALUE` does the same as `--set KEY=VALUE`.
 """
 
 from pathlib import Path
@@ -19,7 +20,13 @@ from persephonee.commands.options import (
     Seed,
     Sources,
 )
-from persephonee.commands.run_settings import DEFAULT_CLIENTS, given_options, resumed_settings, settings_of_run
+from persephonee.commands.run_settings import (
+    DEFAULT_CLIENTS,
+    given_options,
+    keys_among,
+    resumed_settings,
+    settings_of_run,
+)
 
 if TYPE_CHECKING:
     from persephonee.fl_app.settings.app_settings import PathSettings
@@ -68,15 +75,13 @@ def simulate(
     from persephonee.server.results.run_folder import RunFolder
     from persephonee.server.results.terminal_table import print_summary
 
+    sets = [*(sets or ()), *keys_among(context.args)]
     given = given_options(context, "resume", "ray_address", "sets", "config")
     if resume is not None and (paths.overwrite or config is not None or paths.run_dir not in (None, resume)):
         raise typer.BadParameter(
             "--resume DIR names the run folder and its settings; leave out --run-dir, --overwrite and --config."
         )
-    if resume is not None:
-        settings = resumed_settings(resume, sets or (), given)
-    else:
-        settings = settings_of_run(given, sets or (), config)
+    settings = resumed_settings(resume, sets, given) if resume is not None else settings_of_run(given, sets, config)
     if settings.rounds.clients < 1:
         raise typer.BadParameter(f"--clients {settings.rounds.clients} is too small; give 1 or more.")
     run = run_simulation(settings, ray_address)
