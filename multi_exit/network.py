@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from persephonee.multi_exit.checked_json import parse_json_object
 from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
 
 
@@ -86,6 +87,7 @@ class MultiExitNetwork(nn.Module):
         spec: how to build the network again.
         costs: the cost table, M+1 rows.
         feature_shapes: (C, H, W) of the maps that the heads take.
+        calibration: of the M+1 exits, where the server has fitted one; it is no part of the fingerprints.
         classifier_is_new: published weights had another number of classes, so that the last exit is untrained.
     """
 
@@ -103,6 +105,7 @@ class MultiExitNetwork(nn.Module):
         self.spec = spec
         self.costs = costs
         self.feature_shapes = feature_shapes
+        self.calibration: ExitCalibration | None = None
         self.classifier_is_new = False
         self._backbone_is_frozen = False
 

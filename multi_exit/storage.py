@@ -19,6 +19,7 @@ from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_js
 from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.checked_json import read_json_object, with_digest, without_digest
 from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 from persephonee.multi_exit.settings import DEFAULT_SOURCES
 
@@ -36,6 +37,7 @@ class ModelMetadata:
         class_names: K names, or empty.
         history: one dictionary per epoch.
         settings: of the training.
+        calibration: of the M+1 exits; None where nobody has calibrated them, as in models of earlier versions.
     """
 
     dataset: str = ""
@@ -43,6 +45,7 @@ class ModelMetadata:
     class_names: tuple[str, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    calibration: ExitCalibration | None = None
 
 
 def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadata) -> str:
@@ -76,7 +79,7 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
 def load_network(
     folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES, backbone: nn.Module | None = None
 ) -> tuple[MultiExitNetwork, ModelMetadata]:
-    """Return the network in `folder`, in eval() mode, and what is known of it.
+    """Return the network in `folder`, in eval() mode and with its calibration, and what is known of it.
 
     Args:
         folder: that `save_network` wrote.
@@ -96,6 +99,9 @@ def load_network(
         raise ModelFileError(
             f"the weights in {folder} are not those that network.json describes: copy the whole folder again."
         )
+    if metadata.calibration is not None:
+        metadata.calibration.require_fit(network.num_exits, network.num_classes)
+    network.calibration = metadata.calibration
     return network, metadata
 
 
@@ -161,7 +167,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _metadata(values: dict[str, Any], folder: Path, num_classes: int) -> ModelMetadata:
     try:
         sequences = {key: tuple(values[key]) for key in ("trained_on", "class_names", "history")}
-        metadata = ModelMetadata(**{**values, **sequences})
+        calibration = values.get("calibration")
+        found = None if calibration is None else ExitCalibration.from_dict(calibration)
+        metadata = ModelMetadata(**{**values, **sequences, "calibration": found})
         _check_types(metadata, num_classes)
         return metadata
     except (KeyError, TypeError) as error:

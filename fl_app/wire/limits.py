@@ -13,7 +13,7 @@ SPEC_CHARACTERS = 100_000
 """Of a network's specification as JSON."""
 
 CLASSES_CHARACTERS = 10_000_000
-"""Of all class names of a model as JSON."""
+"""Of all class names of a model as JSON, and of the calibration of its exits."""
 
 CLASS_NAME_CHARACTERS = 256
 """Of one class name."""

@@ -1,6 +1,7 @@
 """The global model on a client: one copy per process, one folder per fingerprint on disk, never a pickle."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from persephonee.fl_app.wire.limits import CLASS_NAME_CHARACTERS
 from persephonee.fl_app.wire.value_kinds import Text
 from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import ModelMetadata, load_network, load_tensors, read_description, save_network
@@ -71,7 +73,10 @@ class ModelStore:
         if network.fingerprint != fingerprint:
             raise WireError("the model that was received is not the one that the request names; send it again.")
         # without more: whose data trained the model is none of a device's business
-        metadata = ModelMetadata(class_names=_class_names(content, network.num_classes))
+        network.calibration = _calibration(content, network)
+        metadata = ModelMetadata(
+            class_names=_class_names(content, network.num_classes), calibration=network.calibration
+        )
         if self._folder is not None:
             save_network(network, self._folder / fingerprint, metadata)
         return _keep(fingerprint, (network, metadata))
@@ -93,6 +98,9 @@ def model_records(
     if class_names:
         # a client whose labels are words numbers them by these
         records["classes"] = ConfigRecord({"names": json.dumps(class_names)})
+    if network.calibration is not None:
+        # what a device needs to find its user's class frequencies, which then stay there
+        records["calibration"] = ConfigRecord({"json": json.dumps(asdict(network.calibration))})
     return records
 
 
@@ -119,6 +127,15 @@ def _class_names(content: RecordDict, num_classes: int) -> tuple[str, ...]:
         if not isinstance(names, list) or len(names) != num_classes or any(one.complaint(name) for name in names):
             raise WireError(f"classes/names: expected the names of {num_classes} classes as a JSON list.")
     return tuple(names)
+
+
+def _calibration(content: RecordDict, network: MultiExitNetwork) -> ExitCalibration | None:
+    if "calibration" not in content:
+        return None
+    with refusing("calibration/json"):
+        calibration = ExitCalibration.from_dict(json.loads(str(content.config_records["calibration"]["json"])))
+    calibration.require_fit(network.num_exits, network.num_classes)
+    return calibration
 
 
 def _keep(fingerprint: str, model: Model) -> Model:

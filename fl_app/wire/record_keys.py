@@ -18,7 +18,10 @@ REQUEST: Mapping[str, Kind] = {
     "user": Text(length=ID_CHARACTERS),  # whose data a simulated node plays; empty to a device, which knows its own
 }
 SPEC: Mapping[str, Kind] = {"json": Text(length=SPEC_CHARACTERS)}
-CLASSES: Mapping[str, Kind] = {"names": Text(length=CLASSES_CHARACTERS)}  # of the model's classes, a JSON list
+WITH_A_MODEL: Mapping[str, Mapping[str, Kind]] = {
+    "classes": {"names": Text(length=CLASSES_CHARACTERS)},  # of the model's classes, a JSON list
+    "calibration": {"json": Text(length=CLASSES_CHARACTERS)},  # of its exits, as multi_exit/exit_calibration.py has it
+}
 
 STATUS: Mapping[str, Kind] = {
     "client-id": Text(length=ID_CHARACTERS),  # from the node's configuration; empty on a simulated node, which has none

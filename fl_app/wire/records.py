@@ -7,7 +7,7 @@ arrival. Exits leave a client only where the run asks for them and the client's 
 
     query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
     train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, sharing}
-                       [model: arrays; spec {json}; classes]          [metrics: counts, accuracies, a number per exit]
+                       [model: arrays; spec; classes; calibration]    [metrics: counts, accuracies, a number per exit]
                        [exits: arrays, once some were merged]         [exits: arrays, by permission]
     evaluate       ->  as for train                               <-  report, [metrics]
 
@@ -26,7 +26,16 @@ from persephonee.clients.personalisation.reports import ExitMetrics, Personalisa
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.foreign_bytes import refusing
 from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES, ID_CHARACTERS, WORDS_CHARACTERS
-from persephonee.fl_app.wire.record_keys import CLASSES, EXIT_FIELDS, METRICS, REPORT, REQUEST, SPEC, STAGES, STATUS
+from persephonee.fl_app.wire.record_keys import (
+    EXIT_FIELDS,
+    METRICS,
+    REPORT,
+    REQUEST,
+    SPEC,
+    STAGES,
+    STATUS,
+    WITH_A_MODEL,
+)
 from persephonee.fl_app.wire.value_kinds import Kind, Number, PerExit, shown
 
 STATUS_QUERY = "query.status"
@@ -141,16 +150,17 @@ def read_request(content: RecordDict) -> Mapping[str, Any]:
     Raises:
         WireError: it holds anything but REQUEST, the model and exits; whoever uses the exits checks them.
     """
-    _check_records(content, required={"request"}, optional={"model", "spec", "classes", "exits"})
+    _check_records(content, required={"request"}, optional={"model", "spec", "exits", *WITH_A_MODEL})
     _check_record("request", content["request"], ConfigRecord, REQUEST)
     if ("model" in content) != ("spec" in content):
         raise WireError("a model travels with its specification, and one of them is missing.")
     if "spec" in content:
         _check_record("spec", content["spec"], ConfigRecord, SPEC)
-    if "classes" in content:
-        if "model" not in content:
-            raise WireError("class names travel with a model, which is missing.")
-        _check_record("classes", content["classes"], ConfigRecord, CLASSES)
+    for name, keys in WITH_A_MODEL.items():
+        if name in content:
+            if "model" not in content:
+                raise WireError(f"{name}: travels with a model, which is missing.")
+            _check_record(name, content[name], ConfigRecord, keys)
     return dict(content.config_records["request"])
 
 

@@ -135,6 +135,7 @@ def make_global_model(
         class_names=partitions.class_names or (),
         history=tuple(asdict(record) for record in result.history),
         settings={**_described(settings, result, validation_ids), **division_of(partitions)},
+        calibration=result.calibration,
     )
     save_network(network, folder, metadata)
     checkpoint.unlink(missing_ok=True)

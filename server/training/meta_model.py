@@ -9,12 +9,14 @@ from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import PretrainingError
+from persephonee.server.training.exit_calibration_fit import fit_calibration
 from persephonee.server.training.global_model import prepare_folder
 from persephonee.server.training.meta_learning import MetaResult, meta_learn
 from persephonee.server.training.meta_settings import MetaSettings
 from persephonee.server.training.meta_users import MetaUsers
 from persephonee.server.training.pretraining import check_fit
 from persephonee.server.training.pretraining_progress import PretrainProgress
+from persephonee.server.training.training_samples import gather_samples
 
 
 def make_meta_learned_model(
@@ -59,6 +61,9 @@ def make_meta_learned_model(
     if max_users is not None and max_users < len(train_ids):
         train_ids = choose_users(train_ids, max_users, settings.seed)
     result = meta_learn(network, users, train_ids, validation_ids, settings, progress)
+    # the calibration that came with the model is that of the exits before
+    network.calibration = fit_calibration(network, gather_samples(partitions, validation_ids))
+    metadata = replace(metadata, calibration=network.calibration)
     save_network(network, folder, _described(metadata, settings, result))
     checkpoint.unlink(missing_ok=True)
     return network, result

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from persephonee.data_partitions.samples import Partitions
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.server.errors import PretrainingError, TrainingDivergedError
+from persephonee.server.training.exit_calibration_fit import fit_calibration
 from persephonee.server.training.pretraining_checkpoint import EpochRecord, load_checkpoint, save_checkpoint
 from persephonee.server.training.pretraining_progress import PretrainProgress
 from persephonee.server.training.pretraining_settings import PretrainSettings
@@ -35,6 +37,9 @@ class PretrainResult:
     num_validation: int
     """Samples of users whom training never saw."""
 
+    calibration: ExitCalibration
+    """Of all exits, on these samples."""
+
     @property
     def accuracies(self) -> tuple[float, ...]:
         """Validation accuracy per exit in the best epoch, the last exit last."""
@@ -51,7 +56,7 @@ def pretrain(
     resume: bool = False,
     progress: PretrainProgress | None = None,
 ) -> PretrainResult:
-    """Train `network` in place; it ends in eval() mode with the weights of its best epoch.
+    """Train `network` in place; it ends in eval() mode with the weights of its best epoch, calibrated.
 
     With the same arguments, versions and number of threads the result is the same bit for bit, also when the run
     was interrupted and resumed: all randomness of an epoch follows from (settings.seed, epoch).
@@ -91,12 +96,13 @@ def pretrain(
             raise TrainingDivergedError(f"{error}; {kept}.") from None
         save_checkpoint(checkpoint, trainer.checkpoint(identity))
     network.load_state_dict(trainer.best)
-    network.eval()
+    network.calibration = fit_calibration(network, validation)
     return PretrainResult(
         history=tuple(trainer.history),
         best_epoch=trainer.best_epoch,
         num_train=len(train),
         num_validation=len(validation),
+        calibration=network.calibration,
     )
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.checked_json import with_digest
 from persephonee.multi_exit.errors import BackboneError, ModelFileError, MultiExitError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 
 MODULE = "own_backbones_of_the_tests"
@@ -19,6 +21,9 @@ METADATA = ModelMetadata(
     class_names=tuple("0123456789"),
     history=({"epoch": 0, "loss": 2.5}, {"epoch": 1, "loss": 1.25}),
     settings={"epochs": 2},
+    calibration=ExitCalibration(
+        temperatures=(1.5, 2.0, 0.5), biases=((0.25,) + (0.0,) * 9,) * 3, frequencies=(0.1,) * 10
+    ),
 )
 
 
@@ -85,6 +90,7 @@ def test_a_saved_network_comes_back_bit_by_bit(tiny_network, tmp_path):
     loaded, metadata = load_network(tmp_path, allowed=(MODULE,))
     assert metadata == METADATA
     assert loaded.fingerprint == fingerprint == tiny_network.fingerprint
+    assert loaded.calibration == METADATA.calibration
     assert loaded.spec == tiny_network.spec
     assert loaded.costs == tiny_network.costs
     assert not loaded.training
@@ -92,6 +98,25 @@ def test_a_saved_network_comes_back_bit_by_bit(tiny_network, tmp_path):
     with torch.no_grad():
         for got, expected in zip(loaded(images), tiny_network(images), strict=True):
             assert torch.equal(got, expected)
+
+
+def test_a_model_of_before_there_was_a_calibration_is_loaded_without_one(folder):
+    metadata = json.loads((folder / "network.json").read_text())["metadata"]
+    del metadata["calibration"]
+    edit_description(folder, metadata=metadata)
+    network, known = load_network(folder, allowed=(MODULE,))
+    assert network.calibration is None
+    assert known == replace(METADATA, calibration=None)
+
+
+def test_a_calibration_that_does_not_fit_is_refused(folder, refused):
+    metadata = json.loads((folder / "network.json").read_text())["metadata"]
+    metadata["calibration"]["temperatures"] = metadata["calibration"]["temperatures"][1:]
+    edit_description(folder, metadata=metadata)
+    assert "different lengths" in refused()
+    metadata["calibration"]["biases"] = metadata["calibration"]["biases"][1:]
+    edit_description(folder, metadata=metadata)
+    assert "2 exits and 10 classes, expected 3 and 10" in refused()
 
 
 @pytest.mark.parametrize("head", ["msdnet", "pooled"])
@@ -202,7 +227,7 @@ def test_weights_outside_the_folder_are_refused(folder, refused, weights):
     refused()
 
 
-@pytest.mark.parametrize("metadata", [None, [], "text", {}, {**METADATA.__dict__, "more": 1}])
+@pytest.mark.parametrize("metadata", [None, [], "text", {}, {**asdict(METADATA), "more": 1}])
 def test_damaged_metadata_are_refused(folder, refused, metadata):
     edit_description(folder, metadata=metadata)
     refused()
@@ -256,7 +281,7 @@ def test_exits_that_are_none_or_twice_or_reversed_are_refused(folder, refused, c
 
 @pytest.mark.parametrize("names", [[["0"]] * 10, [{"0": 1}] * 10, list(range(10)), ["0"] * 9, ["0"] * 11])
 def test_class_names_that_are_nested_or_of_another_number_are_refused(folder, refused, names):
-    edit_description(folder, metadata={**json.loads(json.dumps(METADATA.__dict__)), "class_names": names})
+    edit_description(folder, metadata={**json.loads(json.dumps(asdict(METADATA))), "class_names": names})
     assert "metadata" in refused()
 
 

@@ -15,6 +15,8 @@ from persephonee.fl_app.wire.limits import MAX_VALUE
 from persephonee.fl_app.wire.model_store import ModelStore, model_records
 from persephonee.fl_app.wire.record_keys import METRICS
 from persephonee.fl_app.wire.value_kinds import Number, PerExit
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.storage import load_network
 
 VALUES = np.arange(12, dtype=np.float32)
@@ -203,3 +205,28 @@ def test_class_names_that_are_no_printable_list_are_refused(model, settings, nam
     content["classes"] = ConfigRecord({"names": names})
     with pytest.raises(WireError, match="classes/names"):
         ModelStore(None, sources=settings.sources).receive(network.fingerprint, content)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{}", "nope", '{"temperatures": [1], "biases": [[0]], "frequencies": [1]}']
+)
+def test_a_calibration_that_does_not_fit_the_model_is_refused(model, settings, text):
+    network, _ = load_network(model, settings.sources)
+    content = RecordDict(model_records(network))
+    content["calibration"] = ConfigRecord({"json": text})
+    with pytest.raises((WireError, ModelFileError), match="calibration"):
+        ModelStore(None, sources=settings.sources).receive(network.fingerprint, content)
+
+
+def test_the_calibration_of_a_model_travels_with_it(model, settings, tmp_path):
+    network, _ = load_network(model, settings.sources)
+    exits, classes = network.num_exits + 1, network.num_classes
+    network.calibration = ExitCalibration(
+        temperatures=(2.0,) * exits, biases=((0.5,) * classes,) * exits, frequencies=(1 / classes,) * classes
+    )
+    request = wire.make_request(round_number=1, model=network.fingerprint, code="0" * 64)
+    request.update(model_records(network))
+    wire.read_request(request)
+    received, metadata = ModelStore(tmp_path, sources=settings.sources).receive(network.fingerprint, request)
+    assert received.calibration == metadata.calibration == network.calibration
+    assert load_network(tmp_path / network.fingerprint, settings.sources)[0].calibration == network.calibration
