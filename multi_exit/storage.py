@@ -25,6 +25,7 @@ from persephonee.multi_exit.settings import DEFAULT_SOURCES
 
 FORMAT = 1
 _WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
+GRAPH_NAME = re.compile(r"graph-\d+-[0-9a-f]{12}\.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,9 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
     }
     write_json_atomically(folder / "network.json", with_digest(json.loads(json.dumps(description))))
     for stale in folder.iterdir():
-        if _WEIGHTS_NAME.fullmatch(stale.name) and stale.name != weights:
+        # graphs belong to the weights that they were made of (multi_exit/graphs)
+        is_stale_weights = _WEIGHTS_NAME.fullmatch(stale.name) and stale.name != weights
+        if is_stale_weights or GRAPH_NAME.fullmatch(stale.name):
             stale.unlink(missing_ok=True)
     return fingerprint
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
 }
 # which rooms of a folder a room may see besides itself; a room that is not named sees all
 ROOMS_SEEN = {
+    "multi_exit/graphs": {""},
     "clients/personalisation": {""},
     "clients/inference": {"", "personalisation"},
     "server/training": {""},

@@ -27,6 +27,7 @@ from persephonee.multi_exit.atomic_files import (
     write_bytes_atomically,
     write_json_atomically,
 )
+from persephonee.multi_exit.graphs.writing import GraphError, to_onnx
 from persephonee.multi_exit.network import MultiExitNetwork
 
 logger = logging.getLogger(__name__)
@@ -94,55 +95,11 @@ def _write_graphs(network: MultiExitNetwork, spans: tuple[range, ...], folder: P
 
 
 def _write_graph(module: nn.Module, example: Tensor, part: str, exit: int, folder: Path) -> str:
-    module = _with_exportable_pooling(module).eval()
     try:
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            input_names=["input"],
-            output_names=["output"],
-            external_data=False,
-            verbose=False,
-        )
-    except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error
-        reason = str(cause).splitlines()[0]
-        raise ExportError(
-            f"the {part} of exit {exit} has no ONNX counterpart ({reason}): use the PyTorch engine for this network."
-        ) from None
-    if program is None:
-        raise ExportError(f"the {part} of exit {exit} was not exported: use the PyTorch engine for this network.")
-    graph = program.model_proto.SerializeToString()
+        graph = to_onnx(module, example, ("output",))
+    except GraphError as error:
+        raise ExportError(f"the {part} of exit {exit}: {error}: use the PyTorch engine for this network.") from None
     name = graph_name(part, exit, graph)
     write_bytes_atomically(folder / name, graph)
     logger.info("exported %s, %.2f MB", name, len(graph) / 1e6)
     return name
-
-
-class _SlicedMaxPool(nn.Module):
-    """AdaptiveMaxPool2d as maxima over slices: ONNX has no adaptive pooling."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the maxima [B, C, size] of maps [B, C, H, W]."""
-        for dim, size in ((2, self.size[0]), (3, self.size[1])):
-            side = features.shape[dim]
-            # PyTorch's own windows: from floor(i H / size) to ceil((i + 1) H / size)
-            windows = [(i * side // size, -(-(i + 1) * side // size)) for i in range(size)]
-            maxima = [features.narrow(dim, start, end - start).amax(dim) for start, end in windows]
-            features = torch.stack(maxima, dim)
-        return features
-
-
-def _with_exportable_pooling(module: nn.Module) -> nn.Module:
-    module = copy.deepcopy(module)
-    for path, child in list(module.named_modules()):
-        if path and isinstance(child, nn.AdaptiveMaxPool2d):
-            size = child.output_size
-            module.set_submodule(path, _SlicedMaxPool(size if isinstance(size, tuple) else (size, size)))  # type: ignore[arg-type]
-    return module

@@ -9,28 +9,45 @@ from persephonee.commands.options import DEFAULT_SOURCES, Sources, source_names
 
 if TYPE_CHECKING:
     from persephonee.clients.inference.exported_network import ExportedNetwork
+    from persephonee.multi_exit.network import MultiExitNetwork
 
 
 def export(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
-    store: Annotated[Path, typer.Option(help="Folder of the device: personal exits and policy.")],
-    out: Annotated[Path, typer.Option(help="Folder for the graphs and policy.json.")],
+    store: Annotated[Path | None, typer.Option(help="Folder of the device: personal exits and policy.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the graphs and policy.json.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the network in the folder.")] = False,
     sources: Sources = DEFAULT_SOURCES,
 ) -> None:
-    """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy."""
+    """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy.
+
+    With --model alone: write beside the weights the graphs that devices without PyTorch need where they are missing.
+    """
     from persephonee.clients.inference.onnx_export import export_onnx
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.fl_app.errors import AppError
     from persephonee.multi_exit.storage import load_network
 
     network, metadata = load_network(model, source_names(sources))
+    if store is None and out is None:
+        typer.echo(_write_graphs(network, model))
+        return
+    if store is None or out is None:
+        raise typer.BadParameter("--store and --out go together; --model alone writes the model's own graphs.")
     stored = ExitStore(store).load(network.backbone_fingerprint, None)
     if stored is None:
         raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")
     exported = export_onnx(network, stored, out, class_names=metadata.class_names, overwrite=overwrite)
     typer.echo(_summary(exported, out))
+
+
+def _write_graphs(network: "MultiExitNetwork", model: Path) -> str:
+    from persephonee.multi_exit.graphs.writing import write_graphs
+
+    graphs = write_graphs(network, model)
+    size = sum((model / stage.file).stat().st_size for stage in graphs.stages)
+    return f"{model}: {len(graphs.stages)} graphs, {size / 1e6:.2f} MB; devices need no PyTorch for this model."
 
 
 def _summary(exported: "ExportedNetwork", out: Path) -> str:

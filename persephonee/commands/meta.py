@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persephonee.commands.model_graphs import write_graphs_if_possible
 from persephonee.commands.option_groups import OptionGroup
 from persephonee.commands.options import source_names
 from persephonee.commands.run_settings import given_options
@@ -74,6 +75,7 @@ def meta_learn_and_show(
             overwrite=overwrite,
             progress=progress,
         )
+    write_graphs_if_possible(network, out)
     console = Console()
     console.print(exits_table(network, result.history[result.best_epoch].validation_accuracy))
     before, after = (

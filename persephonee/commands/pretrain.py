@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persephonee.commands.meta import Start, meta_learn_and_show, meta_settings, refuse_given
+from persephonee.commands.model_graphs import write_graphs_if_possible
 from persephonee.commands.option_groups import OptionGroup, with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
@@ -119,6 +120,7 @@ def make_and_show(
         network, result = make_global_model(
             settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress
         )
+    write_graphs_if_possible(network, out)
     console = Console()
     console.print(exits_table(network, result.accuracies))
     console.print(_summary(network, result, out), highlight=False, markup=False, soft_wrap=True)

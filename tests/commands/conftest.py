@@ -1,5 +1,6 @@
 """Users, and a model that the command line trained on some of them."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,15 @@ import pytest
 from persephonee.multi_exit.storage import load_network
 from tests.commands.command_line import NETWORK, call
 from tests.tiny_cnn import SOURCE, write_parquet
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_graphs():
+    """Leave the graphs out, which take seconds to trace; `export --model` writes them for the tests that need them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for verb in ("pretrain", "meta"):
+            patch.setattr(sys.modules[f"persephonee.commands.{verb}"], "write_graphs_if_possible", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from persephonee.clients.errors import ClientSettingsError, ExportError
 from persephonee.clients.inference.inference_engine import InferenceEngine
 from persephonee.clients.inference.onnx_engine import OnnxEngine
-from persephonee.clients.inference.onnx_export import _with_exportable_pooling, export_onnx
+from persephonee.clients.inference.onnx_export import export_onnx
 from persephonee.clients.personalisation.exit_store import StoredExits
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.graphs.writing import with_exportable_pooling
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -183,7 +184,7 @@ def test_exits_and_policy_of_another_network_are_refused(toy_network, tmp_path):
 def test_sliced_maxima_are_adaptive_max_pooling(side, size):
     pooling = nn.Sequential(nn.AdaptiveMaxPool2d(size))
     features = torch.randn(3, 2, side, side + 1)
-    assert torch.equal(_with_exportable_pooling(pooling)(features), pooling(features))
+    assert torch.equal(with_exportable_pooling(pooling)(features), pooling(features))
 
 
 def test_the_engine_on_onnx_runtime_needs_no_torch(exported):

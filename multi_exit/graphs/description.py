@@ -1,0 +1,110 @@
+"""What `network.json` says of a model's graphs: their files, their digests, and the costs that PyTorch counted.
+
+Stage i of the M+1 takes the images, or what stage i-1 returned as `features`, and returns `features` and the
+`embedding` of its exit: what the exit's classifier takes. The last stage returns `logits`. Exits' classifiers are no
+part of the graphs, since they are what a device learns.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from persephonee.multi_exit.costs import CostTable, ExitCost
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.storage import GRAPH_NAME
+
+INPUT, FEATURES, EMBEDDING, LOGITS = "input", "features", "embedding", "logits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageGraph:
+    """One stage's graph.
+
+    Attributes:
+        file: its name in the model's folder.
+        sha256: of the file.
+        shape: (C, H, W) of the features that it returns; empty for the last stage.
+        width: D, length of the exit's embedding; 0 for the last stage.
+    """
+
+    file: str
+    sha256: str
+    shape: tuple[int, ...]
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGraphs:
+    """A model's graphs.
+
+    Attributes:
+        stages: M+1 of them, in the order in which they run.
+        costs: of the exits, as PyTorch counted them.
+    """
+
+    stages: tuple[StageGraph, ...]
+    costs: CostTable
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the graphs' digests and all that is said of them."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what stands in `network.json`."""
+        return {"stages": [asdict(stage) for stage in self.stages], "costs": [asdict(c) for c in self.costs.exit_costs]}
+
+    @classmethod
+    def from_dict(cls, values: Any, num_exits: int) -> Self:
+        """Return what `to_dict` made a dictionary of, which has been JSON since.
+
+        Args:
+            values: from a file that may be a stranger's.
+            num_exits: M, early exits.
+
+        Raises:
+            ModelFileError: it says something else, or speaks of another number of exits.
+        """
+        try:
+            stages = tuple(StageGraph(**{**stage, "shape": tuple(stage["shape"])}) for stage in values["stages"])
+            costs = tuple(ExitCost(**row) for row in values["costs"])
+            _check(stages, costs, num_exits)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelFileError(
+                f"what network.json says of the model's graphs cannot be read ({error}): write them again with "
+                "`persephonee export --model`."
+            ) from None
+        return cls(stages=stages, costs=CostTable(costs))
+
+
+def graph_file(stage: int, graph: bytes) -> str:
+    """Return the file name of a stage's graph."""
+    return f"graph-{stage}-{hashlib.sha256(graph).hexdigest()[:12]}.onnx"
+
+
+def graphs_in(folder: Path) -> set[str]:
+    """Return the names of the files in a folder that are graphs of ours."""
+    return {path.name for path in folder.iterdir() if GRAPH_NAME.fullmatch(path.name)} if folder.is_dir() else set()
+
+
+def _check(stages: tuple[StageGraph, ...], costs: tuple[ExitCost, ...], num_exits: int) -> None:
+    if len(stages) != num_exits + 1 or len(costs) != num_exits + 1:
+        raise ValueError(f"{len(stages)} graphs and {len(costs)} costs, expected {num_exits + 1}")
+    for number, stage in enumerate(stages):
+        is_last = number == num_exits
+        numbers = (stage.width, *stage.shape)
+        if not GRAPH_NAME.fullmatch(stage.file) or not re.fullmatch(r"[0-9a-f]{64}", stage.sha256):
+            raise ValueError(f"a file or a digest of graph {number} is none")
+        if not all(type(n) is int and 0 < n <= 2**24 for n in numbers if not is_last) or len(stage.shape) != (
+            0 if is_last else 3
+        ):
+            raise ValueError(f"a size of graph {number} is out of its range")
+    for row in costs:
+        counts = (row.exit, row.macs, row.params, row.head_macs, row.head_params)
+        if not all(type(n) is int and n >= 0 for n in counts) or not 0 < float(row.share) <= 1:
+            raise ValueError("a cost is out of its range")
+    if [row.exit for row in costs] != list(range(num_exits + 1)):
+        raise ValueError("the exits of the costs are not in their order")
