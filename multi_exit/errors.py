@@ -5,6 +5,7 @@ MultiExitError
 │   └── BackboneNotAllowedError    its source may not be used on this machine
 ├── PlacementError        more exits than places
 ├── SettingsError         a setting out of its range
+│   └── NoGPUError        a GPU is asked for where there is none
 └── ModelFileError        a model folder that is missing, cut off, or of another network
 """
 
@@ -34,6 +35,10 @@ class PlacementError(MultiExitError):
 
 class SettingsError(MultiExitError):
     """A setting is out of its range."""
+
+
+class NoGPUError(SettingsError):
+    """A GPU is asked for, and PyTorch finds none."""
 
 
 class ModelFileError(MultiExitError):

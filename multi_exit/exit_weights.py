@@ -15,8 +15,8 @@ def exit_weight_name(exit: int, name: str) -> str:
 
 
 def exit_weights_of(heads: nn.ModuleList) -> dict[str, Tensor]:
-    """Return copies of all tensors of the heads, buffers included, on the heads' device."""
-    return {f"{_PREFIX}{name}": tensor.detach().clone() for name, tensor in heads.state_dict().items()}
+    """Return copies of all tensors of the heads, buffers included, on the CPU: they are stored, sent, merged."""
+    return {f"{_PREFIX}{name}": t.detach().to("cpu", copy=True) for name, t in heads.state_dict().items()}
 
 
 def load_exit_weights(heads: nn.ModuleList, weights: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,14 @@
 """The settings of the network and its losses. PyTorch is not loaded: the command line reads them for --help."""
 
 import math
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.errors import NoGPUError, SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 TORCHVISION = "torchvision"
 TIMM = "timm"
@@ -13,6 +17,52 @@ DEFAULT_SOURCES = (TORCHVISION, TIMM)
 
 HeadKind = Literal["auto", "msdnet", "pooled"]
 """msdnet is the paper's head; pooled is much cheaper; auto takes the first that is cheap beside the backbone."""
+
+DeviceKind = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """On what PyTorch computes.
+
+    Raises:
+        SettingsError: a setting is out of its range.
+    """
+
+    device: DeviceKind = "auto"
+    """Where PyTorch computes: on a GPU (cuda), on the processor (cpu), or auto, a GPU where PyTorch finds one. Results
+    repeat bit for bit on one kind of device, and differ by rounding between the two."""
+
+    gpu_fraction: float = 0.25
+    """What Ray gives each simulated client of a GPU, in (0, 1]: at 0.25, four clients share one at any time."""
+
+    def __post_init__(self) -> None:
+        if self.device not in get_args(DeviceKind):
+            raise SettingsError(f"device={self.device!r} is unknown; use one of {', '.join(get_args(DeviceKind))}.")
+        if not 0 < self.gpu_fraction <= 1:
+            raise SettingsError(f"gpu_fraction={self.gpu_fraction} is out of range; give a number in (0, 1].")
+
+    def torch_device(self) -> "torch.device":
+        """Return the device, and make PyTorch compute on it as repeatably and as exactly as on a processor.
+
+        Raises:
+            NoGPUError: a GPU is asked for, and PyTorch finds none.
+        """
+        import torch
+
+        if self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise NoGPUError(
+                "device=cuda asks for a GPU and PyTorch finds none here: take device=cpu, or install NVIDIA's driver "
+                "and a build of PyTorch for CUDA."
+            )
+        # cuBLAS reads it when it is first used; an operation without a repeatable form warns
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # float32 means float32: by default convolutions round to 10 bits
+        torch.backends.cudnn.allow_tf32 = False
+        return torch.device("cuda")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,6 +161,10 @@ class StagedEngine(ABC, Generic[Array]):
     def _confidences(self, logits: Array) -> NDArray[np.float64]:
         """Return the top-1 softmax [B], computed in float64."""
 
+    def _as_array(self, logits: Array) -> NDArray[np.float32]:
+        """Return the logits [B, K]."""
+        return np.asarray(logits)
+
     def _confidence(self, logits: Array) -> float:
         """Return the top-1 softmax of one image's logits [1, K]."""
         return float(self._confidences(logits)[0])
@@ -194,7 +198,7 @@ class StagedEngine(ABC, Generic[Array]):
         return Exploration(
             predictions=self._apply_policy(labels, confidences),
             exits=self.steps,
-            logits=np.stack([np.asarray(of_step) for of_step in logits]),
+            logits=np.stack([self._as_array(of_step) for of_step in logits]),
             labels=labels,
             confidences=confidences,
         )

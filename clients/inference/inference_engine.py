@@ -23,7 +23,7 @@ from persephonee.multi_exit.network import MultiExitNetwork
 
 
 class InferenceEngine(StagedEngine[Tensor]):
-    """Runs a multi-exit network stage by stage, on the network's own weights.
+    """Runs a multi-exit network stage by stage, on the network's own weights and device.
 
     Args:
         network: with the personal exits loaded (`load_exit_state`); put into eval() here.
@@ -39,6 +39,7 @@ class InferenceEngine(StagedEngine[Tensor]):
         super().__init__(policy, network.input_shape, network.num_classes)
         check_fits(policy, network.num_exits)
         network.eval()
+        self._device = next(network.parameters()).device
         loaded = len(self.steps) if explores else self.reachable_steps
         self._stages = [merge(network, span) for span in merged_stages(policy)[:loaded]]
         self._heads = [network.heads[exit] for exit in policy.exits_in_use[:loaded]]
@@ -60,7 +61,7 @@ class InferenceEngine(StagedEngine[Tensor]):
             return super().explore(images)
 
     def _start(self, images: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(images)
+        return torch.from_numpy(images).to(self._device)
 
     def _advance(self, step: int, features: Tensor) -> tuple[Tensor, Tensor]:
         # past the wrapper that torch.fx puts around its own modules' calls, which does nothing but reword errors
@@ -71,12 +72,17 @@ class InferenceEngine(StagedEngine[Tensor]):
         return features[torch.from_numpy(rows)]
 
     def _labels(self, logits: Tensor) -> NDArray[np.int64]:
-        labels: NDArray[np.int64] = logits.numpy().argmax(axis=1)
+        labels: NDArray[np.int64] = logits.cpu().numpy().argmax(axis=1)
         return labels
 
+    def _as_array(self, logits: Tensor) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = logits.cpu().numpy()
+        return array
+
     def _confidences(self, logits: Tensor) -> NDArray[np.float64]:
-        confidences: NDArray[np.float64] = torch.softmax(logits, dim=1, dtype=torch.float64).amax(dim=1).numpy()
-        return confidences
+        confidences = torch.softmax(logits, dim=1, dtype=torch.float64).amax(dim=1)
+        array: NDArray[np.float64] = confidences.cpu().numpy()
+        return array
 
     def _confidence(self, logits: Tensor) -> float:
         # two calls in place of NumPy's seven, between two stages that leave nothing of them in the caches

@@ -68,7 +68,8 @@ def personalise(
     """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
 
     Args:
-        network: the global model; its backbone is frozen here, and its weights are left as they are.
+        network: the global model; its backbone is frozen here, and its weights are left as they are. All is computed
+            on its device; what comes back and what is stored is on the CPU.
         samples: the user's N samples.
         split: which of them train, calibrate and test, and whose label the device may use.
         settings: the loss, the schedule and the drop tolerance.
@@ -130,7 +131,7 @@ def personalise(
     policy = prune(set_after, calibrate(set_after, settings), settings).policy
 
     # 7 store: exits, policy and what each sample has served for, all or nothing
-    exit_weights = _on_cpu(exit_weights_of(guarded.heads))
+    exit_weights = exit_weights_of(guarded.heads)
     if store is not None:
         if profile is not None:
             save_profile(store.folder, profile, round_number)
@@ -164,7 +165,7 @@ def personalise(
         report=report,
         policy=policy,
         exit_weights=exit_weights,
-        trained=_on_cpu(exit_weights_of(trained.heads)),
+        trained=exit_weights_of(trained.heads),
         worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, labels[split.calibration]),
         profile=profile,
     )
@@ -175,7 +176,3 @@ def _plan(network: MultiExitNetwork, num_samples: int, settings: Personalisation
         return None
     budget = parse_bytes(settings.memory_budget)
     return plan_features(network, num_samples, budget, batch_size=settings.batch_size, half=settings.half_features)
-
-
-def _on_cpu(exit_weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in exit_weights.items()}

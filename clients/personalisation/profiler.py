@@ -112,7 +112,7 @@ def profile_exits(
     if len(images) > max_samples:
         chosen = torch.linspace(0, len(images) - 1, max_samples).long()
         images, labels = images[chosen], labels[chosen]
-    count, floats = len(images), to_float(images)
+    count, floats = len(images), to_float(images.to(next(network.parameters()).device))
     for i in range(WARM_UP_RUNS):
         _run(network, heads, floats[i % count, None])
     runs = [_run(network, heads, floats[i % count, None]) for i in range(max(count, MIN_TIMED_RUNS))]

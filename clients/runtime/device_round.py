@@ -72,7 +72,7 @@ def _with_reference(network: MultiExitNetwork, samples: UserSamples, split: Samp
         return samples
     labels = samples.labels.clone()
     network.freeze_backbone()
-    labels[unknown] = compute_features(network, samples.images[unknown]).last_logits.argmax(dim=1)
+    labels[unknown] = compute_features(network, samples.images[unknown]).last_logits.argmax(dim=1).cpu()
     return replace(samples, labels=labels)
 
 

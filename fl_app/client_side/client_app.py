@@ -130,6 +130,7 @@ def _task(
     if node.is_simulated:
         # the simulation runs one client per core; torch would start a thread per core in each of them
         torch.set_num_threads(1)
+    network.to(node.compute.torch_device())
     layout = ExitLayout.of(network, settings.sharing.share_dtype)
     exits = received_exits(content, network, layout, settings.sharing, node.takes_exits)
     seed, division = settings.seed, settings.split

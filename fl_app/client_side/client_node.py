@@ -8,6 +8,7 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     model-store    folder of models by fingerprint; default: `models` in the store
     backbones      sources that it builds backbones from, with commas; default: torchvision,timm
     share-exits    true allows its exits to leave it when a run asks for them, and merged ones in; default: false
+    device         where it computes: cuda, cpu, or auto, a GPU where there is one; default: auto
     models         fingerprints of the models that it answers for, with commas; default: the first that it is sent
 
 Nothing here comes from the server: a run configuration cannot make a device read another folder or share anything.
@@ -16,7 +17,7 @@ Nothing here comes from the server: a run configuration cannot make a device rea
 import functools
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from persephonee.data_partitions.opening import open_partitions
@@ -31,11 +32,11 @@ from persephonee.fl_app.settings.run_config import Value, from_flat
 from persephonee.fl_app.wire.model_fit import check_fit, classes_of
 from persephonee.fl_app.wire.model_store import ModelStore
 from persephonee.multi_exit.network import MultiExitNetwork
-from persephonee.multi_exit.settings import DEFAULT_SOURCES
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, ComputeSettings
 from persephonee.multi_exit.storage import ModelMetadata
 
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
-_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits", "models")
+_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits", "models", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class ClientNode:
     """Fraction of a simulation's users who let exits leave their devices."""
 
     seed: int = 0
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
 
     @property
     def is_simulated(self) -> bool:
@@ -100,6 +102,7 @@ class ClientNode:
             sharing_allowed=settings.sharing.sharing_fraction == 1,
             sharing_fraction=settings.sharing.sharing_fraction,
             seed=settings.seed,
+            compute=settings.compute,
         )
 
     @classmethod
@@ -125,6 +128,7 @@ class ClientNode:
             sources=tuple(str(own.get("backbones", ",".join(DEFAULT_SOURCES))).split(",")),
             sharing_allowed=bool(own.get("share-exits", False)),
             models_allowed=tuple(name.strip() for name in str(own.get("models", "")).split(",") if name.strip()),
+            compute=from_flat(ComputeSettings, {"device": own.get("device", "auto")}),
         )
 
     def models(self) -> ModelStore:

@@ -27,7 +27,13 @@ from persephonee.data_partitions.errors import (
 )
 from persephonee.fl_app.errors import AppError, ModelFitError, RunConfigError, WireError
 from persephonee.fl_app.wire import records as wire
-from persephonee.multi_exit.errors import BackboneError, BackboneNotAllowedError, ModelFileError, MultiExitError
+from persephonee.multi_exit.errors import (
+    BackboneError,
+    BackboneNotAllowedError,
+    ModelFileError,
+    MultiExitError,
+    NoGPUError,
+)
 
 log = logging.getLogger("persephonee.client")
 
@@ -45,6 +51,7 @@ _KINDS: Mapping[type[Exception], str] = {
     ClientError: "the client cannot personalise",
     BackboneError: "the model's backbone cannot be built on this client",
     ModelFileError: "the client's copy of the model is damaged, or of another network",
+    NoGPUError: "the client is told to compute on a GPU and has none",
     MultiExitError: "the model cannot be used on this client",
     ModelFitError: "the model was made for other data than the client's, by its classes or the size of its images",
     RunConfigError: "a setting of the run, or of the client's node configuration, is unknown or wrong",

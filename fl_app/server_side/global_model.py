@@ -40,7 +40,8 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
         return folder
     log.info("No model was named: pretraining one in %s", folder)
     partitions = open_partitions(settings.data, for_pretraining=True)
-    make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress)
+    device = settings.compute.torch_device()
+    make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress, device=device)
     return folder
 
 

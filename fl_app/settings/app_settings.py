@@ -16,7 +16,7 @@ from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.settings.run_config import Value, from_flat, key_of, keys_below, to_flat
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, LossWeights
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, ComputeSettings, LossWeights
 from persephonee.server.training.global_model_settings import GlobalModelSettings
 
 SMALL_RUN: dict[str, Value] = {
@@ -168,6 +168,8 @@ class AppSettings:
     sharing: SharingSettings = field(default_factory=SharingSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     paths: PathSettings = field(default_factory=PathSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    """Of the server, and of simulated clients; a device's own node configuration says where it computes."""
     seed: int = 0
     """All randomness follows from it, together with the client, the round and the purpose."""
 

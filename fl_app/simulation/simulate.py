@@ -64,7 +64,7 @@ def simulate(settings: AppSettings, ray_address: str = "") -> Path:
     run_dir = settings.run_folder(0)
     with _terminated_like_interrupted():
         try:
-            settings = _prepared(settings, run_dir)
+            settings = _prepared(_with_device(settings, ray_address), run_dir)
         except BaseException:
             if not is_named:
                 # a folder of our own that nothing was written into
@@ -92,6 +92,18 @@ def _located(settings: AppSettings) -> AppSettings:
         run_dir = _new_folder(Path("runs"), datetime.now().strftime("simulation-%Y%m%d-%H%M%S"))
         settings = replace(settings, paths=replace(settings.paths, run_dir=run_dir))
     return settings.with_absolute_paths()
+
+
+def _with_device(settings: AppSettings, ray_address: str) -> AppSettings:
+    """Say on which kind of device everything is computed, so that a resumed run stays on it.
+
+    A Ray cluster may have GPUs where this machine has none, and then has to be asked for them.
+    """
+    compute = settings.compute
+    if not (ray_address and compute.device == "cuda" and settings.paths.model is not None):
+        kind = compute.torch_device().type
+        compute = replace(compute, device="cuda" if kind == "cuda" else "cpu")
+    return replace(settings, compute=compute)
 
 
 def _new_folder(place: Path, name: str) -> Path:
@@ -167,9 +179,10 @@ def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) 
 
 def _run(settings: AppSettings, run_dir: Path, scratch: Path, ray_address: str) -> None:
     app = write_app_folder(scratch / "app", settings.to_run_config())
+    gpus = settings.compute.gpu_fraction if settings.compute.device == "cuda" else 0.0
     with SuperLink(scratch, run_dir / LOG_NAME, ray_address) as superlink, shown_run() as show:
         for _ in range(ATTEMPTS):
-            run_id = superlink.start_run(app, settings.rounds.clients)
+            run_id = superlink.start_run(app, settings.rounds.clients, gpus)
             status = _followed(superlink, run_id, run_dir, show)
             cause = superlink.read_log(run_id)
             server_spoke = (read_status(run_dir) or RunStatus()).has_ended

@@ -94,13 +94,19 @@ class SuperLink:
         """Whether the process of a run, its ServerApp in it, is there."""
         return self.is_running and any(_is_simulation(process) for process in self._everything())
 
-    def start_run(self, app: Path, num_nodes: int) -> str:
+    def start_run(self, app: Path, num_nodes: int, gpu_fraction: float = 0.0) -> str:
         """Start a run of the app over so many simulated nodes, and return its id.
+
+        Args:
+            app: the app's folder.
+            num_nodes: so many clients can be played.
+            gpu_fraction: what each client takes of a GPU while it computes, in [0, 1].
 
         Raises:
             RunFailedError: Flower refuses the app.
         """
         size = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
+        size += f" client-resources-num-gpus={gpu_fraction}" if gpu_fraction else ""
         return str(self._flwr("run", str(app), "own", "--federation-config", size)["run-id"])
 
     def ending_of(self, run_id: str) -> str:

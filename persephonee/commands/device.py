@@ -18,6 +18,7 @@ from persephonee.commands.options import (
     AsJson,
     Seed,
     Sources,
+    compute_settings,
     data_settings,
     loss_settings,
     refuse_missing_labels,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
     from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.settings import ComputeSettings
     from persephonee.multi_exit.storage import ModelMetadata
 
 LIFE = "Life"
@@ -75,6 +77,7 @@ BOUNDS = OptionGroup(
     drift_rule=DRIFT,
     conditions=CONDITIONS,
     bounds=BOUNDS,
+    compute=compute_settings,
 )
 def run(
     *,
@@ -88,6 +91,7 @@ def run(
     drift_rule: "DriftSettings",
     conditions: "ConditionSettings",
     bounds: "SampleStoreSettings",
+    compute: "ComputeSettings",
     hours: Annotated[str, typer.Option(help="Local hours in which rounds may begin.", rich_help_panel=LIFE)] = "22-6",
     watch: Annotated[
         Path | None, typer.Option(help="A folder that is watched for images; without it DATA is played again.")
@@ -136,7 +140,9 @@ def run(
         weights=loss.weights,
         seed=seed,
     )
+    computes_on = compute.torch_device()
     network, metadata = load_network(model, source_names(sources))
+    network.to(computes_on)
     samples = None if watch else _load_user(data, user, network, metadata)
     clock, source = _clock_and_power(power, replay=samples is not None)
     class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))

@@ -25,6 +25,9 @@ DATA_CLASS = "persephonee.data_partitions.settings:DataSettings"
 SPLIT_CLASS = "persephonee.data_partitions.settings:SplitSettings"
 SCHEDULE_CLASS = "persephonee.clients.personalisation.settings:PersonalisationSettings"
 
+COMPUTE_CLASS = "persephonee.multi_exit.settings:ComputeSettings"
+
+compute_settings = OptionGroup(COMPUTE_CLASS, only=("device",))
 data_settings = OptionGroup(DATA_CLASS, DATA, renamed={"seed": "data_seed"})
 split_settings = OptionGroup(SPLIT_CLASS, DATA)
 loss_settings = OptionGroup("persephonee.fl_app.settings.app_settings:LossSettings", PERSONALISATION)

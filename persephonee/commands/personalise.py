@@ -13,6 +13,7 @@ from persephonee.commands.options import (
     AsJson,
     Seed,
     Sources,
+    compute_settings,
     data_settings,
     loss_settings,
     refuse_missing_labels,
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
     from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.settings import ComputeSettings
     from persephonee.multi_exit.storage import ModelMetadata
 
 
-@with_groups(data=data_settings, split=split_settings, loss=loss_settings, schedule=schedule_settings)
+@with_groups(
+    data=data_settings, split=split_settings, loss=loss_settings, schedule=schedule_settings, compute=compute_settings
+)
 def personalise(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
@@ -41,6 +45,7 @@ def personalise(
     split: "SplitSettings",
     loss: "LossSettings",
     schedule: "PersonalisationSettings",
+    compute: "ComputeSettings",
     as_json: AsJson = False,
     sources: Sources = DEFAULT_SOURCES,
     seed: Seed = 0,
@@ -52,12 +57,13 @@ def personalise(
     from persephonee.multi_exit.storage import load_network
 
     refuse_missing_labels(loss, split.labels)
+    device = compute.torch_device()
     network, metadata = load_network(model, source_names(sources))
     samples = _load_user(data, user, network, metadata)
     exit_store = ExitStore(store)
     earlier = exit_store.load(network.backbone_fingerprint, user)
     result = personalise_user(
-        network,
+        network.to(device),
         samples,
         split_samples(samples, split, seed, exit_store.known_parts()),
         replace(schedule, weights=loss.weights(split.labels)),

@@ -17,6 +17,7 @@ from persephonee.commands.options import (
     TRAINING,
     Seed,
     Sources,
+    compute_settings,
     data_settings,
     source_names,
 )
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from persephonee.data_partitions.samples import Partitions
     from persephonee.data_partitions.settings import DataSettings
     from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.settings import ComputeSettings
     from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
     from persephonee.server.training.meta_settings import MetaSettings
     from persephonee.server.training.pretraining import PretrainResult
@@ -50,7 +52,12 @@ training_settings = OptionGroup(
 
 
 @with_groups(
-    network=network_settings, users=user_settings, training=training_settings, meta=meta_settings, data=data_settings
+    network=network_settings,
+    users=user_settings,
+    training=training_settings,
+    meta=meta_settings,
+    data=data_settings,
+    compute=compute_settings,
 )
 def pretrain(
     *,
@@ -61,6 +68,7 @@ def pretrain(
     training: "PretrainSettings",
     meta: "MetaSettings",
     data: "DataSettings",
+    compute: "ComputeSettings",
     max_users: Annotated[
         int | None,
         typer.Option(
@@ -81,7 +89,8 @@ def pretrain(
     from persephonee.multi_exit.backbones import source_of
 
     if start is not None:
-        of_pretraining = {*network_settings.names, *user_settings.names, *training_settings.names, "resume"}
+        named = (network_settings, user_settings, training_settings, compute_settings)
+        of_pretraining = {*(name for group in named for name in group.names), "resume"}
         refuse_given(context, sorted(of_pretraining - {"seed"}), "beside --from")
         meta_learn_and_show(
             context, start, meta, data, out, max_users=max_users or None, sources=sources, overwrite=overwrite
@@ -98,11 +107,17 @@ def pretrain(
         # whoever names a network of their own on this command line trusts it
         sources=source_names(sources, source_of(network.backbone)),
     )
-    make_and_show(settings, data, out, resume=resume, overwrite=overwrite)
+    make_and_show(settings, data, out, compute, resume=resume, overwrite=overwrite)
 
 
 def make_and_show(
-    settings: "GlobalModelSettings", data: "DataSettings", out: Path, *, resume: bool, overwrite: bool
+    settings: "GlobalModelSettings",
+    data: "DataSettings",
+    out: Path,
+    compute: "ComputeSettings",
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> "Partitions":
     """Pretrain, print the accuracy of each exit, and return the data that was opened."""
     from rich.console import Console
@@ -112,13 +127,14 @@ def make_and_show(
     from persephonee.server.training.global_model import make_global_model
     from persephonee.server.training.pretraining_progress import shown_progress
 
+    device = compute.torch_device()
     partitions = open_partitions(data, for_pretraining=True)
     limit, num_users = settings.users.max_users, len(partitions.client_ids)
     if limit is not None and limit < num_users:
         log.info("Training on %d of %d users at most; --max-users 0 takes all.", limit, num_users)
     with shown_progress() as progress:
         network, result = make_global_model(
-            settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress
+            settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress, device=device
         )
     write_graphs_if_possible(network, out)
     console = Console()

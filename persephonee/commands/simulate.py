@@ -11,6 +11,7 @@ import typer
 
 from persephonee.commands.option_groups import OptionGroup, with_groups
 from persephonee.commands.options import (
+    COMPUTE_CLASS,
     DATA,
     DATA_CLASS,
     DEFAULT_SOURCES,
@@ -41,6 +42,7 @@ APP = "persephonee.fl_app.settings"
     data=OptionGroup(DATA_CLASS, DATA, only=("dataset", "data_path", "user_column", "label_column")),
     split=OptionGroup(SPLIT_CLASS, DATA, only=("labels",)),
     schedule=OptionGroup(SCHEDULE_CLASS, PERSONALISATION, only=("schedule", "drop_tolerance")),
+    compute=OptionGroup(COMPUTE_CLASS),
 )
 def simulate(
     *,

@@ -43,7 +43,8 @@ def fit_calibration(network: MultiExitNetwork, table: SampleTable) -> ExitCalibr
 def _all_logits(network: MultiExitNetwork, table: SampleTable) -> Tensor:
     """Return the logits of all exits, shape [M+1, N, K], float64."""
     network.eval()
-    pieces = [torch.stack(network(to_float(images))).double() for images in table.images.split(BATCH)]
+    device = next(network.parameters()).device
+    pieces = [torch.stack(network(to_float(images.to(device)))).cpu().double() for images in table.images.split(BATCH)]
     logits = torch.cat(pieces, dim=1)
     if not torch.isfinite(logits).all():
         raise PretrainingError("an exit's logits are not finite: train the model again, with a smaller learning rate.")

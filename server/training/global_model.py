@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 from persephonee.data_partitions.user_splits import choose_users, split_users
@@ -89,6 +91,7 @@ def make_global_model(
     resume: bool = False,
     overwrite: bool = False,
     progress: PretrainProgress | None = None,
+    device: torch.device | None = None,
 ) -> tuple[MultiExitNetwork, PretrainResult]:
     """Build the network for the data, train it, and save it in `folder`.
 
@@ -99,6 +102,7 @@ def make_global_model(
         resume: go on from the checkpoint.
         overwrite: replace the model that lies in the folder, at the very end.
         progress: told how far the training has got.
+        device: where the network is trained; None takes the CPU, on which it comes back in any case.
 
     Raises:
         PretrainingError: the folder is taken, or the data does not fit.
@@ -128,7 +132,9 @@ def make_global_model(
         # published weights of other classes: features to begin with, and a last exit that has yet to learn
         training = replace(training, mode="joint")
     checkpoint = prepare_folder(folder, resume, overwrite)
+    network.to(device)
     result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
+    network.cpu()
     metadata = ModelMetadata(
         dataset=partitions.name,
         trained_on=tuple(sorted((*train_ids, *validation_ids))),

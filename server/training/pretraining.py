@@ -59,10 +59,11 @@ def pretrain(
     """Train `network` in place; it ends in eval() mode with the weights of its best epoch, calibrated.
 
     With the same arguments, versions and number of threads the result is the same bit for bit, also when the run
-    was interrupted and resumed: all randomness of an epoch follows from (settings.seed, epoch).
+    was interrupted and resumed: all randomness of an epoch follows from (settings.seed, epoch). A processor and a GPU
+    round differently.
 
     Args:
-        network: as `build_network` returned it.
+        network: as `build_network` returned it; its device is where all is computed.
         partitions: the data.
         train_ids: natural ids of the users to learn from.
         validation_ids: other users, who decide which epoch was best.

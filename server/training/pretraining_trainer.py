@@ -24,21 +24,36 @@ LARGEST_SEED = 2**63 - 1
 def evaluate_exits(network: MultiExitNetwork, table: SampleTable) -> tuple[float, ...]:
     """Return the accuracy of each exit over all samples, the last exit last, in [0, 1]; leaves eval() mode on."""
     network.eval()
-    correct = torch.zeros(network.num_exits + 1, dtype=torch.int64)
+    device = next(network.parameters()).device
+    correct = torch.zeros(network.num_exits + 1, dtype=torch.int64, device=device)
     with torch.inference_mode():
         for start in range(0, len(table), EVALUATION_BATCH):
             chosen = slice(start, start + EVALUATION_BATCH)
-            for exit, logits in enumerate(network(to_float(table.images[chosen]))):
-                correct[exit] += (logits.argmax(dim=1) == table.labels[chosen]).sum()
-    return tuple((correct.double() / max(1, len(table))).tolist())
+            labels = table.labels[chosen].to(device)
+            for exit, logits in enumerate(network(to_float(table.images[chosen].to(device)))):
+                correct[exit] += (logits.argmax(dim=1) == labels).sum()
+    return tuple((correct.cpu().double() / max(1, len(table))).tolist())
+
+
+def computes_in_bfloat16(settings: PretrainSettings, device: torch.device) -> bool:
+    """Return whether training uses mixed precision; "auto" leaves the CPU alone, which gains little by it."""
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and on_gpu)
 
 
 class Trainer:
-    """The state between two epochs: weights, momentum, the best weights so far and the history."""
+    """The state between two epochs: weights, momentum, the best weights so far and the history.
+
+    Args:
+        network: trained in place; its device is where all is computed.
+        settings: the schedule of the training.
+    """
 
     def __init__(self, network: MultiExitNetwork, settings: PretrainSettings) -> None:
         self.network = network.freeze_backbone() if settings.mode == "exits" else network
         self.settings = settings
+        self._device = next(network.parameters()).device
+        self._mixed = computes_in_bfloat16(settings, self._device)
         self.history: list[EpochRecord] = []
         self.best = _copy(network.state_dict())
         # convolutions on the CPU are faster in this layout; names, shapes and values stay what they are
@@ -73,12 +88,12 @@ class Trainer:
         progress.epoch_started(epoch + 1, self.settings.epochs, total)
         losses: list[float] = []
         generator = torch.Generator().manual_seed(_epoch_seed(self.settings.seed, epoch))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng([torch.cuda.current_device()] if self._device.type == "cuda" else []):
             # dropout knows only torch's global generator
             torch.manual_seed(_epoch_seed(self.settings.seed, epoch))
             self.network.train()
             for images, labels in training_batches(
-                train, self.settings.batch_size, self.settings.augmentation, generator
+                train, self.settings.batch_size, self.settings.augmentation, generator, self._device
             ):
                 rate = self.settings.learning_rate_at(epoch + len(losses) / total)
                 losses.append(self._step(images, labels, epoch, rate, len(losses)))
@@ -110,7 +125,8 @@ class Trainer:
         return value
 
     def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        logits = self.network(images)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
+            logits = [exit.float() for exit in self.network(images)]
         if self.settings.mode == "exits":
             return torch.stack([functional.cross_entropy(exit, labels) for exit in logits[:-1]]).sum()
         shares = [cost.share for cost in self.network.costs.exit_costs[:-1]]

@@ -87,7 +87,11 @@ def gather_samples(
 
 
 def training_batches(
-    table: SampleTable, batch_size: int, augmentation: str, generator: torch.Generator
+    table: SampleTable,
+    batch_size: int,
+    augmentation: str,
+    generator: torch.Generator,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch in a random order: float images [B, C, H, W] in [0, 1] and labels [B].
 
@@ -98,12 +102,14 @@ def training_batches(
         table: the samples.
         batch_size: B; a smaller table makes a single batch of everything.
         augmentation: "none", "shift" or "affine".
-        generator: determines the order and the augmentation.
+        generator: of the CPU; determines the order and the augmentation.
+        device: where the batches are made and returned; None takes the CPU.
     """
     order = torch.randperm(len(table), generator=generator)
     for index in range(num_batches(table, batch_size)):
         chosen = order[index * batch_size : (index + 1) * batch_size]
-        yield augment(to_float(table.images[chosen]), augmentation, generator), table.labels[chosen]
+        images, labels = table.images[chosen].to(device), table.labels[chosen].to(device)
+        yield augment(to_float(images), augmentation, generator), labels
 
 
 def num_batches(table: SampleTable, batch_size: int) -> int:
@@ -129,4 +135,5 @@ def augment(images: Tensor, augmentation: str, generator: torch.Generator) -> Te
     cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
     rows = [cosine, slant * cosine - sine, shift[:, 0], sine, slant * sine + cosine, shift[:, 1]]
     grid = functional.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    grid = grid.to(images.device)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

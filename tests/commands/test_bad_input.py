@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report import report_page
@@ -44,6 +45,8 @@ from tests.tiny_cnn import SOURCE
         ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --dataset parquet", "needs --data-path"),
         ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --dataset parquet --data-path nowhere", "nowhere"),
         ("pretrain --backbone mobilenet_v2 --num-exits 6 --out M --num-writers 1", "two are needed"),
+        ("simulate --device tpu", "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        ("simulate --gpu-fraction 2", "gpu_fraction=2.0 is out of range"),
         ("simulate --clients x", "'x' is not a valid integer"),
         ("simulate --clients 0", "--clients 0"),
         ("simulate --rounds 0", "rounds=0"),
@@ -181,3 +184,19 @@ def test_the_installed_command_says_the_same(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: ") and done.stderr.endswith("such as runs/NAME.\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain --backbone mobilenet_v2 --num-exits 6 --out M",
+        "personalise --model M --user 1 --store S",
+        "device run --model M --store S --user 1",
+        "simulate",
+    ],
+)
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_read_or_made(tmp_path, monkeypatch, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    assert "device=cuda asks for a GPU" in refused(*words.split(), "--device", "cuda")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

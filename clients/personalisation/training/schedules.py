@@ -53,6 +53,7 @@ def train(
         NonFiniteLossError: the training diverged.
     """
     heads = copy.deepcopy(exits.start).requires_grad_(True)
+    labels = labels.to(features.last_logits.device)
     if settings.schedule == "fast":
         embedded = embed(exits.start, features)
         rows = [one[split.train] for one in embedded]

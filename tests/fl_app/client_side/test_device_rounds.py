@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from persephonee.fl_app.client_side import client_app
 from persephonee.fl_app.errors import RunFailedError
@@ -89,3 +90,15 @@ def test_a_device_builds_only_backbones_that_it_allows(settings, device_node, ma
     status = with_status(run(make_grid(nodes, settings), settings))
     assert status["u0"] == "ok"
     assert status["u1"].startswith("refused: backbone ")
+
+
+def test_a_device_computes_on_what_its_own_configuration_says_whatever_the_server_says(
+    settings, device_node, make_grid, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = changed(settings, device="cuda", min_reply_fraction=0.0)
+    nodes = [device_node("u0", 1), device_node("u1", 2, device="cuda"), device_node("u2", 3, device="toaster")]
+    status = with_status(run(make_grid(nodes, asked), asked))
+    assert status["u0"] == "ok"
+    assert status["u1"].startswith("refused: the client is told to compute on a GPU and has none")
+    assert "u2" not in status

@@ -14,15 +14,18 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side import server_app
 from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, RunStatus, StatusFile
-from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.settings.app_settings import AppSettings, PathSettings
 from persephonee.fl_app.simulation import simulate as simulation
 from persephonee.fl_app.simulation.run_progress import shown_run
 from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.settings import ComputeSettings
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import ServerError
 
@@ -229,3 +232,30 @@ def test_the_last_line_of_a_run_says_that_all_clients_are_done(caplog):
         show(RunStatus(doing="personalising", round=2, rounds=2, asked=4))
         show(RunStatus(state=FINISHED, doing="runs/report.html", round=2, rounds=2, done=4, asked=4))
     assert caplog.messages == ["round 2/2: personalising, 0 % of 4 clients", "round 2/2: done, 100 % of 4 clients"]
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "asked", "ray_address", "found"),
+    [
+        (False, "auto", "", "cpu"),
+        (True, "auto", "", "cuda"),
+        (True, "cpu", "", "cpu"),
+        (False, "cuda", "", None),
+        # a cluster's machines may have what this one has not
+        (False, "cuda", "head:6379", "cuda"),
+        (False, "auto", "head:6379", "cpu"),
+    ],
+)
+def test_a_run_says_on_which_kind_of_device_it_computes(monkeypatch, has_gpu, asked, ray_address, found):
+    def torch_device(self):
+        if self.device == "cuda" and not has_gpu:
+            raise SettingsError("no GPU")
+        return torch.device("cuda" if has_gpu and self.device != "cpu" else "cpu")
+
+    monkeypatch.setattr(ComputeSettings, "torch_device", torch_device)
+    settings = AppSettings(compute=ComputeSettings(device=asked), paths=PathSettings(model=Path("M")))
+    if found is None:
+        with pytest.raises(SettingsError):
+            simulation._with_device(settings, ray_address)
+    else:
+        assert simulation._with_device(settings, ray_address).compute.device == found

@@ -91,3 +91,14 @@ def test_everything_that_works_in_its_folder_ends_with_it(tmp_path, monkeypatch)
             assert started
         assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started)
         assert Path(folder).exists()
+
+
+@pytest.mark.parametrize(("gpu_fraction", "words"), [(0.0, ""), (0.25, " client-resources-num-gpus=0.25")])
+def test_clients_are_given_their_fraction_of_a_gpu_where_they_compute_on_one(
+    tmp_path, monkeypatch, gpu_fraction, words
+):
+    asked = []
+    link = superlink.SuperLink(tmp_path, tmp_path / "log.txt")
+    monkeypatch.setattr(link, "_flwr", lambda *arguments: asked.append(arguments) or {"run-id": "1"})
+    assert link.start_run(tmp_path, 3, gpu_fraction) == "1"
+    assert asked[0][-1] == f"num-supernodes=3 client-resources-num-cpus=1{words}"

@@ -10,6 +10,7 @@ from torch.nn import functional
 from persephonee.data_partitions.samples import to_float
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.losses import joint_loss
+from persephonee.multi_exit.settings import ComputeSettings
 from persephonee.server.errors import PretrainingError, TrainingDivergedError
 from persephonee.server.training import pretraining_trainer
 from persephonee.server.training.pretraining import pretrain
@@ -17,6 +18,7 @@ from persephonee.server.training.pretraining_progress import PretrainProgress
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from persephonee.server.training.pretraining_trainer import evaluate_exits
 from persephonee.server.training.training_samples import SampleTable, gather_samples
+from tests.devices import DEVICES
 from tests.tiny_cnn import NAME, SIDE, SOURCE, TinyUsers
 
 USERS = TinyUsers()
@@ -238,6 +240,7 @@ def test_data_that_does_not_fit_the_network_is_refused(tmp_path):
     [
         ("mode", "both"),
         ("augmentation", "flip"),
+        ("precision", "float16"),
         ("epochs", 0),
         ("patience", 0),
         ("batch_size", 1),
@@ -261,3 +264,42 @@ def test_the_learning_rate_rises_to_its_largest_and_falls_to_nothing():
     assert settings.learning_rate_at(2) == pytest.approx(0.4)
     assert settings.learning_rate_at(6) == pytest.approx(0.2)
     assert settings.learning_rate_at(10) == pytest.approx(0.0)
+
+
+def on(device: str):
+    return network().to(ComputeSettings(device=device).torch_device())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_training_repeats_bit_for_bit_on_one_kind_of_device_and_resumes(tmp_path, device):
+    settings = replace(SETTINGS, epochs=2)
+    one, result = run(tmp_path / "a", settings, net=on(device))
+    checkpoint = tmp_path / "b" / "c.safetensors"
+    with pytest.raises(Interruption):
+        pretrain(on(device), USERS, TRAIN, VALIDATION, settings, checkpoint, progress=StopsAfter(1))
+    two, again = run(tmp_path / "b", settings, resume=True, net=on(device))
+    assert again == result
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_losses_and_accuracy(tmp_path, device):
+    settings = replace(SETTINGS, epochs=6, patience=6, precision="bfloat16")
+    seen = set()
+    net = on(device)
+    net.heads[0].register_forward_hook(lambda head, inputs, output: seen.add((head.training, output.dtype)))
+    _, result = run(tmp_path, settings, net=net)
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert all(t.dtype in (torch.float32, torch.int64) for t in net.state_dict().values())
+    assert result.accuracies[-1] > 0.9
+
+
+def test_mixed_precision_is_left_to_gpus_unless_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    mixed = pretraining_trainer.computes_in_bfloat16
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [mixed(SETTINGS, device) for device in (gpu, cpu)] == [True, False]
+    assert [mixed(replace(SETTINGS, precision="bfloat16"), d) for d in (gpu, cpu)] == [True, True]
+    assert not mixed(replace(SETTINGS, precision="float32"), gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert not mixed(SETTINGS, gpu)
