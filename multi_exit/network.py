@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,7 @@ class MultiExitNetwork(nn.Module):
         costs: the cost table, M+1 rows.
         feature_shapes: (C, H, W) of the maps that the heads take.
         calibration: of the M+1 exits, where the server has fitted one; it is no part of the fingerprints.
+        risk_pools: of users who trained nothing, by name; JSON of clients/personalisation/risk/risk_pools.py.
         classifier_is_new: published weights had another number of classes, so that the last exit is untrained.
     """
 
@@ -106,6 +107,7 @@ class MultiExitNetwork(nn.Module):
         self.costs = costs
         self.feature_shapes = feature_shapes
         self.calibration: ExitCalibration | None = None
+        self.risk_pools: dict[str, Any] = {}
         self.classifier_is_new = False
         self._backbone_is_frozen = False
 

@@ -39,6 +39,7 @@ class ModelMetadata:
         history: one dictionary per epoch.
         settings: of the training.
         calibration: of the M+1 exits; None where nobody has calibrated them, as in models of earlier versions.
+        risk_pools: what users who trained nothing lose under each policy, as JSON; devices check it when they use it.
     """
 
     dataset: str = ""
@@ -47,6 +48,7 @@ class ModelMetadata:
     history: tuple[dict[str, Any], ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     calibration: ExitCalibration | None = None
+    risk_pools: dict[str, Any] = field(default_factory=dict)
 
 
 def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadata) -> str:
@@ -104,7 +106,7 @@ def load_network(
         )
     if metadata.calibration is not None:
         metadata.calibration.require_fit(network.num_exits, network.num_classes)
-    network.calibration = metadata.calibration
+    network.calibration, network.risk_pools = metadata.calibration, metadata.risk_pools
     return network, metadata
 
 
@@ -181,7 +183,7 @@ def _metadata(values: dict[str, Any], folder: Path, num_classes: int) -> ModelMe
 
 def _check_types(metadata: ModelMetadata, num_classes: int) -> None:
     texts = (metadata.dataset, *metadata.trained_on, *metadata.class_names)
-    objects = (metadata.settings, *metadata.history)
+    objects = (metadata.settings, metadata.risk_pools, *metadata.history)
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(value, dict) for value in objects):
         raise TypeError("a value is of another type")
     if len(metadata.class_names) not in (0, num_classes):

@@ -180,7 +180,7 @@ def main(
         split = split_samples(first, SplitSettings(), seed, stored.parts)
         subjects = [_subject(stored, "as stored", first, split.test)]
     else:
-        schedule = PersonalisationSettings(cost=cost)
+        schedule = PersonalisationSettings(cost=cost, rule="paper")
         subjects = [s for user in chosen for s in subjects_of(network, samples[user], schedule, seed)]
     with tempfile.TemporaryDirectory() as folder:
         unpersonal = replace(

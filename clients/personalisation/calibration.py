@@ -93,10 +93,11 @@ def sweep(
 def pareto_front(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:
     """Return the points that no other beats: none is as cheap and more accurate, or cheaper and as accurate.
 
-    Of equal points the one with the smallest threshold stays. The front is ordered by cost.
+    Of equal points the one with the largest threshold stays, which is the safest for inputs of another kind. The front
+    is ordered by cost.
     """
     front: list[OperatingPoint] = []
-    for point in sorted(points, key=lambda p: (p.cost, -p.accuracy, p.threshold)):
+    for point in sorted(points, key=lambda p: (p.cost, -p.accuracy, -p.threshold)):
         if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return tuple(front)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from persephonee.clients.personalisation.calibration import CalibrationSet, LeavingCosts, exit_rates
+from persephonee.clients.personalisation.calibration import exit_rates
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
@@ -57,11 +57,6 @@ class ExitOutputs:
         accuracies: NDArray[np.float64] = (self.predictions == reference.numpy()).mean(axis=1)
         return accuracies
 
-    def calibration_set(self, reference: Tensor, leaving_costs: LeavingCosts) -> CalibrationSet:
-        """Return what calibration and pruning need, given the classes [N] that count as right."""
-        correct = self.predictions == reference.numpy()
-        return CalibrationSet(confidences=self.confidences, correct=correct, leaving_costs=leaving_costs)
-
 
 @dataclass(frozen=True, eq=False)
 class JudgedOutputs:
@@ -81,6 +76,11 @@ class JudgedOutputs:
         logits = torch.cat([early, features.last_logits[None, split.judged]])
         count = len(split.calibration)
         return cls(ExitOutputs.of(logits[:, :count]), ExitOutputs.of(logits[:, count:]))
+
+    @property
+    def all(self) -> ExitOutputs:
+        """On both, calibration samples first."""
+        return ExitOutputs.of(torch.cat([self.calibration.logits, self.test.logits], dim=1))
 
     def replaced(self, exits: Sequence[int], by: "JudgedOutputs") -> "JudgedOutputs":
         """Return the same with what another set of heads answers at these exits."""
@@ -162,6 +162,7 @@ def report_round(
     policy_before: ExitPolicy,
     outputs_after: ExitOutputs,
     policy_after: ExitPolicy,
+    chosen_by: str,
     round_number: int,
     labels: str,
     rolled_back: tuple[int, ...],
@@ -179,6 +180,7 @@ def report_round(
         num_calibration=len(split.calibration),
         num_test=len(split.test),
         labels=labels,
+        rule=chosen_by,
         threshold=policy_after.threshold,
         accuracy_original=float(outputs_after.accuracies(truth)[-1]),
         accuracy_before=before.accuracy,

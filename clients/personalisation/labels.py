@@ -26,12 +26,6 @@ def usable_labels(samples: UserSamples, split: SampleSplit, settings: Personalis
     return labels
 
 
-def calibration_reference(labels: Tensor, last_logits: Tensor, split: SampleSplit) -> Tensor:
-    """Return what calibration measures against: the label where there is one, else the last exit's answer."""
-    given = labels[split.calibration]
-    return torch.where(given == UNLABELLED, last_logits.cpu()[split.calibration].argmax(dim=1), given)
-
-
 def labelled_fraction(labels: Tensor, split: SampleSplit) -> str:
     """Return how many of the training and calibration samples have a usable label: "all", "none", or "0.25"."""
     usable = labels[torch.cat([split.train, split.calibration])]

@@ -5,21 +5,23 @@ Start reading here: `personalise` is the way of a user's samples, a step a line,
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from persephonee.clients.personalisation.calibration import LeavingCosts, calibrate
+from persephonee.clients.personalisation.calibration import LeavingCosts
 from persephonee.clients.personalisation.evaluation import JudgedOutputs, exit_logits, report_round
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
 from persephonee.clients.personalisation.feature_plan import FeaturePlan, plan_features
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
 from persephonee.clients.personalisation.guard import guard, worse_exits
-from persephonee.clients.personalisation.labels import calibration_reference, labelled_fraction, usable_labels
+from persephonee.clients.personalisation.labels import labelled_fraction, usable_labels
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.profiler import Profile, profile_exits, save_profile
-from persephonee.clients.personalisation.pruning import prune
 from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.clients.personalisation.risk.policy_choice import PolicyChoice, choose_policy
+from persephonee.clients.personalisation.risk.risk_pools import BEFORE, RiskPool
 from persephonee.clients.personalisation.settings import PersonalisationSettings, parse_bytes
 from persephonee.clients.personalisation.starting_exits import starting_exits
 from persephonee.clients.personalisation.training.schedules import TrainedExits, train
@@ -37,6 +39,9 @@ class Personalisation:
     Attributes:
         report: aggregates, all that a client may send without its owner's permission.
         policy: the threshold and the exits in use from now on.
+        choice: which rule chose it, and the user's risk curve.
+        outputs_before: what the global exits answer; single samples, which never leave the device.
+        outputs: what the personal exits answer; likewise.
         exit_weights: the personal exits' tensors; `network.load_exit_state` takes them.
         trained: all exits as training left them, before the guard; what a federated round may share.
         worse: the exits that training made worse on the calibration samples than those that it started from.
@@ -45,6 +50,9 @@ class Personalisation:
 
     report: PersonalisationReport
     policy: ExitPolicy
+    choice: PolicyChoice
+    outputs_before: JudgedOutputs
+    outputs: JudgedOutputs
     exit_weights: dict[str, Tensor]
     trained: dict[str, Tensor]
     worse: tuple[int, ...]
@@ -64,6 +72,7 @@ def personalise(
     trained: TrainedExits | None = None,
     global_exit_weights: dict[str, Tensor] | None = None,
     run: str = "",
+    pool: RiskPool | None = None,
 ) -> Personalisation:
     """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
 
@@ -81,6 +90,7 @@ def personalise(
         global_exit_weights: what a federation merged. The round then starts from them, and the guard still compares
             with the user's own; None takes the network's for comparison and starts from the user's own.
         run: of a federation; a round of the same run and number starts from what it started from before.
+        pool: of the other clients' risk curves, for the federated rule; None takes what ships with the model.
 
     Returns:
         The report, the policy and the personal exits. They are in the store, if one was given.
@@ -101,7 +111,6 @@ def personalise(
     # 1 features: one pass through the frozen backbone serves training, calibration and test (3.1.3)
     if features is None:
         features = compute_features(network, samples.images, _plan(network, len(samples), settings))
-    reference = calibration_reference(labels, features.last_logits, split)
 
     # 2 exit training: Eq. (1); the backbone never moves (3.1.3)
     if trained is None:
@@ -124,11 +133,18 @@ def personalise(
         profile = profile_exits(network, guarded.heads, samples.images[split.calibration], labels[split.calibration])
         leaving_costs = profile.leaving_ms
 
-    # 5 calibrate, 6 prune: with the global exits for comparison, and with the personal ones (3.1.4)
-    set_before = outputs_global.calibration.calibration_set(reference, leaving_costs)
-    set_after = guarded.outputs.calibration.calibration_set(reference, leaving_costs)
-    policy_before = prune(set_before, calibrate(set_before, settings), settings).policy
-    policy = prune(set_after, calibrate(set_after, settings), settings).policy
+    # 5 calibrate, 6 prune: by the rule, with the global exits for comparison, and with the personal ones (3.1.4)
+    by_rule = partial(
+        choose_policy,
+        labels=labels[split.calibration].numpy(),
+        leaving_costs=leaving_costs,
+        settings=settings,
+        calibration=network.calibration,
+        shipped=network.risk_pools,
+    )
+    policy_before = by_rule(outputs_global.calibration, stage=BEFORE).policy
+    choice = by_rule(guarded.outputs.calibration, stage=settings.schedule, pool=pool)
+    policy = choice.policy
 
     # 7 store: exits, policy and what each sample has served for, all or nothing
     exit_weights = exit_weights_of(guarded.heads)
@@ -156,6 +172,7 @@ def personalise(
         policy_before=policy_before,
         outputs_after=guarded.outputs.test,
         policy_after=policy,
+        chosen_by=choice.chosen_by,
         round_number=round_number,
         labels=labelled_fraction(labels, split),
         rolled_back=guarded.rolled_back,
@@ -164,6 +181,9 @@ def personalise(
     return Personalisation(
         report=report,
         policy=policy,
+        choice=choice,
+        outputs_before=outputs_global,
+        outputs=guarded.outputs,
         exit_weights=exit_weights,
         trained=exit_weights_of(trained.heads),
         worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, labels[split.calibration]),

@@ -50,6 +50,7 @@ class PersonalisationReport:
         num_calibration: calibration samples.
         num_test: test samples.
         labels: "all", "none", or the labelled fraction of training and calibration samples, such as "0.25".
+        rule: which chose the policy, or why the original network stays in force; one of `policy_choice.OUTCOMES`.
         threshold: thr_conf in force after the round, in [0, 1].
         accuracy_original: of the last exit alone, on the test samples.
         accuracy_before: of the policy calibrated with the global exits.
@@ -69,6 +70,7 @@ class PersonalisationReport:
     num_calibration: int
     num_test: int
     labels: str
+    rule: str
     threshold: float
     accuracy_original: float
     accuracy_before: float

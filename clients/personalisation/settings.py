@@ -8,6 +8,7 @@ from persephonee.clients.errors import ClientSettingsError
 from persephonee.multi_exit.settings import LossWeights
 
 Cost = Literal["macs", "latency"]
+Rule = Literal["auto", "paper", "controlled", "federated"]
 Schedule = Literal["paper", "fast"]
 Scheme = Literal["auto", "supervised", "self-distillation", "self-supervision"]
 
@@ -79,8 +80,16 @@ class PersonalisationSettings:
     batch_size: int = 32
     """At least 2: BatchNorm needs two samples."""
 
+    rule: Rule = "auto"
+    """Who chooses the policy: "controlled" keeps the tolerance with the curves of users that ship with the model,
+    "federated" with those of the other clients, "paper" on the user's own samples and without a promise; "auto" is
+    federated in a federation, and controlled elsewhere."""
+
     drop_tolerance: float = 0.01
-    """How much accuracy the policy may lose against the last exit on the calibration set, in [0, 1]."""
+    """How much accuracy the policy may lose against the last exit, in [0, 1]."""
+
+    delta: float = 0.1
+    """The chance at which the controlled rule may miss its promise, in (0, 1)."""
 
     cost: Cost = "macs"
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
@@ -107,7 +116,9 @@ class PersonalisationSettings:
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number > 0")
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
         self._require("batch_size", self.batch_size >= 2, "at least 2")
+        self._require("rule", self.rule in get_args(Rule), f"one of {', '.join(get_args(Rule))}")
         self._require("drop_tolerance", 0 <= self.drop_tolerance <= 1, "a number in [0, 1]")
+        self._require("delta", 0 < self.delta < 1, "a number in (0, 1)")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -82,7 +82,7 @@ def watch(network: MultiExitNetwork, stream: Stream, seed: int) -> Watched:
     train = order[order % CALIBRATION_EVERY != 0]
     split = SampleSplit(train=train, calibration=calibration, test=calibration, labelled=torch.ones(first) > 0)
     global_exit_weights = network.exit_state()
-    result = personalise(network, samples, split, PersonalisationSettings(), seed=seed)
+    result = personalise(network, samples, split, PersonalisationSettings(rule="paper"), seed=seed)
     network.load_exit_state(result.exit_weights)
     validation = validate(network, samples, split, result.policy, 1)
     assert validation is not None

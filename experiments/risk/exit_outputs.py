@@ -86,7 +86,7 @@ def _one(
         split = split_samples(samples, SplitSettings(labels=labels), seed=0)
     except UserTooSmallError:
         return None
-    settings = PersonalisationSettings(schedule=schedule, weights=loss_weights("auto", labels))
+    settings = PersonalisationSettings(schedule=schedule, rule="paper", weights=loss_weights("auto", labels))
     features = compute_features(network, samples.images)
     done = personalise(network, samples, split, settings, seed=0, features=features)
     kept = network.exit_state()

@@ -22,24 +22,26 @@ from numpy.typing import NDArray
 from persephonee.clients.personalisation.calibration import CalibrationSet, calibrate
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.pruning import prune
-from persephonee.clients.personalisation.risk_control import RULES, RiskPool, choose_candidate, pool_curves
-from persephonee.clients.personalisation.risk_curves import (
+from persephonee.clients.personalisation.risk.risk_control import choose_candidate, pool_curves
+from persephonee.clients.personalisation.risk.risk_curves import (
     RiskCurve,
     candidate_losses,
-    expected_excess,
     labelled_excess,
-    last_exit_temperature,
+    own_excess,
     summed,
 )
+from persephonee.clients.personalisation.risk.risk_pools import RiskPool
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.experiments.risk.exit_outputs import UserOutputs, exit_outputs
-from persephonee.multi_exit.costs import CostTable
+from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
+RULES = ("paper", "controlled", "federated")
 SETTINGS = PersonalisationSettings()
+PROMISE = ((SETTINGS.drop_tolerance, SETTINGS.delta),)
 PAPER_REDRAWS = 20
 """Of so many of the redraws only: the search over exits and thresholds takes far longer than the other rules."""
 
@@ -60,18 +62,23 @@ class Prepared:
         return rng.permutation(self.lost.shape[1])
 
     def curve(self, samples: NDArray[np.int64]) -> RiskCurve:
-        """Return the risk curve of some samples."""
+        """Return the risk curve of some samples, as the device believes it."""
         return summed(self.believed[:, samples], self.costs[:, samples])
 
+    def true_curve(self, samples: NDArray[np.int64]) -> RiskCurve:
+        """Return the curve of what is lost in truth."""
+        return summed(self.lost[:, samples], self.costs[:, samples])
 
-def prepare(outputs: UserOutputs, costs: CostTable, labelled: bool, temperature: float) -> Prepared:
+
+def prepare(outputs: UserOutputs, network: MultiExitNetwork, labelled: bool) -> Prepared:
     """Return what the rules need of a user."""
     logits = outputs.logits.astype(np.float64)
     likely = np.exp(logits - logits.max(axis=2, keepdims=True))
     confidences = (likely / likely.sum(axis=2, keepdims=True)).max(axis=2)
     predictions = logits.argmax(axis=2)
-    excess = labelled_excess(predictions, outputs.labels)
-    believed = excess if labelled else expected_excess(predictions, logits[-1], temperature)
+    excess, costs = labelled_excess(predictions, outputs.labels), network.costs
+    known = outputs.labels if labelled else np.full_like(outputs.labels, -1)
+    believed = own_excess(predictions, known, logits[-1], network.calibration)
     measured = [
         candidate_losses(confidences, of, costs.leaving_macs, float(costs.original_macs)) for of in (believed, excess)
     ]
@@ -91,12 +98,17 @@ def prepare(outputs: UserOutputs, costs: CostTable, labelled: bool, temperature:
 def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_paper: bool) -> list[dict[str, Any]]:
     """Return a row per new user and rule: user, rule, drop and cost."""
     order = rng.permutation(len(users))
-    shipped = [users[u].curve(users[u].drawn(rng)) for u in order[:held_out]]
+    shipped = [(users[u], users[u].drawn(rng)) for u in order[:held_out]]
     new = [(int(u), users[u], users[u].drawn(rng)) for u in order[held_out:]]
     own = [user.curve(drawn[: user.num_calibration]) for _, user, drawn in new]
     pools = {
-        "controlled": pool_curves(shipped, "controlled", SETTINGS.drop_tolerance),
-        "federated": pool_curves(own, "federated", SETTINGS.drop_tolerance),
+        "controlled": pool_curves(
+            [user.curve(drawn) for user, drawn in shipped],
+            "controlled",
+            PROMISE,
+            judged=[user.true_curve(drawn) for user, drawn in shipped],
+        ),
+        "federated": pool_curves(own, "federated", PROMISE),
     }
     rows: list[dict[str, Any]] = []
     for (number, user, drawn), curve in zip(new, own, strict=True):
@@ -159,13 +171,8 @@ def main(
         )
         for which, ids in groups.items()
     }
-    outputs = [one for of in found.values() for one in of]
     held_out = found["held-out"]
-    temperature = last_exit_temperature(
-        np.concatenate([one.logits[-1] for one in held_out]).astype(np.float64),
-        np.concatenate([one.labels for one in held_out]),
-    )
-    prepared = [prepare(one, network.costs, labels, temperature) for one in outputs]
+    prepared = [prepare(one, network, labels) for of in found.values() for one in of]
     rng, rows = np.random.default_rng(0), []
     for number in range(redraws):
         rows += [{**row, "redraw": number} for row in redraw(prepared, len(held_out), rng, number < PAPER_REDRAWS)]
@@ -175,7 +182,8 @@ def main(
 
 
 def _under(user: Prepared, curve: RiskCurve, pool: RiskPool, judged: NDArray[np.int64]) -> tuple[float, float]:
-    chosen = choose_candidate(curve, pool)
+    certificate = pool.certificate(*PROMISE[0])
+    chosen = None if certificate is None else choose_candidate(curve, pool, certificate)
     if chosen is None:
         return 0.0, 1.0
     return float(user.lost[chosen, judged].mean()), float(user.costs[chosen, judged].mean())

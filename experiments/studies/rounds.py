@@ -70,7 +70,7 @@ def _personalise(
     if scheme != "supervised":
         split = replace(split, labelled=torch.zeros_like(split.labelled))
     weights = loss_weights(scheme, labelled=0, temperature=study.temperature)
-    settings = PersonalisationSettings(weights=weights, epochs=study.epochs)
+    settings = PersonalisationSettings(weights=weights, epochs=study.epochs, rule="paper")
     return personalise(network, samples, split, settings, seed=study.seed, features=features)
 
 

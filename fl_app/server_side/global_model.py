@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from persephonee.data_partitions.opening import open_partitions
+from persephonee.fl_app.server_side.held_out_pools import calibrate_model
 from persephonee.fl_app.server_side.strategy import GlobalModel
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire.model_store import model_records
@@ -42,6 +43,9 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
     partitions = open_partitions(settings.data, for_pretraining=True)
     device = settings.compute.torch_device()
     make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress, device=device)
+    if count := settings.pretraining.users.calibration_users:
+        log.info("Measuring what policies lose on up to %d users who trained nothing", count)
+        calibrate_model(folder, partitions, sources=settings.sources, users=count, seed=settings.seed)
     return folder
 
 

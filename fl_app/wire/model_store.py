@@ -3,15 +3,18 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from persephonee.clients.personalisation.risk.risk_pools import RiskPool
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
 from persephonee.fl_app.wire.limits import CLASS_NAME_CHARACTERS
 from persephonee.fl_app.wire.value_kinds import Text
 from persephonee.multi_exit.building import rebuild_network
+from persephonee.multi_exit.checked_json import parse_json_object
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
@@ -74,8 +77,11 @@ class ModelStore:
             raise WireError("the model that was received is not the one that the request names; send it again.")
         # without more: whose data trained the model is none of a device's business
         network.calibration = _calibration(content, network)
+        network.risk_pools = _risk_pools(content, network)
         metadata = ModelMetadata(
-            class_names=_class_names(content, network.num_classes), calibration=network.calibration
+            class_names=_class_names(content, network.num_classes),
+            calibration=network.calibration,
+            risk_pools=network.risk_pools,
         )
         if self._folder is not None:
             save_network(network, self._folder / fingerprint, metadata)
@@ -101,6 +107,9 @@ def model_records(
     if network.calibration is not None:
         # what a device needs to find its user's class frequencies, which then stay there
         records["calibration"] = ConfigRecord({"json": json.dumps(asdict(network.calibration))})
+    if network.risk_pools:
+        # what a device needs for a policy that keeps its promise
+        records["risk-pools"] = ConfigRecord({"json": json.dumps(network.risk_pools)})
     return records
 
 
@@ -136,6 +145,16 @@ def _calibration(content: RecordDict, network: MultiExitNetwork) -> ExitCalibrat
         calibration = ExitCalibration.from_dict(json.loads(str(content.config_records["calibration"]["json"])))
     calibration.require_fit(network.num_exits, network.num_classes)
     return calibration
+
+
+def _risk_pools(content: RecordDict, network: MultiExitNetwork) -> dict[str, Any]:
+    if "risk-pools" not in content:
+        return {}
+    with refusing("risk-pools/json"):
+        pools = parse_json_object(str(content.config_records["risk-pools"]["json"]))
+    for pool in pools.values():
+        RiskPool.from_json(pool, network.num_exits)
+    return pools
 
 
 def _keep(fingerprint: str, model: Model) -> Model:

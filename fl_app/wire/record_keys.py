@@ -21,6 +21,7 @@ SPEC: Mapping[str, Kind] = {"json": Text(length=SPEC_CHARACTERS)}
 WITH_A_MODEL: Mapping[str, Mapping[str, Kind]] = {
     "classes": {"names": Text(length=CLASSES_CHARACTERS)},  # of the model's classes, a JSON list
     "calibration": {"json": Text(length=CLASSES_CHARACTERS)},  # of its exits, as multi_exit/exit_calibration.py has it
+    "risk-pools": {"json": Text(length=CLASSES_CHARACTERS)},  # of held-out users, as clients' risk_pools.py has them
 }
 
 STATUS: Mapping[str, Kind] = {
@@ -35,6 +36,7 @@ REPORT: Mapping[str, Kind] = {
     "client-id": Text(length=ID_CHARACTERS),
     "status": Text(length=WORDS_CHARACTERS),  # "ok", or one of STATUS_KINDS, a colon and a sentence
     "labels": Text(length=16),  # "all", "none" or the labelled fraction; empty where nothing was trained
+    "rule": Text(length=64),  # what chose the policy, as policy_choice.py says it; empty without figures
     "sharing": Text(length=WORDS_CHARACTERS),  # one of SHARING_KINDS, where it needs one with a colon and a sentence
 }
 

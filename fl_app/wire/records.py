@@ -6,8 +6,9 @@ tables, so none can leave: `check_reply` runs on the client as the last step bef
 arrival. Exits leave a client only where the run asks for them and the client's owner permits it (exit_arrays.py).
 
     query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
-    train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, sharing}
-                       [model: arrays; spec; classes; calibration]    [metrics: counts, accuracies, a number per exit]
+    train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, rule, sharing}
+                       [model: arrays; spec; classes;                [metrics: counts, accuracies, a number per exit]
+                       calibration; risk-pools]
                        [exits: arrays, once some were merged]         [exits: arrays, by permission]
     evaluate       ->  as for train                               <-  report, [metrics]
 
@@ -23,6 +24,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
+from persephonee.clients.personalisation.risk.policy_choice import OUTCOMES
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.foreign_bytes import refusing
 from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES, ID_CHARACTERS, WORDS_CHARACTERS
@@ -52,7 +54,9 @@ _SCALARS = tuple(name for name, kind in METRICS.items() if not isinstance(kind, 
 
 def to_reply(report: PersonalisationReport) -> RecordDict:
     """Return the reply to a train message; `check_reply` decides whether it may leave."""
-    reply = RecordDict({"report": _head(report.client_id, report.status[:WORDS_CHARACTERS], report.labels)})
+    reply = RecordDict(
+        {"report": _head(report.client_id, report.status[:WORDS_CHARACTERS], report.labels, report.rule)}
+    )
     if report.status == OK:
         reply["metrics"] = MetricRecord(_metrics(report))
     return reply
@@ -64,7 +68,7 @@ def refusal(client_id: str, status: str) -> RecordDict:
         "".join(letter if letter.isprintable() else " " for letter in text)[:length]
         for text, length in ((client_id, ID_CHARACTERS), (status, WORDS_CHARACTERS))
     )
-    return RecordDict({"report": _head(name, reason, labels="")})
+    return RecordDict({"report": _head(name, reason, labels="", rule="")})
 
 
 def check_reply(reply: RecordDict, num_exits: int | None = None, exits_allowed: bool = False) -> None:
@@ -89,6 +93,8 @@ def _check_reply(reply: RecordDict, num_exits: int | None, exits_allowed: bool) 
     for key, value, kinds in (("status", status, STATUS_KINDS), ("sharing", sharing, SHARING_KINDS)):
         if value.split(":")[0] not in kinds:
             raise WireError(f"report/{key}: expected one of {', '.join(filter(None, kinds))}, got {shown(value)}.")
+    if (rule := str(reply.config_records["report"]["rule"])) not in ("", *OUTCOMES):
+        raise WireError(f"report/rule: expected one of {', '.join(OUTCOMES)}, got {shown(rule)}.")
     if ("metrics" in reply) != (status == OK):
         raise WireError(f"metrics travel with the status 'ok' and no other, got {shown(status)}.")
     if ("exits" in reply) != (sharing == SHARED) or (sharing == SHARED and status != OK):
@@ -123,7 +129,7 @@ def from_reply(
     if is_personalised and "metrics" in reply:
         _check_complete(reply.metric_records["metrics"])
     head: Mapping[str, Any] = reply.config_records["report"]
-    names = {"client_id": head["client-id"], "status": head["status"], "labels": head["labels"]}
+    names = {"client_id": head["client-id"], "status": head["status"], "labels": head["labels"], "rule": head["rule"]}
     if "metrics" not in reply:
         return no_report(names["client_id"], names["status"])
     metrics: Mapping[str, Any] = reply.metric_records["metrics"]
@@ -168,7 +174,7 @@ def no_report(client_id: str, status: str) -> PersonalisationReport:
     """Return the report that stands for a client without figures."""
     figures: dict[str, Any] = {n: math.nan if isinstance(METRICS[n], Number) else 0 for n in _SCALARS}
     return PersonalisationReport(
-        client_id=client_id, status=status, labels="", rolled_back_exits=(), exit_metrics=(), **figures
+        client_id=client_id, status=status, labels="", rule="", rolled_back_exits=(), exit_metrics=(), **figures
     )
 
 
@@ -201,8 +207,10 @@ def content_bytes(content: RecordDict) -> int:
     return arrays + int(recorddict_to_proto(rest).ByteSize())
 
 
-def _head(client_id: str, status: str, labels: str) -> ConfigRecord:
-    return ConfigRecord({"client-id": client_id, "status": status, "labels": labels, "sharing": NOT_ASKED})
+def _head(client_id: str, status: str, labels: str, rule: str) -> ConfigRecord:
+    head = ConfigRecord({"client-id": client_id, "status": status, "labels": labels, "rule": rule})
+    head["sharing"] = NOT_ASKED
+    return head
 
 
 def _metrics(report: PersonalisationReport) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from persephonee.commands.calibrate import calibrate
 from persephonee.commands.device import device_app
 from persephonee.commands.doctor import doctor
 from persephonee.commands.enrol import enrol
@@ -37,7 +38,7 @@ app = typer.Typer(
     # scripts that were written for version 0.1 go on
     context_settings={"token_normalize_func": lambda name: _RENAMED_OPTIONS.get(name, name)},
 )
-for verb in (pretrain, inspect, personalise, report, export, figures):
+for verb in (pretrain, calibrate, inspect, personalise, report, export, figures):
     app.command()(verb)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(simulate)
 for verb in (enrol, doctor):

@@ -56,8 +56,10 @@ def meta_learn_and_show(
     """Meta-learn, and print each exit's accuracy after a few steps on a new user's samples, before and now."""
     from rich.console import Console
 
+    from persephonee.commands.calibrate import calibrate_and_show
     from persephonee.commands.exits_table import exits_table
     from persephonee.data_partitions.opening import open_partitions
+    from persephonee.server.training.global_model_settings import UserFractions
     from persephonee.server.training.meta_model import make_meta_learned_model
     from persephonee.server.training.pretraining_progress import shown_progress
 
@@ -75,6 +77,8 @@ def meta_learn_and_show(
             overwrite=overwrite,
             progress=progress,
         )
+    # graphs last: saving a model removes those that it had
+    calibrate_and_show(out, partitions, source_names(sources), UserFractions().calibration_users, settings.seed)
     write_graphs_if_possible(network, out)
     console = Console()
     console.print(exits_table(network, result.history[result.best_epoch].validation_accuracy))

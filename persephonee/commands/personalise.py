@@ -53,6 +53,7 @@ def personalise(
     """Personalise the early exits to one user, on this device alone; a second call goes on from the first."""
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.clients.personalisation.personalise import personalise as personalise_user
+    from persephonee.clients.personalisation.risk.policy_choice import promise_in_words
     from persephonee.data_partitions.user_splits import split_samples
     from persephonee.multi_exit.storage import load_network
 
@@ -74,7 +75,7 @@ def personalise(
     if as_json:
         typer.echo(json.dumps(asdict(result.report), indent=2))
     else:
-        _show(result.report, store)
+        _show(result.report, store, promise_in_words(result.report.rule, schedule.drop_tolerance, schedule.delta))
 
 
 def _load_user(
@@ -95,7 +96,7 @@ def _load_user(
     return partitions.load_partition(index)
 
 
-def _show(report: "PersonalisationReport", store: Path) -> None:
+def _show(report: "PersonalisationReport", store: Path, promise: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -125,7 +126,8 @@ def _show(report: "PersonalisationReport", store: Path) -> None:
     console.print(
         f"The policy: {report.accuracy_before:.1%} before, {report.accuracy_after:.1%} after, the last exit alone "
         f"{report.accuracy_original:.1%}; {report.mean_macs / 1e6:.2f} of {report.original_macs / 1e6:.2f} MMAC a "
-        f"sample at the threshold {report.threshold:g}; {report.seconds_personalise:.1f} s; stored in {store}.",
+        f"sample at the threshold {report.threshold:g}; {report.seconds_personalise:.1f} s; stored in {store}. "
+        f"The rule {report.rule.partition(':')[0]}: {promise}.",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -122,6 +122,7 @@ def make_and_show(
     """Pretrain, print the accuracy of each exit, and return the data that was opened."""
     from rich.console import Console
 
+    from persephonee.commands.calibrate import calibrate_and_show
     from persephonee.commands.exits_table import exits_table
     from persephonee.data_partitions.opening import open_partitions
     from persephonee.server.training.global_model import make_global_model
@@ -136,6 +137,9 @@ def make_and_show(
         network, result = make_global_model(
             settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress, device=device
         )
+    # graphs last: saving a model removes those that it had
+    if settings.users.calibration_users:
+        calibrate_and_show(out, partitions, settings.sources, settings.users.calibration_users, settings.training.seed)
     write_graphs_if_possible(network, out)
     console = Console()
     console.print(exits_table(network, result.accuracies))

@@ -53,6 +53,7 @@ CLIENTS_SCHEMA = pa.schema(
         pa.field("num_calibration", pa.int64()),
         pa.field("num_test", pa.int64()),
         pa.field("labels", pa.string()),  # "all", "none" or a fraction such as "0.25"
+        pa.field("rule", pa.string()),  # which chose the policy, or "original: ..." where nothing could be promised
         pa.field("threshold", pa.float64()),  # thr_conf, [0, 1]
         pa.field("accuracy_original", pa.float64()),  # the last exit alone
         pa.field("accuracy_before", pa.float64()),  # the policy with the global exits

@@ -31,7 +31,12 @@ class UserFractions:
     max_users: int | None = None
     """Train and validate on at most this many users, >= 2; by default on all."""
 
+    calibration_users: int = 100
+    """Users who train nothing and whose risk curves ship with the model, at most; 0 leaves the model without."""
+
     def __post_init__(self) -> None:
+        if self.calibration_users < 0:
+            raise PretrainingError(f"calibration_users={self.calibration_users} is negative; give a number, or 0.")
         wanted = self.personal_users
         if wanted is not None and (not 0 <= wanted < math.inf or (wanted >= 1 and wanted != int(wanted))):
             raise PretrainingError(

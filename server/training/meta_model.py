@@ -61,9 +61,9 @@ def make_meta_learned_model(
     if max_users is not None and max_users < len(train_ids):
         train_ids = choose_users(train_ids, max_users, settings.seed)
     result = meta_learn(network, users, train_ids, validation_ids, settings, progress)
-    # the calibration that came with the model is that of the exits before
+    # the calibration and the risk curves that came with the model are those of the exits before
     network.calibration = fit_calibration(network, gather_samples(partitions, validation_ids))
-    metadata = replace(metadata, calibration=network.calibration)
+    metadata = replace(metadata, calibration=network.calibration, risk_pools={})
     save_network(network, folder, _described(metadata, settings, result))
     checkpoint.unlink(missing_ok=True)
     return network, result
@@ -72,7 +72,8 @@ def make_meta_learned_model(
 def _users(metadata: ModelMetadata, partitions: Partitions, model: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return those who trained the model and those who validated it."""
     validation_ids = tuple(metadata.settings.get("validated_on", ()))
-    train_ids = tuple(user for user in metadata.trained_on if user not in validation_ids)
+    others = {*validation_ids, *metadata.settings.get("calibrated_on", ())}
+    train_ids = tuple(user for user in metadata.trained_on if user not in others)
     unknown = sorted(set(metadata.trained_on) - set(partitions.client_ids))
     if unknown or not train_ids or not validation_ids:
         what = f"was trained on {unknown[0]}, who is not in {partitions.name}" if unknown else "does not name its users"

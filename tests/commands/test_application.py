@@ -72,7 +72,7 @@ def test_the_config_of_an_earlier_run_is_a_file_of_settings_even_under_former_na
 
 def test_pretrain_keeps_users_back_and_records_whom_it_used(pretrained):
     network, metadata = load_network(pretrained, (SOURCE,))
-    # 12 users, a third of them kept back; one of the others validates
+    # 12 users, a third of them kept back; one of the others validates, and none is left to calibrate beside it
     assert len(metadata.trained_on) == 8
     assert len(metadata.settings["validated_on"]) == 1
     assert set(metadata.settings["validated_on"]) < set(metadata.trained_on)
@@ -95,7 +95,11 @@ def test_pretrain_prints_the_accuracy_of_each_exit_and_a_line_per_epoch(tmp_path
     assert "accuracy" in result.stdout
     assert f"{tmp_path / 'M'}: {NAME}, 2 exits, trained on 120 samples" in result.stdout
     assert "epoch 1: loss" in result.stderr
-    assert len(load_network(tmp_path / "M", (SOURCE,))[1].trained_on) == 4
+    # 12 users, of whom four are kept back and four calibrate
+    metadata = load_network(tmp_path / "M", (SOURCE,))[1]
+    assert (len(metadata.trained_on), len(metadata.settings["calibrated_on"])) == (8, 4)
+    assert "was measured on 5 users who trained nothing" in " ".join(result.stdout.split())
+    assert set(metadata.risk_pools) == {f"{a}-{b}" for a in ("before", "fast", "paper") for b in ("labels", "none")}
 
 
 def test_an_interrupted_pretrain_ends_with_130_and_resumes_to_the_same_model(tmp_path, data_text, monkeypatch):
@@ -319,7 +323,7 @@ def test_report_draws_the_page_again_from_the_tables(run):
 
 def test_pretrain_takes_few_users_unless_told_and_says_so(tmp_path, data_text, monkeypatch):
     monkeypatch.setattr(pretrain_verb, "FEW_USERS", 4)
-    words = ("--epochs", 1, "--batch-size", 32, "--max-samples", 40, "--personal-users", 2)
+    words = ("--epochs", 1, "--batch-size", 32, "--max-samples", 40, "--personal-users", 2, "--calibration-users", 0)
     few = call("pretrain", *NETWORK, *data_text, "--out", tmp_path / "few", *words)
     assert "Training on 4 of 12 users at most; --max-users 0 takes all." in few.stderr
     assert len(load_network(tmp_path / "few", (SOURCE,))[1].trained_on) == 4

@@ -48,6 +48,7 @@ def test_the_id_of_a_user_who_is_personalised(capsys, tmp_path):
         num_calibration=10,
         num_test=10,
         labels="all",
+        rule="paper",
         threshold=0.5,
         accuracy_original=1.0,
         accuracy_before=1.0,
@@ -59,7 +60,7 @@ def test_the_id_of_a_user_who_is_personalised(capsys, tmp_path):
         rolled_back_exits=(),
         exit_metrics=(),
     )
-    _show(report, tmp_path)
+    _show(report, tmp_path, "no promise")
     assert "User ann[/b][red], round 1, 10 test samples, in %" in capsys.readouterr().out
 
 

@@ -45,11 +45,12 @@ def test_sweep_gives_the_numbers_worked_out_on_paper(threshold: float, accuracy:
     assert sum(points[threshold].exit_rates) == pytest.approx(1)
 
 
-def test_threshold_is_the_smallest_within_tolerance():
+def test_threshold_is_the_smallest_within_tolerance_and_of_those_that_act_alike_the_largest():
     points = sweep(CONFIDENCES, CORRECT, (0,), (10, 30))
-    assert choose_threshold(points, 0.75, 0.0).threshold == 0.55
-    assert choose_threshold(points, 0.75, 0.25).threshold == 0.0
-    assert choose_threshold(points, 0.75, 0.2).threshold == 0.55
+    # 0.55 to 0.7 let the first and the third leave, 0 to 0.3 all four
+    assert choose_threshold(points, 0.75, 0.0).threshold == 0.7
+    assert choose_threshold(points, 0.75, 0.25).threshold == 0.3
+    assert choose_threshold(points, 0.75, 0.2).threshold == 0.7
 
 
 def test_a_drop_of_exactly_the_tolerance_is_within_it():
@@ -80,5 +81,5 @@ def test_pareto_front_is_that_of_brute_force():
         assert {(p.accuracy, p.cost) for p in front} == unbeaten
         for p in front:
             equals = [q.threshold for q in points if (q.accuracy, q.cost) == (p.accuracy, p.cost)]
-            assert p.threshold == min(equals)
+            assert p.threshold == max(equals)
         assert all(a.cost < b.cost and a.accuracy < b.accuracy for a, b in itertools.pairwise(front))

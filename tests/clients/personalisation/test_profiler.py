@@ -155,7 +155,7 @@ def test_a_profile_is_read_as_it_was_written_and_a_damaged_one_is_refused(hand_m
 def test_a_round_that_saves_latency_prunes_the_exit_whose_head_is_slow_here(toy_network, user, split, tmp_path):
     slow_head = Slow(0)
     toy_network.heads[0] = nn.Sequential(slow_head, toy_network.heads[0])
-    settings = PersonalisationSettings(epochs=2, drop_tolerance=0.2)
+    settings = PersonalisationSettings(epochs=2, rule="paper", drop_tolerance=0.2)
     by_macs = personalise(toy_network, user, split, settings, store=ExitStore(tmp_path / "macs"))
     assert 0 in by_macs.policy.exits_in_use
     assert by_macs.profile is None

@@ -7,6 +7,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.personalisation.risk.risk_curves import candidate_policies
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
@@ -132,7 +134,7 @@ def spoilt(reply, generator):
 def a_report():
     lists = {key: [0.5, 0.5, 0.5] for key, kind in METRICS.items() if isinstance(kind, PerExit)}
     scalars = {k: 0.5 if isinstance(v, Number) else 50 for k, v in METRICS.items() if k not in lists}
-    head = ConfigRecord({"client-id": "u1", "status": "ok", "labels": "all", "sharing": ""})
+    head = ConfigRecord({"client-id": "u1", "status": "ok", "labels": "all", "rule": "paper", "sharing": ""})
     return RecordDict({"report": head, "metrics": MetricRecord({**lists, **scalars})})
 
 
@@ -218,15 +220,29 @@ def test_a_calibration_that_does_not_fit_the_model_is_refused(model, settings, t
         ModelStore(None, sources=settings.sources).receive(network.fingerprint, content)
 
 
-def test_the_calibration_of_a_model_travels_with_it(model, settings, tmp_path):
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "nope", '{"fast-labels": {"rule": "paper"}}', '{"a": []}'])
+def test_pools_of_risk_curves_that_do_not_fit_the_model_are_refused(model, settings, text):
+    network, _ = load_network(model, settings.sources)
+    content = RecordDict(model_records(network))
+    content["risk-pools"] = ConfigRecord({"json": text})
+    with pytest.raises((WireError, ClientSettingsError), match=r"risk-pools|pool of risk curves"):
+        ModelStore(None, sources=settings.sources).receive(network.fingerprint, content)
+
+
+def test_the_calibration_of_a_model_and_its_pools_travel_with_it(model, settings, tmp_path):
     network, _ = load_network(model, settings.sources)
     exits, classes = network.num_exits + 1, network.num_classes
     network.calibration = ExitCalibration(
         temperatures=(2.0,) * exits, biases=((0.5,) * classes,) * exits, frequencies=(1 / classes,) * classes
     )
+    candidates = len(candidate_policies(network.num_exits))
+    pool = {"rule": "controlled", "risks": [1] * candidates, "costs": [500] * candidates, "users": 60}
+    network.risk_pools = {"fast-labels": {**pool, "certificates": []}}
     request = wire.make_request(round_number=1, model=network.fingerprint, code="0" * 64)
     request.update(model_records(network))
     wire.read_request(request)
     received, metadata = ModelStore(tmp_path, sources=settings.sources).receive(network.fingerprint, request)
     assert received.calibration == metadata.calibration == network.calibration
-    assert load_network(tmp_path / network.fingerprint, settings.sources)[0].calibration == network.calibration
+    stored = load_network(tmp_path / network.fingerprint, settings.sources)[0]
+    assert stored.calibration == network.calibration
+    assert stored.risk_pools == received.risk_pools == metadata.risk_pools == network.risk_pools

@@ -22,8 +22,9 @@ def exit_metrics(exit, stage):
 def report():
     return PersonalisationReport(
         client_id="f3999_45", round=3, status="ok", num_train=150, num_calibration=50, num_test=100, labels="0.25",
-        threshold=0.65, accuracy_original=0.9, accuracy_before=0.87, accuracy_after=0.91, mean_macs=1.5e7,
-        mean_macs_before=1.8e7, original_macs=22_000_000, seconds_personalise=12.5, rolled_back_exits=(0, 4),
+        rule="controlled", threshold=0.65, accuracy_original=0.9, accuracy_before=0.87, accuracy_after=0.91,
+        mean_macs=1.5e7, mean_macs_before=1.8e7, seconds_personalise=12.5, rolled_back_exits=(0, 4),
+        original_macs=22_000_000,
         exit_metrics=tuple(exit_metrics(exit, stage) for stage in ("before", "after") for exit in range(M + 1)),
     )  # fmt: skip
 

@@ -60,7 +60,7 @@ def test_columns_stand_in_the_order_of_the_design_with_fixed_types(tmp_path):
         "round, client_id, exit, stage, accuracy, loss, exit_rate, kept, macs, num_test"
     )
     assert ", ".join(CLIENTS_SCHEMA.names) == (
-        "round, client_id, status, num_train, num_calibration, num_test, labels, threshold, accuracy_original, "
+        "round, client_id, status, num_train, num_calibration, num_test, labels, rule, threshold, accuracy_original, "
         "accuracy_before, accuracy_after, mean_macs, original_macs, bytes_up, bytes_down, seconds_personalise, "
         "rolled_back_exits, mean_macs_before"
     )

@@ -1,20 +1,23 @@
 """Risk control: what the rules promise, held against users of a known distribution."""
 
+import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
-from persephonee.clients.personalisation.risk_control import (
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.personalisation.risk.risk_control import (
     MOST_LOSS,
-    RiskPool,
     betting_p_value,
     choose_candidate,
     levels_by_conformal_control,
     levels_by_testing,
     pool_curves,
 )
-from persephonee.clients.personalisation.risk_curves import UNIT, RiskCurve
+from persephonee.clients.personalisation.risk.risk_curves import UNIT, RiskCurve
+from persephonee.clients.personalisation.risk.risk_pools import RISK_UNIT, Certificate, RiskPool
 
 TOLERANCE, DELTA = 0.01, 0.1
 # ten candidates: the cheaper, the more a user of average difficulty loses
@@ -31,9 +34,14 @@ def user(rng, samples):
     return risks, curve
 
 
+def chosen_with(curve, pool):
+    certificate = pool.certificate(TOLERANCE, DELTA)
+    return None if certificate is None else choose_candidate(curve, pool, certificate)
+
+
 def mean_loss(pool, users):
     """Return what users lose on average under the policies that they choose with the pool."""
-    chosen = [choose_candidate(curve, pool) for _, curve in users]
+    chosen = [chosen_with(curve, pool) for _, curve in users]
     return float(np.mean([0.0 if c is None else risks[c] for c, (risks, _) in zip(chosen, users, strict=True)]))
 
 
@@ -43,9 +51,9 @@ def calibrations(rule, count=1000):
     rng = np.random.default_rng(5)
     losses, levels = [], []
     for _ in range(count):
-        pool = pool_curves([user(rng, 32)[1] for _ in range(60)], rule, TOLERANCE, DELTA)
+        pool = pool_curves([user(rng, 32)[1] for _ in range(60)], rule, [(TOLERANCE, DELTA)])
         losses.append(mean_loss(pool, [user(rng, 20) for _ in range(60)]))
-        levels.append(pool.level)
+        levels.append(pool.certificate(TOLERANCE, DELTA))
     return np.array(losses), levels
 
 
@@ -89,14 +97,13 @@ def test_levels_by_conformal_control_are_those_of_the_formula():
 
 
 def pool_with(level, strength, risks, costs):
-    """Return a pool of 100 users with 100 samples each."""
+    """Return a pool of 100 users."""
     return RiskPool(
-        excess=np.array(risks) * UNIT * 10_000,
-        costs=np.array(costs) * 100,
-        samples=10_000,
+        rule="controlled",
+        risks=np.rint(np.array(risks) * RISK_UNIT).astype(np.int64),
+        costs=np.array(costs),
         users=100,
-        strength=strength,
-        level=level,
+        certificates=(Certificate(tolerance=TOLERANCE, delta=DELTA, strength=strength, level=level),),
     )
 
 
@@ -106,28 +113,56 @@ def curve_with(lost, samples, costs):
 
 def test_the_cheapest_candidate_within_the_level_is_chosen_and_own_errors_raise_its_risk():
     pool = pool_with(0.01, 30, [0.0, 0.01, 0.02], [800, 500, 300])
-    assert choose_candidate(curve_with([0, 0, 0], (5, 5), [800, 500, 300]), pool) == 1
+    assert chosen_with(curve_with([0, 0, 0], (5, 5), [800, 500, 300]), pool) == 1
     # with 30 own samples without error (0 + 30 x 0.02) / (30 + 30) = 0.01
-    assert choose_candidate(curve_with([0, 0, 0], (15, 15), [800, 500, 300]), pool) == 2
-    assert choose_candidate(curve_with([0, 1, 1], (5, 5), [800, 500, 300]), pool) == 0
+    assert chosen_with(curve_with([0, 0, 0], (15, 15), [800, 500, 300]), pool) == 2
+    assert chosen_with(curve_with([0, 1, 1], (5, 5), [800, 500, 300]), pool) == 0
 
 
 def test_of_equal_candidates_the_largest_threshold_is_chosen():
     pool = pool_with(0.01, 10, [0.0, 0.0, 0.0], [500, 500, 500])
-    assert choose_candidate(curve_with([0, 0, 0], (5, 5), [500, 500, 500]), pool) == 2
+    assert chosen_with(curve_with([0, 0, 0], (5, 5), [500, 500, 500]), pool) == 2
 
 
-def test_without_a_certified_level_or_a_saving_the_original_network_stays():
-    own = curve_with([0], (5, 5), [500])
-    assert choose_candidate(own, pool_with(None, 10, [0.0], [500])) is None
-    assert choose_candidate(own, pool_with(-0.02, 10, [0.0], [500])) is None
-    assert choose_candidate(curve_with([0], (5, 5), [1000]), pool_with(0.01, 10, [0.0], [1000])) is None
+def test_without_a_saving_the_original_network_stays():
+    assert chosen_with(curve_with([0], (5, 5), [500]), pool_with(-0.02, 10, [0.0], [500])) is None
+    assert chosen_with(curve_with([0], (5, 5), [1000]), pool_with(0.01, 10, [0.0], [1000])) is None
 
 
-def test_conformal_pools_do_not_depend_on_the_order_of_the_users():
+def test_the_federated_pool_is_the_same_bytes_in_whatever_order_the_clients_answer():
     rng = np.random.default_rng(3)
     curves = [user(rng, 24)[1] for _ in range(30)]
-    pool, again = pool_curves(curves, "federated", TOLERANCE), pool_curves(curves[::-1], "federated", TOLERANCE)
-    np.testing.assert_array_equal(pool.excess, again.excess)
-    np.testing.assert_array_equal(pool.costs, again.costs)
-    assert (pool.strength, pool.level, pool.samples) == (again.strength, again.level, again.samples)
+    pools = [
+        pool_curves(of, "federated", [(TOLERANCE, DELTA)]) for of in (curves, curves[::-1], curves[9:] + curves[:9])
+    ]
+    texts = {json.dumps(pool.to_json()) for pool in pools}
+    assert len(texts) == 1
+    assert pools[0].certificates
+
+
+def test_a_loss_that_users_do_not_see_is_counted_where_it_is_known():
+    rng = np.random.default_rng(4)
+    lost = [user(rng, 32)[1] for _ in range(60)]
+    blind = [replace(curve, excess=np.zeros_like(curve.excess)) for curve in lost]
+    promises = [(TOLERANCE, DELTA)]
+    assert pool_curves(blind, "federated", promises).certificates
+    assert not pool_curves(blind, "federated", promises, judged=lost).certificates
+
+
+def test_a_certificate_serves_those_who_ask_for_no_more_than_it_promises():
+    rng = np.random.default_rng(3)
+    curves = [user(rng, 24)[1] for _ in range(200)]
+    pool = pool_curves(curves, "controlled", [(0.01, 0.1), (0.02, 0.1), (0.02, 0.05)])
+    assert pool.certificate(0.02, 0.1).tolerance == 0.02
+    assert pool.certificate(0.03, 0.07).delta == 0.05
+    assert pool.certificate(0.015, 0.1).tolerance == 0.01
+    assert pool.certificate(0.009, 0.1) is None
+    assert pool.certificate(0.02, 0.04) is None
+
+
+def test_a_pool_needs_two_users_of_one_network():
+    curve = curve_with([0], (5, 5), [500])
+    with pytest.raises(ClientSettingsError, match="1 risk curves"):
+        pool_curves([curve], "federated", [(TOLERANCE, DELTA)])
+    with pytest.raises(ClientSettingsError, match=r"lengths \[1, 2\]"):
+        pool_curves([curve, curve_with([0, 0], (5, 5), [500, 400])], "federated", [(TOLERANCE, DELTA)])

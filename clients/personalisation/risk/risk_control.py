@@ -9,8 +9,8 @@ the other half. The level is the largest that a rule allows on these losses, so 
 - `paper` certifies nothing: it uses the user's samples alone, and promises nothing.
 - `controlled` certifies with the held-out users whose curves ship with the model, by Learn-then-Test over levels. With
   probability 1 - delta over these users, the mean loss of users like them is at most the tolerance.
-- `federated` certifies with the other clients' curves (and those that ship with the model), by conformal risk control.
-  The expected loss of one more user like them is at most the tolerance.
+- `federated` certifies with the other clients' curves, by conformal risk control. The expected loss of one more user
+  like them is at most the tolerance.
 
 A user's loss counts for at most `MOST_LOSS` in both. References: Angelopoulos et al., Conformal Risk Control (2022,
 arXiv 2208.02814); Angelopoulos et al., Learn then Test (2021, arXiv 2110.01052); Jazbec et al., Fast yet Safe:
@@ -18,15 +18,15 @@ Early-Exiting with Risk Control (2024, arXiv 2405.20915); Waudby-Smith and Ramda
 variables by betting (2024, arXiv 2010.09686).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from persephonee.clients.personalisation.risk_curves import COST_UNIT, UNIT, RiskCurve
+from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.personalisation.risk.risk_curves import COST_UNIT, UNIT, RiskCurve
+from persephonee.clients.personalisation.risk.risk_pools import RISK_UNIT, Certificate, PoolRule, RiskPool
 
-RULES = ("paper", "controlled", "federated")
 STRENGTHS = (10, 40, 160)
 """How many samples the others' curve counts for beside a user's own."""
 LEVELS = (-0.02, -0.01, -0.005, -0.0025, 0.0, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02)
@@ -35,86 +35,94 @@ MOST_LOSS = 0.1
 """A user's measured loss is clipped to [-MOST_LOSS, MOST_LOSS]; without a bound no finite number of users suffices."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RiskPool:
-    """What other users' curves come to: all that a device needs of them.
-
-    Attributes:
-        excess: their summed loss in `UNIT`ths of a sample, int64 [C].
-        costs: their summed cost in `COST_UNIT`ths, each user once, int64 [C].
-        samples: of all of them.
-        users: how many they are.
-        strength: how many samples the pool counts for.
-        level: the largest shrunken risk that a candidate may have; None where no level could be certified.
-    """
-
-    excess: NDArray[np.int64]
-    costs: NDArray[np.int64]
-    samples: int
-    users: int
-    strength: int
-    level: float | None
-
-
-def choose_candidate(own: RiskCurve, pool: RiskPool) -> int | None:
+def choose_candidate(own: RiskCurve, pool: RiskPool, certificate: Certificate) -> int | None:
     """Return the number of the candidate for this user; None where the original network stays in force."""
-    if pool.level is None:
-        return None
     beliefs = _shrunken(
         own.excess.sum(axis=0) / UNIT,
         np.array([own.num_samples]),
         own.costs,
-        pool.excess / (UNIT * pool.samples),
-        pool.costs / pool.users,
-        pool.strength,
+        pool.risks / RISK_UNIT,
+        pool.costs.astype(np.float64),
+        certificate.strength,
     )
-    chosen = int(_cheapest(*beliefs, (pool.level,))[0, 0])
+    chosen = int(_cheapest(*beliefs, (certificate.level,))[0, 0])
     return None if chosen < 0 else chosen
 
 
-def pool_curves(curves: Sequence[RiskCurve], rule: str, tolerance: float, delta: float = 0.1) -> RiskPool:
-    """Return the pool of these users, with the strength and the level that the rule allows on them.
+def pool_curves(
+    curves: Sequence[RiskCurve],
+    rule: PoolRule,
+    promises: Sequence[tuple[float, float]],
+    judged: Sequence[RiskCurve] | None = None,
+) -> RiskPool:
+    """Return the pool of these users, with what can be promised on them.
 
     The strength is the one with the cheapest policies among those that are certified. `controlled` tests each strength
     at delta / number of strengths, so this choice costs it nothing of its promise.
 
     Args:
-        curves: a curve per user, at least two; their order matters to `controlled` alone, and must not follow from
-            the losses.
-        rule: "controlled" or "federated".
-        tolerance: the loss that may be expected, in [0, 1].
-        delta: of "controlled", in (0, 1).
+        curves: a curve per user, of what the users' devices believe to lose. Their order matters to `controlled`
+            alone, and must not follow from the losses.
+        rule: how to certify.
+        promises: pairs of a tolerance, in [0, 1], and of delta, in (0, 1), which `federated` has no use for.
+        judged: the same users' curves of what they lose in truth, where they know less than we do; None for `curves`.
+
+    Raises:
+        ClientSettingsError: there are fewer than two users, or their curves are of different lengths.
     """
+    if len(curves) < 2 or len({len(curve.costs) for curve in curves}) > 1:
+        raise ClientSettingsError(
+            f"{len(curves)} risk curves of lengths {sorted({len(curve.costs) for curve in curves})} make no pool: give "
+            "two or more of one length."
+        )
+    if rule == "federated" and judged is None:
+        # sums of floats depend on their order, and the order in which clients answer means nothing
+        curves = sorted(curves, key=lambda curve: (curve.excess.tobytes(), curve.costs.tobytes(), curve.samples))
+    judged = curves if judged is None else judged
+    found = {strength: left_out(curves, judged, strength) for strength in STRENGTHS}
+    made = [_certificate(rule, tolerance, delta, found) for tolerance, delta in promises]
+    samples = sum(curve.num_samples for curve in curves)
     excess, costs = sum(c.excess.sum(axis=0) for c in curves), sum(c.costs for c in curves)
-    samples = sum(c.num_samples for c in curves)
-    best: tuple[float, int, float | None] = (float(COST_UNIT), STRENGTHS[0], None)
-    for strength in STRENGTHS:
-        losses, spent = left_out(curves, strength)
+    return RiskPool(
+        rule=rule,
+        risks=np.rint(RISK_UNIT * np.asarray(excess) / (UNIT * samples)).astype(np.int64),
+        costs=np.rint(np.asarray(costs) / len(curves)).astype(np.int64),
+        users=len(curves),
+        certificates=tuple(one for one in made if one is not None),
+    )
+
+
+def _certificate(
+    rule: PoolRule, tolerance: float, delta: float, found: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> Certificate | None:
+    best, cheapest = None, float(COST_UNIT)
+    for strength, (losses, spent) in found.items():
         if rule == "controlled":
-            count = levels_by_testing(losses, tolerance, delta / len(STRENGTHS))
+            count = levels_by_testing(losses, tolerance, delta / len(found))
         else:
             count = levels_by_conformal_control(losses, tolerance)
         # strictly cheaper: of equal ones the strength that trusts the user's own samples more
-        if count and spent[count - 1] < best[0]:
-            best = (float(spent[count - 1]), strength, LEVELS[count - 1])
-    return RiskPool(
-        excess=np.asarray(excess), costs=np.asarray(costs), samples=samples, users=len(curves),
-        strength=best[1], level=best[2],
-    )  # fmt: skip
+        if count and spent[count - 1] < cheapest:
+            best = Certificate(tolerance=tolerance, delta=delta, strength=strength, level=LEVELS[count - 1])
+            cheapest = float(spent[count - 1])
+    return best
 
 
-def left_out(curves: Sequence[RiskCurve], strength: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def left_out(
+    curves: Sequence[RiskCurve], judged: Sequence[RiskCurve], strength: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what each user loses by the policy that the others and one half of the samples choose.
 
     Args:
-        curves: of U users.
+        curves: of U users, which choose.
+        judged: of the same users, by which the loss is counted.
         strength: how many samples the others count for.
 
     Returns:
         Losses [L, U] for each of the levels, in [-MOST_LOSS, MOST_LOSS], over the halves that did not choose; and the
         mean costs [L], in `COST_UNIT`ths.
     """
-    excess = np.array([curve.excess for curve in curves]) / UNIT
+    excess, lost = (np.array([curve.excess for curve in of]) / UNIT for of in (curves, judged))
     costs = np.array([curve.costs for curve in curves], dtype=np.float64)
     samples = np.array([curve.samples for curve in curves])
     both, own = excess.sum(axis=1), samples.sum(axis=1, keepdims=True)
@@ -126,7 +134,7 @@ def left_out(curves: Sequence[RiskCurve], strength: int) -> tuple[NDArray[np.flo
         beliefs = _shrunken(excess[:, half], samples[:, half, None], costs, pool_risks, pool_costs, strength)
         chosen = _cheapest(*beliefs, LEVELS)
         early = chosen >= 0
-        losses += np.where(early, excess[users, 1 - half, chosen] / own, 0.0).T
+        losses += np.where(early, lost[users, 1 - half, chosen] / own, 0.0).T
         spent += np.where(early, costs[users, chosen], COST_UNIT).mean(axis=0) / 2
     return np.clip(losses, -MOST_LOSS, MOST_LOSS), spent
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.calibration import THRESHOLDS
 from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 
 FLOOR = 0.5
 """No candidate's threshold is below it: an exit that gives its own answer less than an even chance may not be final."""
@@ -24,7 +25,8 @@ COST_UNIT = 1000
 """Costs are counted in thousandths of the original network's."""
 MOST_EXITS_FOR_PAIRS = 7
 FEWEST_SAMPLES = 5
-"""A sum over fewer samples would say something about each of them: no curve over fewer leaves a device."""
+"""A sum over fewer samples would say something about each of them: no curve of which a half has fewer leaves a device,
+and none over fewer in all chooses a policy."""
 
 
 @cache
@@ -98,42 +100,43 @@ def labelled_excess(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -
     return excess
 
 
-def expected_excess(
-    predictions: NDArray[np.int64], last_logits: NDArray[np.float64], temperature: float = 1.0
-) -> NDArray[np.float64]:
+def expected_excess(predictions: NDArray[np.int64], last_logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return each exit's expected excess error on samples without labels, [M+1, N], in [0, 1].
 
-    It is p(last exit's answer) - p(this exit's answer) under the last exit's probabilities at its temperature: an exit
-    that disagrees with a last exit that is wrong half the time has made no error.
+    It is p(last exit's answer) - p(this exit's answer) under the last exit's probabilities: an exit that disagrees
+    with a last exit that is wrong half the time has made no error.
 
     Args:
         predictions: top-1 class of all exits, [M+1, N].
-        last_logits: of the last exit, [N, K].
-        temperature: that calibrates the last exit, > 0.
+        last_logits: of the last exit, calibrated, [N, K].
     """
-    scaled = last_logits.astype(np.float64) / temperature
-    likely = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    likely = np.exp(last_logits - last_logits.max(axis=1, keepdims=True))
     likely /= likely.sum(axis=1, keepdims=True)
     own = np.take_along_axis(likely, predictions.T, axis=1).T
     excess: NDArray[np.float64] = np.maximum(own[-1] - own, 0.0)
     return excess
 
 
-def last_exit_temperature(last_logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the temperature with the smallest negative log-likelihood, from a grid of 0.25 to 4 (Guo et al. 2017).
+def own_excess(
+    predictions: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    last_logits: NDArray[np.float64],
+    calibration: ExitCalibration | None,
+) -> NDArray[np.float64]:
+    """Return what a device believes each exit to lose on each sample, [M+1, N]: by its label, or else as expected.
 
     Args:
-        last_logits: of held-out users' samples, [N, K].
-        labels: [N].
+        predictions: top-1 class of all exits, [M+1, N].
+        labels: [N], -1 where there is none.
+        last_logits: of the last exit, as it gives them, [N, K].
+        calibration: of the exits; None takes the last exit's softmax as it is.
     """
-
-    def loss(temperature: float) -> float:
-        scaled = last_logits / temperature
-        top = scaled.max(axis=1)
-        log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
-
-    return float(min(np.geomspace(0.25, 4, 41), key=loss))
+    if calibration is not None:
+        last_logits = last_logits / calibration.temperatures[-1] + np.array(calibration.biases[-1])
+    excess: NDArray[np.float64] = np.where(
+        labels < 0, expected_excess(predictions, last_logits), labelled_excess(predictions, labels)
+    )
+    return excess
 
 
 def risk_curve(

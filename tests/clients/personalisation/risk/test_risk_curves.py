@@ -1,10 +1,12 @@
 """Risk curves: what candidates lose, counted by hand and by the accuracy of the policy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.personalisation.risk_curves import (
+from persephonee.clients.personalisation.risk.risk_curves import (
     COST_UNIT,
     FLOOR,
     UNIT,
@@ -12,9 +14,10 @@ from persephonee.clients.personalisation.risk_curves import (
     candidate_policies,
     expected_excess,
     labelled_excess,
-    last_exit_temperature,
+    own_excess,
     risk_curve,
 )
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 
 
 def leaving(exits):
@@ -40,16 +43,18 @@ def test_an_exit_that_disagrees_with_a_last_exit_that_does_not_know_has_made_no_
     predictions = np.array([[1, 1], [0, 0]])
     last = np.log(np.array([[0.5, 0.5], [0.9, 0.1]]))
     np.testing.assert_allclose(expected_excess(predictions, last), [[0.0, 0.8], [0, 0]], atol=1e-12)
-    # sqrt(.9) / (sqrt(.9) + sqrt(.1)) = .75 at a temperature of 2
-    np.testing.assert_allclose(expected_excess(predictions, last, 2.0)[0, 1], 0.5, atol=1e-12)
 
 
-def test_the_temperature_undoes_that_logits_were_doubled():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(20_000, 4))
-    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    labels = (chances.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    assert last_exit_temperature(2 * logits, labels) == pytest.approx(2.0, rel=0.08)
+def test_a_missing_label_is_stood_in_for_by_the_last_exits_calibrated_probabilities():
+    predictions = np.array([[1, 1, 1], [0, 0, 0]])
+    last = np.log(np.array([[0.9, 0.1]] * 3))
+    excess = own_excess(predictions, np.array([0, 1, -1]), last, None)
+    np.testing.assert_allclose(excess[0], [1, -1, 0.8], atol=1e-12)
+    # sqrt(.9) / (sqrt(.9) + sqrt(.1)) = .75 at a temperature of 2; a bias of ln 3 for class 1 makes both as likely
+    fitted = ExitCalibration(temperatures=(1.0, 2.0), biases=((0.0, 0.0), (0.0, 0.0)), frequencies=(0.5, 0.5))
+    np.testing.assert_allclose(own_excess(predictions, np.array([-1] * 3), last, fitted)[0], 0.5, atol=1e-12)
+    biased = replace(fitted, biases=((0.0, 0.0), (0.0, 1.0986122886681098)))
+    np.testing.assert_allclose(own_excess(predictions, np.array([-1] * 3), last, biased)[0], 0.0, atol=1e-12)
 
 
 def test_both_halves_together_are_the_drop_in_accuracy_of_the_policy():

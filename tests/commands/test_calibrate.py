@@ -1,0 +1,60 @@
+"""`persephonee calibrate`: an older model learns what policies lose, and stays the model that it was."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from persephonee.multi_exit.storage import load_network, save_network
+from tests.commands.command_line import call, refused
+from tests.tiny_cnn import SOURCE
+
+
+@pytest.fixture
+def older(pretrained, tmp_path):
+    """A model as an earlier version wrote it: neither its exits are calibrated nor its policies measured."""
+    folder = shutil.copytree(pretrained, tmp_path / "older")
+    network, metadata = load_network(folder, (SOURCE,))
+    # as if a pretraining on few of its users had left some to calibrate on
+    settings = {**metadata.settings, "personal_users": 2}
+    save_network(network, folder, replace(metadata, settings=settings, calibration=None, risk_pools={}))
+    return folder
+
+
+def test_an_older_model_gets_its_calibration_and_its_pools_and_keeps_its_fingerprint(older, data_text):
+    before = load_network(older, (SOURCE,))
+    result = call("calibrate", "--model", older, *data_text, "--sources", SOURCE)
+    assert result.exit_code == 0, result.output
+    network, metadata = load_network(older, (SOURCE,))
+    assert network.fingerprint == before[0].fingerprint
+    assert network.calibration is not None
+    assert len(network.risk_pools) == 6
+    # 12 users, 8 of them seen: one validated, and 2 are kept back, so that 2 more calibrate
+    assert {pool["users"] for pool in network.risk_pools.values()} == {3}
+    others = set(metadata.settings["calibrated_on"])
+    assert len(others) == 2 and not others & set(before[1].trained_on)
+    assert set(metadata.trained_on) == set(before[1].trained_on) | others
+    assert "measured on 3 users" in " ".join(result.stdout.split())
+
+
+def test_calibrating_again_gives_the_same_bytes(older, data_text):
+    words = ("calibrate", "--model", older, *data_text, "--sources", SOURCE)
+    assert call(*words).exit_code == 0
+    first = (older / "network.json").read_bytes()
+    assert call(*words).exit_code == 0
+    assert (older / "network.json").read_bytes() == first
+
+
+def test_a_folder_without_a_model_is_refused_in_a_sentence(tmp_path, data_text):
+    assert "is no model folder" in refused("calibrate", "--model", tmp_path, *data_text)
+
+
+def test_a_device_says_which_rule_chose_its_policy(with_model, newcomer, tmp_path):
+    words = ("personalise", *with_model, "--user", newcomer, "--schedule", "fast")
+    result = call(*words, "--store", tmp_path / "a", "--json")
+    assert json.loads(result.stdout)["rule"].startswith("original: ")
+    shown = " ".join(call(*words, "--store", tmp_path / "b").stdout.split())
+    assert "no loss, since the original network answers" in shown
+    shown = " ".join(call(*words, "--store", tmp_path / "c", "--rule", "paper").stdout.split())
+    assert "no promise: the threshold fits this user's calibration samples" in shown
