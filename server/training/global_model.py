@@ -134,7 +134,8 @@ def make_global_model(
     checkpoint = prepare_folder(folder, resume, overwrite)
     network.to(device)
     result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
-    network.cpu()
+    # training may have changed the layout too, and exporters write another graph for other strides
+    network.to("cpu", memory_format=torch.contiguous_format)
     metadata = ModelMetadata(
         dataset=partitions.name,
         trained_on=tuple(sorted((*train_ids, *validation_ids))),

@@ -106,6 +106,9 @@ def test_the_model_folder_holds_the_trained_network_and_no_checkpoint(tmp_path):
     network, result = make_global_model(SETTINGS, TinyUsers(), tmp_path / "M")
     loaded, metadata = load_network(tmp_path / "M", (SOURCE,))
     assert loaded.fingerprint == network.fingerprint
+    # as it is loaded, so that its ONNX graphs are those of a loaded one
+    strides = {name: tensor.stride() for name, tensor in loaded.state_dict().items()}
+    assert {name: tensor.stride() for name, tensor in network.state_dict().items()} == strides
     assert not (tmp_path / "M" / CHECKPOINT_NAME).exists()
     assert metadata.history[0]["validation_accuracy"] == list(result.accuracies)
     assert metadata.settings["num_train"] == result.num_train == 6 * 24

@@ -26,8 +26,8 @@ TRAIN, VALIDATION = USERS.client_ids[:8], USERS.client_ids[8:10]
 SETTINGS = PretrainSettings(epochs=4, patience=4, batch_size=32, learning_rate=0.05)
 
 
-def network(seed: int = 0):
-    return build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head="pooled", allowed=(SOURCE,), seed=seed)
+def network(seed: int = 0, head: str = "pooled"):
+    return build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head=head, allowed=(SOURCE,), seed=seed)
 
 
 def run(folder, settings=SETTINGS, resume=False, net=None):
@@ -267,7 +267,8 @@ def test_the_learning_rate_rises_to_its_largest_and_falls_to_nothing():
 
 
 def on(device: str):
-    return network().to(ComputeSettings(device=device).torch_device())
+    # the gradients of adaptive pooling have no repeatable form on a GPU, of which torch warns
+    return network(head="msdnet").to(ComputeSettings(device=device).torch_device())
 
 
 @pytest.mark.parametrize("device", DEVICES)
