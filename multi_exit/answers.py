@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from persephonee.multi_exit.errors import BackboneError, reason_of
@@ -32,6 +32,9 @@ def ask(model: nn.Module, name: str, images: Tensor, num_classes: int | None) ->
     Raises:
         BackboneError: the CNN does not run on such images, or returns something else than logits of K classes.
     """
+    odd = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if odd is not None:
+        raise BackboneError(f"{name} has weights of the type {odd}, and exits are float32: call .float() on it.")
     logits = _run(model, name, images)
     if not isinstance(logits, Tensor):
         kind = "dict" if isinstance(logits, dict) else type(logits).__name__
@@ -61,6 +64,30 @@ def ask(model: nn.Module, name: str, images: Tensor, num_classes: int | None) ->
     return logits
 
 
+_SQUASHING = {"sigmoid": "sigmoid", "hardsigmoid": "sigmoid", "tanh": "tanh", "hardtanh": "tanh", "softmax": "softmax"}
+
+
+def refuse_squashed(traced: fx.GraphModule, name: str) -> None:
+    """Refuse a network whose last operation keeps its answers in a short range.
+
+    Softmax over answers in [0, 1] never exceeds 0.23 for ten classes, so that no exit would ever be confident.
+
+    Raises:
+        BackboneError: it ends in a sigmoid, tanh or softmax.
+    """
+    last = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+    if not isinstance(last, fx.Node) or last.op not in ("call_module", "call_function", "call_method"):
+        return
+    module = traced.get_submodule(str(last.target)) if last.op == "call_module" else None
+    operation = type(module).__name__ if module else getattr(last.target, "__name__", str(last.target))
+    kind = _SQUASHING.get(operation.lower().strip("_"))
+    if kind:
+        raise BackboneError(
+            f"{name} ends in a {kind}, so that its answers lie in a short range and no exit is ever confident: "
+            f"return logits, without the {kind}, and keep it in the loss."
+        )
+
+
 def check_same_answers(built: nn.Module, name: str, images: Tensor, expected: Tensor) -> None:
     """Refuse a multi-exit network whose last exit does not answer as the CNN did.
 
@@ -87,7 +114,8 @@ def check_same_answers(built: nn.Module, name: str, images: Tensor, expected: Te
         )
     raise BackboneError(
         f"{name} answers otherwise once it is cut, since its forward() does what torch.fx cannot see, such as a test "
-        "of what kind of value it was given: use a forward() of layers and torch functions."
+        "of what kind of value it was given, or a hook on the whole network: use a forward() of layers and torch "
+        "functions."
     )
 
 

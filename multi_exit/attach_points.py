@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from persephonee.multi_exit.errors import BackboneError, PlacementError
 from persephonee.multi_exit.shape_tracer import InputNormalisation
-from persephonee.multi_exit.tracing import Measurement
+from persephonee.multi_exit.tracing import KEPT_WHOLE, Measurement
 
 _MAP_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _REARRANGING = {"permute", "transpose", "swapaxes", "view", "reshape", "flatten", "unflatten"}
@@ -22,8 +22,33 @@ _LINEAR = {
     *("add", "sub", "rsub", "neg", "mean", "sum", "cat", "concat", "stack", "getitem", "getattr", "chunk", "split"),
     *("conv2d", "conv_transpose2d", "linear", "pad", "pad_same", "interpolate", "upsample", "pixel_shuffle"),
     *("avg_pool2d", "adaptive_avg_pool2d", "identity", "dropout", "dropout2d", "alpha_dropout", "feature_dropout"),
-    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "contiguous", "clone", "to", "float", "type_as"),
-    *("size", "dim", "expand", "expand_as", "repeat", "squeeze", "unsqueeze", "narrow", "roll", "flip", "unbind"),
+    *(
+        "batch_norm",
+        "layer_norm",
+        "group_norm",
+        "instance_norm",
+        "contiguous",
+        "clone",
+        "copied",
+        "to",
+        "float",
+        "type_as",
+    ),
+    *(
+        "float",
+        "type_as",
+        "size",
+        "dim",
+        "expand",
+        "expand_as",
+        "repeat",
+        "squeeze",
+        "unsqueeze",
+        "narrow",
+        "roll",
+        "flip",
+        "unbind",
+    ),
     *("permute", "transpose", "swapaxes", "view", "reshape", "flatten", "unflatten", "movedim", "t"),
 }
 """Functions and methods that are no activation; normalisation counts as none."""
@@ -65,6 +90,23 @@ def find_attach_points(traced: fx.GraphModule, measured: Measurement, name: str)
     Raises:
         BackboneError: there is none, as in a vision transformer.
     """
+    attach_points = _attach_points(traced, measured)
+    if not attach_points:
+        whole = traced.meta.get(KEPT_WHOLE, {})
+        inside = "".join(f", and its {kind} could not be looked into ({reason})" for kind, reason in whole.items())
+        raise BackboneError(
+            f"{name} has no places to attach exits: exits need feature maps [C, H, W] that are the only live tensor, "
+            f"and transformers have none{inside}; use a CNN."
+        )
+    return attach_points
+
+
+def has_attach_points(traced: fx.GraphModule, measured: Measurement) -> bool:
+    """Return whether there is a place at all."""
+    return bool(_attach_points(traced, measured))
+
+
+def _attach_points(traced: fx.GraphModule, measured: Measurement) -> tuple[AttachPoint, ...]:
     maps = _feature_maps(traced, measured)
     block_ends = _block_ends(traced)
     attach_points: dict[int, AttachPoint] = {}
@@ -73,11 +115,6 @@ def find_attach_points(traced: fx.GraphModule, measured: Measurement, name: str)
             _, channels, height, width = measured.outputs[node.name].shape
             at, macs = block_ends[node], measured.macs[node.name]
             attach_points[macs] = AttachPoint(node=node.name, at=at, macs=macs, shape=(channels, height, width))
-    if not attach_points:
-        raise BackboneError(
-            f"{name} has no places to attach exits: exits need feature maps [C, H, W] that are the only live tensor, "
-            "and transformers have none; use a CNN."
-        )
     return tuple(attach_points.values())
 
 

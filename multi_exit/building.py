@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from persephonee.multi_exit.answers import ask, make_lazy_layers, probe_images
-from persephonee.multi_exit.attach_points import choose_attach_points, find_attach_points
+from persephonee.multi_exit.answers import ask, make_lazy_layers, probe_images, refuse_squashed
+from persephonee.multi_exit.attach_points import choose_attach_points, find_attach_points, has_attach_points
 from persephonee.multi_exit.backbones import build_backbone, is_known_family
 from persephonee.multi_exit.cutting import MeasuredCNN, assemble
-from persephonee.multi_exit.errors import BackboneError, ModelFileError, SettingsError
+from persephonee.multi_exit.errors import BackboneError, ModelFileError, PlacementError, SettingsError
 from persephonee.multi_exit.heads import fits
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 from persephonee.multi_exit.own_networks import GIVEN, given_network, unwrapped
@@ -98,6 +98,11 @@ def build_network(
         attach_points = find_attach_points(cnn.traced, cnn.measured, name)
         if head == "auto":
             attach_points = tuple(p for p in attach_points if fits(p.shape, spec.num_classes, p.macs))
+            if not attach_points:
+                raise PlacementError(
+                    f"{name} has no place where an exit costs at most half of the network up to it: give a larger "
+                    "network, or ask for the head msdnet or pooled."
+                )
         chosen = choose_attach_points(attach_points, max(cnn.measured.macs.values()), num_exits, name)
         network = assemble(cnn, chosen, replace(spec, cuts=tuple(point.node for point in chosen)))
         network.classifier_is_new = classifier_is_new
@@ -183,10 +188,14 @@ def _trace_and_measure(model: nn.Module, spec: NetworkSpec) -> MeasuredCNN:
     images = normalisation(probe_images(shape)) if normalisation else probe_images(shape)
     logits = ask(model, name_of(spec), images, spec.num_classes or None)
     # tracing switches off what works in place in the modules that it shares, and has to see it
-    traced = trace(model, name_of(spec), (images.shape[1], *shape[1:]), normalisation)
-    return MeasuredCNN(
-        image_shape=shape, logits=logits, traced=traced, measured=Measurement(traced, shape, name_of(spec))
-    )
+    for with_shapes in (False, True):
+        traced = trace(model, name_of(spec), (images.shape[1], *shape[1:]), normalisation, with_shapes=with_shapes)
+        refuse_squashed(traced, name_of(spec))
+        measured = Measurement(traced, shape, name_of(spec))
+        # sizes that forward() reads at its beginning and uses at its end are live values everywhere between
+        if has_attach_points(traced, measured):
+            break
+    return MeasuredCNN(image_shape=shape, logits=logits, traced=traced, measured=measured)
 
 
 def _check(

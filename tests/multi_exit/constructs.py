@@ -172,8 +172,76 @@ class LazyLayers(OwnCNN):
         self.second, self.fc = nn.LazyConv2d(8, 3, padding=1), nn.LazyLinear(num_classes)
 
 
+class MaxFeatureMap(OwnCNN):
+    def act(self, x):
+        return torch.max(*x.chunk(2, 1)).repeat(1, 2, 1, 1)
+
+
+@torch.jit.script
+def compiled_swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+class CompiledFunction(OwnCNN):
+    def act(self, x):
+        return compiled_swish(x)
+
+
+class ZeroPaddedShortcut(OwnCNN):
+    def block(self, x):
+        zeros = torch.zeros(x.size(0), 4, x.size(2), x.size(3), device=x.device)
+        return self.act(self.second(x) + torch.cat((x[:, :4], torch.autograd.Variable(zeros)), 1))
+
+
+class BatchSizeFromTheBeginning(OwnCNN):
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        x = self.act(self.third(self.block(self.act(self.first(x)))))
+        return self.fc(functional.avg_pool2d(x, (height, width)).view(batch, -1))
+
+
+class ParameterAndShape(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = nn.Parameter(torch.full((1, 8, 1, 1), 0.7))
+
+    def block(self, x):
+        return self.act(self.second(x if x.shape[-1] < 4 else x * self.scale))
+
+
+class NumberOutOfAParameter(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.temperature = nn.Parameter(1 + torch.rand(()))
+
+    def forward(self, x):
+        assert x.shape[1] == 3
+        return super().forward(x) / self.temperature.item()
+
+
+class LooksAtItsValues(nn.Module):
+    """Decides by what the images show, and works in place."""
+
+    def forward(self, x):
+        if x.abs().max() > 1e6:
+            return x
+        x += 1
+        return functional.relu_(x)
+
+
+class DecidingBlock(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.looks = LooksAtItsValues()
+
+    def block(self, x):
+        return self.act(self.looks(x) + self.second(x))
+
+
 CONSTRUCTS = [
     *(Residual, InvertedResidual, Dense, ChannelShuffle, SplitByShape, SqueezeExcite, Grouped, Swish, Tanh, Clamp),
     *(Maximum, Selu, Softplus, ReluMadeInForward, DropoutInForward, AdaptivePooling, AsymmetricPadding),
-    *(StochasticDepth, OldWeightNorm, OptionalArgument, Asserts, NumpyConstant, LazyLayers),
+    *(StochasticDepth, OldWeightNorm, OptionalArgument, Asserts, NumpyConstant, LazyLayers, MaxFeatureMap),
+    *(CompiledFunction, ZeroPaddedShortcut, BatchSizeFromTheBeginning, ParameterAndShape, NumberOutOfAParameter),
+    *(DecidingBlock,),
 ]

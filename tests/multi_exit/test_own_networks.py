@@ -10,7 +10,13 @@ from torch.nn import functional
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.errors import BackboneError
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
-from tests.multi_exit.constructs import CONSTRUCTS, OwnCNN
+from tests.multi_exit.constructs import (
+    CONSTRUCTS,
+    DecidingBlock,
+    NumberOutOfAParameter,
+    OwnCNN,
+    ParameterAndShape,
+)
 
 
 @pytest.mark.parametrize("side", [28, 32, 64])
@@ -32,6 +38,31 @@ def test_the_last_exit_answers_as_the_cnn_did(construct, side):
     assert network.num_classes == 10
 
 
+@pytest.mark.parametrize("construct", [NumberOutOfAParameter, ParameterAndShape, DecidingBlock])
+def test_a_saved_network_answers_with_its_own_weights_and_not_with_those_it_was_traced_with(construct, tmp_path):
+    model = construct(10, 3).eval()
+    save_network(build_network(model, num_exits=1, in_channels=3), tmp_path, ModelMetadata())
+    loaded, _ = load_network(tmp_path, backbone=construct(10, 3))
+    images = torch.rand(4, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images)[-1], model(images))
+
+
+def test_a_network_whose_features_decide_by_what_they_see_is_told_the_line(one_sentence):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = changed(forward=lambda self, x: OwnCNN.forward(self, x if x.sum() > 0 else -x))
+
+        def forward(self, x):
+            return self.features(x)
+
+    with pytest.raises(BackboneError) as caught:
+        build_network(Whole(), num_exits=1)
+    assert "could not be looked into" in one_sentence(caught)
+    assert "test_own_networks.py line" in one_sentence(caught)
+
+
 def test_lazy_layers_that_never_saw_an_image_get_their_sizes():
     class Lazy(OwnCNN):
         def __init__(self):
@@ -51,6 +82,9 @@ def changed(**methods):
         (changed(forward=lambda self, x: {"logits": OwnCNN.forward(self, x)}), "returns a dict"),
         (changed(forward=lambda self, x: (OwnCNN.forward(self, x), x)), "returns a tuple"),
         (changed(forward=lambda self, x: OwnCNN.forward(self, x).softmax(1)), "returns probabilities"),
+        (changed(forward=lambda self, x: OwnCNN.forward(self, x).sigmoid()), "ends in a sigmoid"),
+        (nn.Sequential(OwnCNN(10, 1), nn.Tanh()), "ends in a tanh"),
+        (OwnCNN(10, 1).double(), "float64"),
         (changed(forward=lambda self, x: OwnCNN.forward(self, x).argmax(1)), "torch.int64"),
         (changed(forward=lambda self, x: OwnCNN.forward(self, x).squeeze()[..., None]), "(3, 10, 1)"),
         (changed(forward=lambda self, x: OwnCNN.forward(self, x).squeeze(0)), "a single image"),
