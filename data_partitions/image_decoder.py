@@ -15,7 +15,12 @@ from persephonee.data_partitions.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 Pixels = NDArray[np.uint8]
 
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpeg", ".jpg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Pillow knows thirty more, one of which starts another program; users' images come in none of them."""
@@ -94,6 +99,11 @@ def _eight_bits(image: Image.Image, written_as: str | None) -> Pixels:
     # Pillow holds 16 bits of a PGM file as 32; in other files nothing says what the largest number stands for
     if image.mode == "I" and (written_as not in ("PPM", "PNG") or array.min(initial=0) < 0 or array.max() > 65535):
         raise ValueError("it has 32 bits a channel, whose range is not known; save it with 8 or 16 bits a channel")
+    # a camera's 10 or 12 bits in a file for 16 would be black: nothing says what its largest number stands for
+    if 0 < array.max(initial=0) < 4096:
+        raise ValueError(
+            f"it has 16 bits a channel and no number above {array.max()}, as 12 bits of a camera do; scale it to 65535"
+        )
     return np.rint(array.astype(np.float32) / 257).astype(np.uint8)
 
 

@@ -1,5 +1,6 @@
 """A backbone's trained weights: from a file, or published by torchvision and timm."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from torch import Tensor, nn
 
 from persephonee.multi_exit.errors import BackboneError, ModelFileError
 from persephonee.multi_exit.own_networks import convolutions
+
+_SUFFIXES = frozenset(
+    {".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".pkl", ".npz", ".npy", ".h5", ".keras", ".onnx", ".zip"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +34,8 @@ class PublishedWeights:
 def names_published_weights(weights: Path | str) -> bool:
     """Return whether `weights` is a word such as DEFAULT or IMAGENET1K_V2, and no file."""
     path = Path(weights)
-    return (
-        path.suffix not in (".pth", ".pt", ".safetensors", ".bin") and path.name == str(weights) and not path.exists()
-    )
+    is_file = path.suffix.lower() in _SUFFIXES or path.name != str(weights) or path.exists()
+    return not is_file
 
 
 def published_weights(backbone: str, weights: str) -> PublishedWeights:
@@ -103,14 +107,40 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise a dozen kinds of errors for a damaged file
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelFileError(f"{path} cannot be read as weights ({reason}): fetch or save the file again.") from None
-    inside = (
-        [v for v in state.values() if _is_state(v)] if isinstance(state, dict) and not _is_state(state) else [state]
-    )
-    if len(inside) != 1 or not _is_state(inside[0]):
+        raise ModelFileError(f"{path} cannot be read as weights: {_complaint(str(error))}") from None
+    found = _states(state)
+    if len(found) > 1:
+        raise ModelFileError(
+            f"{path} holds several dictionaries of tensors, {', '.join(found)}: save one of them alone."
+        )
+    if not found:
         raise ModelFileError(f"{path} holds no dictionary of tensors: save model.state_dict().")
-    return inside[0]  # type: ignore[no-any-return]
+    return next(iter(found.values()))
+
+
+def _complaint(error: str) -> str:
+    """Return what keeps a file from being read, and what to do, of the many words of its reader."""
+    kept = re.search(r"GLOBAL (\S+)", error)
+    if kept:
+        return f"beside tensors it holds {kept[1]}, and nothing is unpickled here; save model.state_dict() alone."
+    if "TorchScript" in error:
+        return "it is a TorchScript program; save the state_dict() of the network that it was made from."
+    if not error or "Weights only load" in error:
+        return "it is none that torch.save wrote; fetch or save the file again."
+    return f"{error.splitlines()[0][:120].rstrip('.')}; fetch or save the file again."
+
+
+def _states(value: object, name: str = "state") -> dict[str, dict[str, Tensor]]:
+    """Return the dictionaries of tensors in a checkpoint by their keys, those nearest to the outside."""
+    if _is_state(value):
+        return {name: value}  # type: ignore[dict-item]
+    if not isinstance(value, dict):
+        return {}
+    nearest = {str(key): inner for key, inner in value.items() if _is_state(inner)}
+    if nearest:
+        return nearest
+    deeper = [_states(inner) for key, inner in value.items() if "optim" not in str(key)]
+    return {key: state for states in deeper for key, state in states.items()}
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, *, new_classifier: bool = False) -> bool:

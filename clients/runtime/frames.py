@@ -7,7 +7,7 @@ just now.
 import math
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from persephonee.clients.runtime.labels_file import (
     LABELS_FILE,
     LabelRow,
     aliases,
+    by_folded_name,
+    class_of,
+    folded,
     frame_of,
     key_of,
     label_for,
@@ -162,7 +165,8 @@ class WatchedFolder:
                     yield NoFrame(key=key, reason=str(error), seen_as=seen_as)
 
     def _label_of(self, name: str) -> int | None:
-        return self._classes.get(label_for(name, self._labels) or "")
+        label = label_for(name, self._labels)
+        return None if label is None else class_of(label, self._classes)
 
     def _new_labels(self) -> Iterator[Item]:
         path = self._folder / LABELS_FILE
@@ -180,8 +184,9 @@ class WatchedFolder:
         self._labels_read_at = written_at
         new = [row for row in rows if self._rows.get(row.name, row).label != row.label or row.name not in self._rows]
         lost: list[str] = []
+        present = by_folded_name(self._present)
         for row in new:
-            yield from self._take_row(row, lost)
+            yield from self._take_row(row, present, lost)
         told = [*lost, *faults]
         for reason in told[:MOST_TOLD]:
             yield NoFrame(key=f"{LABELS_FILE}:{reason}", reason=reason)
@@ -189,21 +194,22 @@ class WatchedFolder:
             reason = f"{len(told) - MOST_TOLD} more lines of {LABELS_FILE} give no label to a frame that is there"
             yield NoFrame(key=f"{LABELS_FILE}:{reason}", reason=reason)
 
-    def _take_row(self, row: LabelRow, lost: list[str]) -> Iterator[Item]:
+    def _take_row(self, row: LabelRow, present: Mapping[str, list[str]], lost: list[str]) -> Iterator[Item]:
         """Yield a row's label, or that it is none; add to `lost` what is to be said if it names no frame."""
         self._rows[row.name] = row
         for name in aliases(row.name):
-            self._labels[name] = row.label
-        if row.label not in self._classes:
+            self._labels[folded(name)] = row.label
+        number = class_of(row.label, self._classes)
+        if number is None:
             known = ", ".join(list(self._classes)[:5])
             reason = f"the label {row.label!r} is no class: give {known}, ..."
             yield NoFrame(key=f"{LABELS_FILE}:{key_of(row.name)},{row.label}", reason=reason)
             return
-        key, fault = frame_of(row, self._present, self._is_known)
+        key, fault = frame_of(row, present, self._is_known)
         if key is None:
             lost.append(f"line {row.line} of {LABELS_FILE}: {key_of(row.name)!r} {fault}")
         else:
-            yield LateLabel(key=key, label=self._classes[row.label])
+            yield LateLabel(key=key, label=number)
 
 
 def _written_at(path: Path) -> float | None:

@@ -28,8 +28,8 @@ def decode(cell: Any, channels: int, folder: Path) -> Pixels:
     """Return a cell as uint8 pixels, shape [channels, H, W].
 
     Args:
-        cell: Hugging Face's {"bytes", "path"}, encoded bytes, a path as text, a PIL image, or nested lists [H, W] or
-            [H, W, C] (a flat list is a square), integers in [0, 255] or floats in [0, 1].
+        cell: Hugging Face's {"bytes", "path"}, encoded bytes, a path as text, a PIL image, or nested lists [H, W],
+            [H, W, C] or [C, H, W] (a flat list is a square), integers in [0, 255] or floats in [0, 1].
         channels: 1 or 3; an image of the other kind is converted.
         folder: where relative paths start; no path may lead out of it.
 
@@ -115,6 +115,9 @@ def _from_lists(cell: Any) -> Pixels:
         array = array.reshape(side, side)
     if array.ndim == 2:
         array = array[:, :, None]
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        # as torch holds an image
+        array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise ValueError(f"its shape is {list(array.shape)}, not [H, W] or [H, W, 1 or 3]")
     return np.ascontiguousarray(to_bytes(array).transpose(2, 0, 1))

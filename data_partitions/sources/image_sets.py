@@ -3,6 +3,8 @@
 A row has a label in [0, K) and a cell that `persephonee.data_partitions.sources.image_cells.decode` takes.
 """
 
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +20,15 @@ from persephonee.data_partitions.safe_files import is_hidden, read_file, refuse_
 from persephonee.data_partitions.sources.label_column import to_labels
 from persephonee.data_partitions.sources.parquet_files import ParquetFiles, find_files
 
-SPLIT_NAMES = frozenset(
-    {"train", "training", "trainset", "val", "valid", "validation", "dev", "eval", "test", "testing", "testset"}
+logger = logging.getLogger(__name__)
+
+SPLIT_WORDS = frozenset(
+    {
+        *("train", "training", "trainset", "trn", "val", "valid", "validation", "valset", "dev", "devset", "eval"),
+        *("test", "testing", "testset", "tst", "holdout", "heldout", "fold", "split", "unlabeled", "unlabelled"),
+    }
 )
-"""What archives call the parts of a data set; a folder of that name that holds folders is no class."""
+"""Words in the names of the parts of a data set (`seg_train`, `test2017`); such a folder of folders is no class."""
 
 Labels = NDArray[np.int64]
 
@@ -50,7 +57,7 @@ class ImageSet(Protocol):
 class ClassFolders:
     """A folder with a folder of images for each class, whose name is the class's.
 
-    Hidden files are left out and counted.
+    Hidden files and those of other kinds are left out and counted.
 
     Raises:
         MissingDataError: there are fewer than two such folders, they are splits, or one of them has no image.
@@ -61,12 +68,17 @@ class ClassFolders:
         self.class_names = tuple(path.name for path in folders)
         self._files: list[Path] = []
         labels: list[int] = []
+        others: list[Path] = []
         for label, path in enumerate(folders):
-            found = visible_files(folder, path.rglob("*"), lambda file: file.suffix.lower() in IMAGE_SUFFIXES)
+            files = visible_files(folder, path.rglob("*"), lambda file: True)
+            found = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            others += [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
             if not found:
                 raise MissingDataError(f"The class folder {path} holds no image; remove it or fill it.")
             self._files += found
             labels += [label] * len(found)
+        if others:
+            logger.warning("%s: %d files are no images by their names, such as %s", folder, len(others), others[0].name)
         self.labels: Labels = np.asarray(labels, dtype=np.int64)
 
     def cells(self, rows: Labels) -> Iterator[Any]:
@@ -98,10 +110,10 @@ def _class_folders(folder: Path) -> list[Path]:
         MissingDataError: there are fewer than two, or they stand for the splits of a data set.
     """
     found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path, folder))
-    named = [path for path in found if path.name.casefold() in SPLIT_NAMES]
+    named = [path for path in found if SPLIT_WORDS & set(re.findall("[a-z]+", path.name.casefold()))]
     splits = [path for path in named if _holds_folders(path)]
     if splits and len(named) >= min(2, len(found)):
-        train = next((path for path in splits if path.name.casefold().startswith("train")), splits[0])
+        train = next((path for path in splits if "tr" in path.name.casefold()), splits[0])
         raise MissingDataError(
             f"--data-path {folder} holds the splits {', '.join(path.name for path in named)} in place of classes; give "
             f"one of them, --data-path {train}: every user's images are divided into parts anyway."

@@ -11,8 +11,8 @@ _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SCALAR_END = re.compile(rb"[,}]")
 _SEPARATOR = re.compile(rb"\s*([,}])")
 _OPENING = re.compile(rb"\s*\{\s*(\})?")
-_END_OF_NUMBERS = {2: re.compile(rb"\]\s*\]"), 3: re.compile(rb"\]\s*\]\s*\]")}
-_START_OF_ROWS = re.compile(rb"\[\s*\[\s*\[")
+_OPENINGS = re.compile(rb"\[(?:\s*\[)*")
+_MOST_DEPTH = 5
 _NO_NUMBERS = re.compile(rb"\[\s*\]")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -48,12 +48,12 @@ class JsonWalk:
         while is_open:
             key = _KEY.match(self.data, self.position)
             if key is None:
-                raise ValueError("the text is cut off")
+                raise self._no_member()
             self.position = key.end()
             yield json.loads(key[1])
             separator = _SEPARATOR.match(self.data, self.position)
             if separator is None:
-                raise ValueError("the text is cut off")
+                raise self._no_member()
             self.position = separator.end()
             is_open = separator[1] == b","
 
@@ -68,7 +68,7 @@ class JsonWalk:
         return start, self.position
 
     def skip_rows_of_numbers(self) -> tuple[int, int]:
-        """Move over a list of lists of numbers, or of rows of them, and return where it starts and stops.
+        """Move over a list of lists of numbers, however deep, and return where it starts and stops.
 
         It is many times faster than `skip`.
 
@@ -76,8 +76,8 @@ class JsonWalk:
             ValueError: the value is cut off, or holds something else.
         """
         start = self.position
-        depth = 3 if _START_OF_ROWS.match(self.data, start) else 2
-        end = _NO_NUMBERS.match(self.data, start) or _END_OF_NUMBERS[depth].search(self.data, start)
+        depth = max(2, depth_of_lists(self.data, start))
+        end = _NO_NUMBERS.match(self.data, start) or closings(min(depth, _MOST_DEPTH)).search(self.data, start)
         if end is None or self.data[start : start + 1] != b"[" or self.data.find(b'"', start, end.end()) >= 0:
             raise ValueError("a whole list of lists of numbers was expected")
         self.position = end.end()
@@ -94,6 +94,12 @@ class JsonWalk:
             return json.loads(self.data[start:stop])
         except RecursionError as error:
             raise ValueError("its lists are nested too deeply") from error
+
+    def _no_member(self) -> ValueError:
+        rest = self.data[self.position : self.position + 20].strip()
+        if not rest:
+            return ValueError("the text is cut off")
+        return ValueError(f"byte {self.position} begins {rest.decode(errors='replace')!r}, where a name was expected")
 
     def _stop_of_any(self, position: int) -> int:
         if self.data[position : position + 1] not in (b"{", b"[", b'"'):
@@ -114,3 +120,14 @@ class JsonWalk:
                 depth += 1 if token[0] in (b"{", b"[") else -1
             if depth == 0:
                 return position
+
+
+def depth_of_lists(data: bytes, start: int = 0) -> int:
+    """Return how many lists open at a place."""
+    opening = _OPENINGS.match(data, start)
+    return 0 if opening is None else opening[0].count(b"[")
+
+
+def closings(depth: int) -> re.Pattern[bytes]:
+    """Return the pattern of so many closing brackets."""
+    return re.compile(rb"\]\s*" * (depth - 1) + rb"\]")

@@ -35,6 +35,7 @@ def to_labels(
         BrokenDataError: the column holds something else, or only some of the files name their classes.
         LabelRangeError: a word or a number that nothing names, or more than MAX_CLASSES classes.
     """
+    column = _whole_numbers(column)
     if pa.types.is_integer(column.type):
         labels, names = _renumbered(np.asarray(column.to_numpy(), dtype=np.int64), per_file, name)
         labels, names = _as_the_model(labels, names, name, model)
@@ -49,6 +50,16 @@ def to_labels(
     if len(names or ()) > MAX_CLASSES or labels.max(initial=0) >= MAX_CLASSES:
         raise LabelRangeError(f"Column '{name}' has more than {MAX_CLASSES} classes; name the column of the classes.")
     return labels, names
+
+
+def _whole_numbers(column: Any) -> Any:
+    """Return truth values, and whole numbers that pandas made floats, as integers; any other column unchanged."""
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)):
+        return column
+    numbers = np.asarray(column.to_numpy(), dtype=np.float64)
+    is_whole = bool(np.isfinite(numbers).all()) and bool((numbers == np.rint(numbers)).all())
+    return pa.chunked_array([numbers.astype(np.int64)]) if is_whole else column
 
 
 def _renumbered(labels: Labels, per_file: list[tuple[int, Names | None]], name: str) -> tuple[Labels, Names | None]:

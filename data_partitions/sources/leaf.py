@@ -27,13 +27,11 @@ from persephonee.data_partitions.limits import MAX_JSON_BYTES
 from persephonee.data_partitions.safe_files import read_file, refuse_odd_file, visible_files
 from persephonee.data_partitions.samples import UserSamples, check_index
 from persephonee.data_partitions.sources.image_cells import refuse_too_many
-from persephonee.data_partitions.sources.json_walk import JsonWalk
+from persephonee.data_partitions.sources.json_walk import JsonWalk, closings, depth_of_lists
 from persephonee.data_partitions.user_ids import check_ids
 
 logger = logging.getLogger(__name__)
 
-_ROWS_OF_ROWS = re.compile(rb"\[\s*\[\s*\[")
-_END_OF_IMAGE = re.compile(rb"\]\s*\]")
 _FRACTION = re.compile(rb"[.eE]")
 _ABOVE_ONE = re.compile(rb"[2-9]|\d\d")
 
@@ -209,8 +207,9 @@ def _index_record(walk: JsonWalk, path: Path, user: str, is_test: bool) -> Recor
 
 
 def _count_images(text: bytes) -> int:
-    if _ROWS_OF_ROWS.match(text):
-        return len(_END_OF_IMAGE.findall(text))
+    depth = depth_of_lists(text)
+    if depth > 2:
+        return len(closings(depth - 1).findall(text))
     # one bracket opens x itself, one more opens each image
     return text.count(b"[") - 1
 
@@ -245,10 +244,14 @@ def _read_pixels(user: str, record: Record, scale: int) -> Pixels:
         text = file.read(record.stop - record.start)
     try:
         values = np.asarray(json.loads(text), dtype=np.int64 if scale == 255 else np.float32)
+        if values.ndim == 4 and 1 in (values.shape[1], values.shape[3]):
+            values = values.squeeze(1 if values.shape[1] == 1 else 3)
         if values.ndim == 3 and values.shape[1] == values.shape[2]:
             values = values.reshape(len(values), -1)
         if values.ndim != 2 or math.isqrt(values.shape[1]) ** 2 != values.shape[1]:
-            raise ValueError(f"the shape is {list(values.shape)}, not [n, H*W] or [n, H, W] of squares")
+            raise ValueError(
+                f"the shape is {list(values.shape)}, not [n, H*W] or [n, H, W] of grey squares; use parquet for others"
+            )
         return to_bytes(values)
     except (ValueError, TypeError, OverflowError) as error:
         raise BrokenDataError(f"{record.path}: the images x of user {user} cannot be used ({error}).") from error

@@ -94,11 +94,14 @@ class ParquetFiles:
 
         Raises:
             MissingDataError: a file lacks it.
+            BrokenDataError: a file has it twice.
         """
         for path, schema in zip(self._paths, self._schemas, strict=True):
             if column not in schema.names:
                 present = ", ".join(schema.names)
                 raise MissingDataError(f"{path} has no column '{column}'; its columns are {present}.")
+            if schema.names.count(column) > 1:
+                raise BrokenDataError(f"{path} has the column '{column}' twice; write it with one of them.")
 
     def read_columns(self, names: list[str]) -> Any:
         """Return whole columns as one pyarrow Table, without dictionaries and view types.

@@ -147,3 +147,16 @@ def test_a_path_in_a_table_reads_below_its_folder_and_nowhere_else(tmp_path):
     for cell in (None, 7, {}, {"bytes": None, "path": None}, ""):
         with pytest.raises(ValueError, match="give encoded bytes, or a path below"):
             decode(cell, 1, table)
+
+
+def test_a_camera_s_12_bits_in_a_file_for_16_are_refused_and_darkness_is_not():
+    twelve_bits = Image.fromarray(GREY.astype(np.uint16) * 16)
+    with pytest.raises(ValueError, match="no number above 3680, as 12 bits of a camera do"):
+        pixels(encoded(twelve_bits, "TIFF"))
+    assert not pixels(encoded(Image.fromarray(np.zeros((4, 6), dtype=np.uint16)), "TIFF")).any()
+
+
+def test_lists_in_torch_s_order_are_the_same_image():
+    colours = np.dstack([GREY, 255 - GREY, GREY // 2])
+    assert np.array_equal(decode(colours.transpose(2, 0, 1).tolist(), 3, None), decode(colours.tolist(), 3, None))
+    assert np.array_equal(decode(GREY[None].tolist(), 1, None), GREY[None])

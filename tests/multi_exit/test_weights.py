@@ -1,8 +1,10 @@
+import argparse
 import pickle
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.errors import BackboneError, ModelFileError
@@ -90,9 +92,34 @@ def test_a_checkpoint_with_one_dictionary_of_tensors_is_taken_for_it(tiny_cnn, t
     state = tiny_cnn(7, 1).state_dict()
     torch.save({"net": state, "epoch": 3, "accuracy": 0.5}, tmp_path / "checkpoint.pth")
     assert read_weights(tmp_path / "checkpoint.pth").keys() == state.keys()
-    torch.save({"student": state, "teacher": state}, tmp_path / "two.pth")
-    with pytest.raises(ModelFileError):
-        read_weights(tmp_path / "two.pth")
+    momentum = {"state": {0: {"momentum_buffer": torch.ones(3)}}}
+    torch.save({"step": 7, "checkpoint": {"model": state, "optimizer": momentum}}, tmp_path / "deeper.ckpt")
+    assert read_weights(tmp_path / "deeper.ckpt").keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"student": {"a": torch.ones(1)}, "teacher": {"a": torch.ones(1)}}, "student, teacher: save one of them"),
+        ({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=0.1)}, "beside tensors it holds argparse.Names"),
+        (nn.Conv2d(1, 1, 1), "beside tensors it holds torch.nn"),
+        ({"epoch": 3}, "holds no dictionary of tensors"),
+        (b"<!DOCTYPE html>", "none that torch.save wrote"),
+    ],
+)
+def test_what_else_people_save_is_refused_with_what_to_do(content, said, tmp_path, one_sentence):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ModelFileError) as caught:
+        read_weights(path)
+    assert said in one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["gone.ckpt", "model_best.pth.tar", "gone.bin"])
+def test_a_weights_file_that_is_not_there_is_no_published_name(name, one_sentence):
+    with pytest.raises(ModelFileError) as caught:
+        build_network("squeezenet1_1", num_exits=1, num_classes=10, weights=name)
+    assert f"no weights file at {name}" in one_sentence(caught)
 
 
 def test_published_weights_bring_their_normalisation_and_keep_a_classifier_of_as_many_classes(tmp_path, monkeypatch):

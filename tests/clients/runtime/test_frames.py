@@ -1,5 +1,6 @@
 import math
 import os
+import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -222,8 +223,15 @@ ROWS = [("one.png", "a"), ("two.png", "b"), ("three.png", "a")]
         ("".join(f"folder/{name},{label}\n" for name, label in ROWS), "utf-8"),
         ("".join(f'"C:\\My Photos\\{name}";"{label}"\n' for name, label in ROWS), "utf-8-sig"),
         ("".join(f"./{name[:-4]} , {label}\n" for name, label in ROWS), "utf-8"),
+        ("".join(f"{name}|{label}\n" for name, label in ROWS), "utf-8"),
+        (",filename,label\n" + "".join(f"{i},{row[0]},{row[1]}\n" for i, row in enumerate(ROWS)), "utf-8"),
+        ("Class;Image Name;Width\n" + "".join(f"{label};{name};8\n" for name, label in ROWS), "utf-8"),
+        ("".join(f"{name.upper()},{label.upper()}\n" for name, label in ROWS), "utf-8"),
     ],
-    ids=["mark", "semicolons", "excel", "tabs", "folders", "windows", "no endings"],
+    ids=[
+        *("mark", "semicolons", "excel", "tabs", "folders", "windows", "no endings", "bars", "pandas index"),
+        *("columns in another order", "capitals"),
+    ],
 )
 def test_labels_find_their_frames_however_the_file_is_written(tmp_path, text, encoding):
     for name, _ in ROWS:
@@ -242,6 +250,32 @@ def test_labels_find_their_frames_however_the_file_is_written(tmp_path, text, en
         (tmp_path / f".{name}").rename(tmp_path / name)
     frames = [item for item in _until_idle(watched) if isinstance(item, Frame)]
     assert {frame.key: frame.label for frame in frames} == {name: "ab".index(label) for name, label in ROWS}
+
+
+@pytest.mark.parametrize("written", ["3", "03", "3.0"])
+def test_a_number_is_a_class_however_it_is_written(tmp_path, written):
+    (tmp_path / "labels.csv").write_text(f"one.png,{written}\n")
+    watched = WatchedFolder(tmp_path, GREY, ("0", "1", "2", "3"), lambda key: key == "one.png")
+    assert _until_idle(watched) == [LateLabel(key="one.png", label=3)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_the_same_in_both_unicode_forms_and_as_western_windows_writes_them(tmp_path, form, encoding):
+    write(tmp_path / "Käse.png")
+    text = unicodedata.normalize(form if encoding == "utf-8" else "NFC", "Käse.png;Öl\n")
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    known = WatchedFolder(tmp_path, GREY, ("Essig", "Öl"), lambda key: key == "Käse.png")
+    assert _until_idle(known) == [LateLabel(key="Käse.png", label=1)]
+
+
+def test_names_that_differ_in_case_only_label_their_own_frames(tmp_path):
+    write(tmp_path / "one.png")
+    write(tmp_path / "ONE.png")
+    (tmp_path / "labels.csv").write_text("ONE.png,b\none.png,a\nOne.png,a\n")
+    *labels, told = ready(tmp_path, known={"one.png", "ONE.png"})
+    assert labels == [LateLabel(key="ONE.png", label=1), LateLabel(key="one.png", label=0)]
+    assert "'One.png' names no frame that is there" in told.reason
 
 
 def test_a_name_without_an_ending_that_may_mean_two_files_labels_neither(tmp_path):

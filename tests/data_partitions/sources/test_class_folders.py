@@ -32,7 +32,13 @@ def test_what_systems_leave_beside_images_is_neither_image_nor_class(tmp_path, c
     assert "4 hidden files are left out" in caplog.text
 
 
-@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Valid", "Test"), ("training", "testing"), ("train",)])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("train", "val"), ("Train", "Valid", "Test"), ("training", "testing"), ("train",), ("seg_train", "seg_test")),
+        *(("train2017", "val2017"), ("Training Data", "Test Data"), ("train", "unlabeled")),
+    ],
+)
 def test_splits_are_no_classes_and_the_sentence_says_what_to_give(tmp_path, names):
     for name in names:
         fill(tmp_path / name)
@@ -40,6 +46,14 @@ def test_splits_are_no_classes_and_the_sentence_says_what_to_give(tmp_path, name
     with pytest.raises(MissingDataError, match=rf"holds the splits .* give one of them, --data-path .*/{names[0]}:"):
         open_image_set(tmp_path, label_column="label", image_column="image")
     assert len(ClassFolders(tmp_path / names[0]).class_names) == 3
+
+
+def test_an_image_has_any_ending_of_its_format_and_other_files_are_counted(tmp_path, caplog):
+    fill(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "cat" / "from_a_browser.jfif", "JPEG")
+    (tmp_path / "owl" / "from_a_phone.HEIC").write_bytes(b"ftypheic")
+    assert np.bincount(ClassFolders(tmp_path).labels).tolist() == [5, 4, 4]
+    assert "1 files are no images by their names, such as from_a_phone.HEIC" in caplog.text
 
 
 def test_a_folder_within_a_folder_is_named(tmp_path):

@@ -163,6 +163,31 @@ def test_images_as_rows_of_rows_are_those_of_flat_lists(tmp_path, indent):
     assert np.array_equal(users.load_partition(0).images.reshape(3, -1), pixels_of("a", 9)[:3])
 
 
+@pytest.mark.parametrize("shape", [(-1, SIDE, SIDE, 1), (-1, 1, SIDE, SIDE)])
+def test_an_axis_of_one_channel_does_not_matter(tmp_path, shape):
+    value = content({"a": 2, "b": 1})
+    flat = [LeafUsers(save(tmp_path / "flat", "0.json", value)).load_partition(i).images for i in range(2)]
+    for data in value["user_data"].values():
+        data["x"] = np.asarray(data["x"]).reshape(shape).tolist()
+    deep = LeafUsers(save(tmp_path / "deep", "0.json", value))
+    assert all(torch.equal(deep.load_partition(i).images, images) for i, images in enumerate(flat))
+
+
+@pytest.mark.parametrize(("edit", "said"), [(("]}}}", "]}},}"), "'}', where a name"), (('"', "'"), "where a name")])
+def test_what_is_no_json_is_not_called_cut_off(tmp_path, edit, said):
+    text = json.dumps(content({"a": 2}))
+    save(tmp_path, "0.json", text.replace(*edit))
+    with pytest.raises(BrokenDataError, match=said):
+        LeafUsers(tmp_path)
+
+
+def test_coloured_images_are_told_where_they_belong(tmp_path):
+    value = content({"a": 1})
+    value["user_data"]["a"]["x"] = np.zeros((1, SIDE, SIDE, 3)).tolist()
+    with pytest.raises(BrokenDataError, match=r"\[1, 3, 3, 3\].* use parquet"):
+        LeafUsers(save(tmp_path, "0.json", value))
+
+
 def test_a_mark_at_the_beginning_is_passed_over_and_utf16_is_named(tmp_path):
     text = json.dumps(content({"a": 2}))
     (tmp_path / "0.json").write_text(text, encoding="utf-8-sig")

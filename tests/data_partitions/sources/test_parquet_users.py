@@ -165,6 +165,20 @@ def test_a_label_column_of_another_kind_is_refused(tmp_path):
         ParquetUsers(write(tmp_path / "d.parquet", labels=[0.5] * 6), **COLUMNS)
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.decimal128(3, 1)])
+def test_whole_numbers_that_became_fractions_are_labels(tmp_path, kind):
+    path = write(tmp_path / "d.parquet", labels=pa.array(LABELS).cast(kind, safe=False))
+    users = ParquetUsers(path, **COLUMNS)
+    assert users.load_partition(1).labels.tolist() == [0, 2, 2]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    table = pq.read_table(write(tmp_path / "d.parquet"))
+    pq.write_table(table.append_column("character", table["character"]), tmp_path / "d.parquet")
+    with pytest.raises(BrokenDataError, match="has the column 'character' twice"):
+        ParquetUsers(tmp_path / "d.parquet", **COLUMNS)
+
+
 @pytest.mark.parametrize(("column", "values"), [("users", [*USERS[:4], None, "b"]), ("labels", [*LABELS[:4], None, 1])])
 def test_an_empty_cell_is_named_by_row(tmp_path, column, values):
     images = [png(pixels_of(row)) for row in range(6)]
