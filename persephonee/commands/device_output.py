@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from persephonee.commands.printed_text import printable
+from persephonee.commands.errors import printable
 
 if TYPE_CHECKING:
     from persephonee.clients.runtime.device_settings import Prediction

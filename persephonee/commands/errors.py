@@ -15,8 +15,6 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from persephonee.commands.printed_text import printable
-
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -140,3 +138,8 @@ def _missing_package(module: str) -> str | None:
 def _one_line(text: str) -> str:
     line = printable(" ".join(text.split()))
     return line if line.endswith((".", "?", "!")) else f"{line}."
+
+
+def printable(text: str) -> str:
+    """Return text of somebody else's with a replacement character for each that would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
