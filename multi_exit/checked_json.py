@@ -1,11 +1,21 @@
-"""JSON from a file that may be damaged or somebody else's: what is not plain, finite and small is refused."""
+"""JSON from a file that may be damaged or somebody else's: what is not plain, finite and small is refused.
+
+What we write carries a digest of itself, here and in the headers of safetensors files, and whoever reads it compares.
+Files of earlier versions have none, and are read.
+"""
 
 import hashlib
 import json
 import math
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persephonee.multi_exit.atomic_files import write_json_atomically
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_INTEGER = 2**64
@@ -44,6 +54,40 @@ def parse_json_object(text: str | bytes) -> dict[str, Any]:
     return value
 
 
+def write_with_digest(path: Path, values: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write JSON with its digest, atomically, for `read_with_digest`."""
+    # through JSON, so that the digest is of what a reader finds
+    write_json_atomically(path, with_digest(json.loads(json.dumps(dict(values)))), private=private)
+
+
+def read_with_digest(path: Path) -> dict[str, Any]:
+    """Return what `write_with_digest` was given, or what a file of an earlier version holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged.
+    """
+    return without_digest(read_json_object(path))
+
+
+def arrays_header(state: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Return the header of a safetensors file: a text, and the digest of it and of the arrays."""
+    return {"state": state, DIGEST_KEY: _digest_of_arrays(state, arrays)}
+
+
+def checked_state(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the text in a header that `arrays_header` made.
+
+    Raises:
+        KeyError: there is none.
+        ValueError: text or arrays are not those that the digest was made of.
+    """
+    state = header["state"]
+    if DIGEST_KEY in header and header[DIGEST_KEY] != _digest_of_arrays(state, arrays):
+        raise ValueError(f"its content is not that of its {DIGEST_KEY}, it has been changed or damaged")
+    return state
+
+
 def with_digest(values: dict[str, Any]) -> dict[str, Any]:
     """Return JSON values with the SHA-256 of all of them, which `without_digest` checks."""
     return {**values, DIGEST_KEY: _digest(values)}
@@ -63,6 +107,14 @@ def without_digest(values: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest_of_arrays(state: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _refuse(constant: str) -> NoReturn:

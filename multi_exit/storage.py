@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.atomic_files import write_bytes_atomically
 from persephonee.multi_exit.building import rebuild_network
-from persephonee.multi_exit.checked_json import read_json_object, with_digest, without_digest
+from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
@@ -72,7 +72,7 @@ def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadat
         "spec": asdict(network.spec),
         "metadata": asdict(metadata),
     }
-    write_json_atomically(folder / "network.json", with_digest(json.loads(json.dumps(description))))
+    write_with_digest(folder / "network.json", description)
     for stale in folder.iterdir():
         # graphs belong to the weights that they were made of (multi_exit/graphs)
         is_stale_weights = _WEIGHTS_NAME.fullmatch(stale.name) and stale.name != weights

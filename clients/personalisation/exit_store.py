@@ -30,9 +30,8 @@ from persephonee.multi_exit.atomic_files import (
     make_private_folder,
     remove_leftovers,
     write_bytes_atomically,
-    write_json_atomically,
 )
-from persephonee.multi_exit.checked_json import read_json_object, with_digest, without_digest
+from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
 
 FORMAT = 1
 STATE_NAME = "state.json"
@@ -146,7 +145,7 @@ class ExitStore:
             "before": before,
             "parts": stored.parts.to_text(),
         }
-        write_json_atomically(self.folder / STATE_NAME, with_digest(state), private=True)
+        write_with_digest(self.folder / STATE_NAME, state, private=True)
         self._seen = self._state_bytes()
         kept = {name, before["exits"] if before else name}
         for stale in self.folder.iterdir():

@@ -8,6 +8,10 @@ loss of power. Tables:
     explored   frame, record (JSON)                                          see device_memory.py
     answered   key                                                           frames that need no answer any more
     facts      name, value (JSON)                                            whose store it is, state, counters
+    digests    kind, name, digest                                            of each row of the others
+
+SQLite notices damage to its structure alone, and not always: so triggers keep a digest of each row, and whoever opens
+the file compares all of them, once.
 """
 
 import fcntl
@@ -21,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from persephonee.clients.errors import StoreError, StoreFullError
+from persephonee.clients.runtime import row_digests
 from persephonee.multi_exit.atomic_files import make_private_folder
 
-VERSION = 1
+VERSION = 2
+"""1 had no digests; they are made of what is there when such a file is opened for writing."""
 NAME = "device.sqlite"
 _LOCK_TRIES = 3
 
@@ -117,7 +123,10 @@ class DeviceDatabase:
     def fact(self, name: str) -> Any:
         """Return a stored fact, None where there is none."""
         row = self.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        try:
+            return None if row is None else json.loads(row[0])
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self.damaged(f"{name}: {error}") from None
 
     def set_fact(self, name: str, value: Any) -> None:
         """Store a fact as JSON."""
@@ -144,6 +153,10 @@ class DeviceDatabase:
     def limit_pages(self, pages: int) -> None:
         """Let the file grow to `pages` pages of 4 KiB and no further; SQLite then answers as on a full disk."""
         self._connection.execute(f"PRAGMA max_page_count = {int(pages)}")
+
+    def damaged(self, what: object) -> StoreError:
+        """Return the error that says that what was read is none of what a device writes."""
+        return StoreError(f"the store in {self.folder} is damaged ({what}): move it away to start anew.")
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", None)
@@ -182,18 +195,37 @@ def _connect(folder: Path | None) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         Path(path).chmod(0o600)
     connection = sqlite3.connect(path, timeout=10.0, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, VERSION):
+    try:
+        row_digests.prepare(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, 1, VERSION):
+            raise StoreError(
+                f"the store in {folder} has version {version}, expected {VERSION}: use the release that made it, "
+                "or another folder."
+            )
+        if version != VERSION:
+            connection.executescript(
+                f"BEGIN; {_SCHEMA} {row_digests.SCHEMA} {row_digests.FILL} PRAGMA user_version = {VERSION}; COMMIT;"
+            )
+        if folder is not None:
+            _check_rows(connection, folder)
+    except BaseException:
         connection.close()
-        raise StoreError(
-            f"the store in {folder} has version {version}, expected {VERSION}: use the release that made it, "
-            "or another folder."
-        )
-    if version == 0:
-        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        raise
     return connection
+
+
+def _check_rows(connection: sqlite3.Connection, folder: Path) -> None:
+    """Compare what a file holds with its digests, all of it as of one moment."""
+    connection.execute("BEGIN")
+    try:
+        complaint = row_digests.complaint(connection, _SCHEMA)
+    finally:
+        connection.execute("ROLLBACK")
+    if complaint:
+        raise StoreError(f"the store in {folder} is damaged ({complaint}): move it away to start anew.")
 
 
 def _short(value: Any) -> str:

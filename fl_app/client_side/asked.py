@@ -5,7 +5,6 @@ the samples and how often, puts the little together. So the seed is the device's
 answers for one model, and the number of answers is limited. All of it is in `asked.json` in the device's store.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from persephonee.clients.errors import StoreError
 from persephonee.fl_app.errors import WireError
-from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 
 ASKED_NAME = "asked.json"
 ANSWERS_PER_ROUND = 3
@@ -77,12 +76,12 @@ class AskedFile:
         if sum(answers.values()) > ANSWERS_PER_DAY:
             raise WireError(f"this device has answered {ANSWERS_PER_DAY} times today, which is the most.")
         changed = replace(asked, model=asked.model or ("" if self._any_model else model), day=today, answers=answers)
-        write_json_atomically(self._path, asdict(changed))
+        write_with_digest(self._path, asdict(changed), private=True)
         return changed.seed
 
     def _read(self) -> Asked:
         try:
-            asked = Asked(**json.loads(self._path.read_text()))
+            asked = Asked(**read_with_digest(self._path))
             if not isinstance(asked.seed, int) or not all(type(n) is int for n in asked.answers.values()):
                 raise ValueError("a number is missing")
         except FileNotFoundError:

@@ -1,7 +1,6 @@
 """Everything that `persephonee device doctor` looks at, in the order in which it matters."""
 
 import importlib.util
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from persephonee.fl_app.deployment.doctor_machine import check_machine
 from persephonee.fl_app.deployment.findings import Finding, wrong
 from persephonee.fl_app.deployment.node_config import NODE_CONFIG_NAME, read_node_config
 from persephonee.fl_app.errors import AppError
+from persephonee.multi_exit.checked_json import read_with_digest
 
 
 def examine(folder: Path | None, node_configs: Sequence[Path]) -> list[Finding]:
@@ -41,8 +41,8 @@ def _check_folder(folder: Path) -> list[Finding]:
 
     findings = [check_key(folder / KEY_NAME), *check_node_config(read_node_config(folder / NODE_CONFIG_NAME))]
     try:
-        superlink = str(json.loads((folder / CONNECTION_NAME).read_text())["superlink"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        superlink = str(read_with_digest(folder / CONNECTION_NAME)["superlink"])
+    except (ValueError, KeyError):
         remedy = "enrol the device again, into a new folder"
         return [*findings, wrong("reachability", f"{CONNECTION_NAME} names no superlink", remedy)]
     return [*findings, *check_link(superlink, folder / ROOT_CERTIFICATE, time.time)]

@@ -3,11 +3,15 @@
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persephonee.fl_app.deployment.findings import Finding, ok, wrong
 from persephonee.fl_app.deployment.node_config import NODE_CONFIG_NAME, read_node_config
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.settings.run_config import Value
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 BUILT_IN = {"torchvision": "torchvision", "timm": "timm"}
 _ENROL = "enrol the device again, into a new folder"
@@ -30,9 +34,25 @@ def check_key(path: Path) -> Finding:
         return wrong("key", f"{path} is no private key in OpenSSH's format", _ENROL)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         return wrong("key", f"{path} is not on an elliptic curve, which Flower wants", _ENROL)
+    if not _belongs_to(key, path.with_name(f"{path.name}.pub")):
+        return wrong("key", f"{path} and {path.name}.pub are no pair, one is damaged", _ENROL)
     if mode & 0o077:
         return wrong("key", f"others may read {path} (mode {mode:o})", f"chmod 600 {path}; if it got out, enrol again")
     return ok("key", f"ECDSA on {key.curve.name}, mode {mode:o}")
+
+
+def _belongs_to(key: "ec.EllipticCurvePrivateKey", public: Path) -> bool:
+    """Return whether a private key is whole, and the public key beside it, if any, is its own."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+    derived = ec.derive_private_key(key.private_numbers().private_value, key.curve).public_key()
+    try:
+        beside = load_ssh_public_key(public.read_bytes()) if public.exists() else derived
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        return False
+    return derived == key.public_key() and derived == beside
 
 
 def check_node_config(config: Mapping[str, Value]) -> list[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography import x509
 
 from persephonee.fl_app.deployment.addresses import split_address
-from persephonee.fl_app.deployment.certificates import names_of
+from persephonee.fl_app.deployment.certificates import is_root, names_of
 from persephonee.fl_app.deployment.findings import Finding, ok, warning, wrong
 
 TIMEOUT_S = 10.0
@@ -48,6 +48,8 @@ def check_link(superlink: str, root_certificate: Path, now: Callable[[], float] 
     host, port = split_address(superlink)
     try:
         authority = x509.load_pem_x509_certificate(root_certificate.read_bytes())
+        if not is_root(authority):
+            raise ValueError("of no authority")
     except ValueError:
         remedy = "copy ca.crt from the server's folder again"
         return [wrong("root certificate", f"{root_certificate} is no certificate", remedy)]

@@ -6,7 +6,6 @@ round's tables; a round counts once rounds.parquet names it, so a file of a late
 repeated.
 """
 
-import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from persephonee.fl_app.errors import AppError
 from persephonee.multi_exit.atomic_files import make_private_folder, write_bytes_atomically
-from persephonee.multi_exit.checked_json import parse_json_object
+from persephonee.multi_exit.checked_json import arrays_header, checked_state, parse_json_object
 
 FOLDER = "checkpoint"
 
@@ -47,7 +46,7 @@ class Checkpoint:
         values = {"round": self.round, "run": self.run, "secret": self.secret, "held_out": self.held_out}
         values["info"] = dict(self.info)
         state = json.dumps(values)
-        header = {"state": state, "sha256": _digest(state, self.arrays)}
+        header = arrays_header(state, self.arrays)
         make_private_folder(run_dir / FOLDER)
         # the secret of the noise is nobody else's to read
         write_bytes_atomically(
@@ -69,10 +68,7 @@ class Checkpoint:
             arrays = safetensors.numpy.load_file(path)
             with safetensors.safe_open(path, framework="numpy") as file:
                 header = file.metadata()
-            # those of earlier versions have no digest
-            if "sha256" in header and header["sha256"] != _digest(header["state"], arrays):
-                raise ValueError("its content is not that of its sha256")
-            values = parse_json_object(header["state"])
+            values = parse_json_object(checked_state(header, arrays))
             return cls(arrays=arrays, **values)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise AppError(f"{path} is missing or damaged ({error}): the run cannot go on, start it anew.") from None
@@ -87,14 +83,6 @@ def begin(run_dir: Path, completed: tuple[int, ...]) -> Checkpoint:
     if not completed and not _path(run_dir, 0).exists():
         return Checkpoint(round=0)
     return Checkpoint.read(run_dir, completed[-1] if completed else 0)
-
-
-def _digest(state: str, arrays: Mapping[str, NDArray[np.float32]]) -> str:
-    digest = hashlib.sha256(state.encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
 
 
 def _path(run_dir: Path, number: int) -> Path:

@@ -12,8 +12,8 @@ from persephonee.fl_app.server_side.checkpoint import FOLDER
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.run_config import Value, with_present_names
 from persephonee.fl_app.simulation.scratch import is_alive, mark_of, remove_scratch
-from persephonee.multi_exit.atomic_files import make_private_folder, write_json_atomically
-from persephonee.multi_exit.checked_json import read_json_object
+from persephonee.multi_exit.atomic_files import make_private_folder
+from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 
 NOTE_NAME = "works-in.json"
 # What a folder says is data: code is imported from where the caller allows it, and written to below the run folder.
@@ -23,7 +23,7 @@ _NEVER_KEPT = ("sources", "client-store", "model-store")
 def keep_settings(settings: AppSettings, run_dir: Path) -> None:
     """Keep all settings, paths included, so that a resumed run need not be told them again."""
     make_private_folder(run_dir / FOLDER)
-    write_json_atomically(run_dir / FOLDER / "settings.json", settings.to_run_config())
+    write_with_digest(run_dir / FOLDER / "settings.json", settings.to_run_config(), private=True)
 
 
 def kept_config(run_dir: Path) -> dict[str, Value] | None:
@@ -38,7 +38,7 @@ def kept_config(run_dir: Path) -> dict[str, Value] | None:
     if not path.is_file():
         return None
     try:
-        kept: dict[str, Value] = read_json_object(path)
+        kept: dict[str, Value] = read_with_digest(path)
     except (OSError, ValueError) as error:
         raise AppError(f"{path} is damaged ({error}): delete it, and give all options again.") from None
     present = with_present_names(kept)
@@ -53,7 +53,7 @@ def noted_scratch(run_dir: Path, scratch: Path) -> Iterator[None]:
     """
     note = run_dir / FOLDER / NOTE_NAME
     own = psutil.Process()
-    write_json_atomically(note, {"scratch": str(scratch), "pid": own.pid, "since": own.create_time()})
+    write_with_digest(note, {"scratch": str(scratch), "pid": own.pid, "since": own.create_time()})
     try:
         yield
     finally:
@@ -70,7 +70,7 @@ def stop_killed_run(run_dir: Path) -> None:
     if not note.is_file():
         return
     try:
-        found = read_json_object(note)
+        found = read_with_digest(note)
         scratch, pid = Path(found["scratch"]), int(found["pid"])
         goes_on = pid != os.getpid() and is_alive({"pid": pid, "since": found["since"]})
     except (OSError, ValueError, KeyError, TypeError) as error:

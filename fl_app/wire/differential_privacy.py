@@ -29,7 +29,7 @@ from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 from persephonee.data_partitions.seeds import digest_of
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.exit_arrays import ExitArrays
-from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.checked_json import write_with_digest
 
 PRIVACY_NAME = "privacy.json"
 
@@ -102,5 +102,5 @@ def write_spent(privacy: PrivacySettings, rounds: int, run: Path) -> str:
         "report are not covered."
     )
     spent = {"epsilon": epsilon, "delta": privacy.dp_delta, "rounds": rounds, "words": words}
-    write_json_atomically(run / PRIVACY_NAME, spent)
+    write_with_digest(run / PRIVACY_NAME, spent)
     return words

@@ -5,7 +5,6 @@ Typer stays: a run configuration needs the reflection over the fields in any cas
 tyro or cyclopts would only bring a second one, and another kind of error beside it.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,14 +63,13 @@ def resumed_settings(run_dir: Path, sets: Sequence[str], given: "Mapping[str, Va
 def read_config(file: Path) -> dict[str, Any]:
     """Return the keys in a TOML file, or in the config.json of an earlier run, under their present names."""
     from persephonee.fl_app.settings.run_config import with_present_names
+    from persephonee.multi_exit.checked_json import parse_json_object, without_digest
 
     try:
         text = file.read_text(encoding="utf-8")
-        config = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        config = without_digest(parse_json_object(text)) if file.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise typer.BadParameter(f"--config {file} cannot be read ({error}); give a TOML file of keys.") from None
-    if not isinstance(config, dict):
-        raise typer.BadParameter(f"--config {file} holds no keys; give a TOML file of keys, or a run's config.json.")
     if file.suffix == ".json":
         config = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
     return with_present_names(config)

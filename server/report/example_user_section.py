@@ -6,7 +6,6 @@ can give the page an example user; it is kept in the run folder (figures/example
 
 import base64
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 from persephonee.server.errors import ServerError
 
 CLOSE_UP_NAME = "example_user.json"
@@ -80,7 +79,7 @@ def keep_example_user(figures: Path, example_user: ExampleUser) -> None:
     Raises:
         ServerError: an image is not uint8 or has another shape than [H, W], [1, H, W] or [3, H, W].
     """
-    write_json_atomically(figures / CLOSE_UP_NAME, example_user.to_json())
+    write_with_digest(figures / CLOSE_UP_NAME, example_user.to_json())
 
 
 def read_example_user(figures: Path) -> dict[str, Any] | None:
@@ -93,11 +92,11 @@ def read_example_user(figures: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        example_user = json.loads(path.read_bytes())
-    except ValueError as error:
+        example_user = read_with_digest(path)
+    except (OSError, ValueError) as error:
         raise ServerError(f"{path} is not whole JSON (cut off or overwritten): {error}; remove it.") from None
     wanted = {"client_id", "exit", "corrected", "worsened", "examples"}
-    if not isinstance(example_user, dict) or set(example_user) != wanted or not _are_examples(example_user["examples"]):
+    if set(example_user) != wanted or not _are_examples(example_user["examples"]):
         raise ServerError(f"{path} holds no example user; remove it.")
     return example_user
 

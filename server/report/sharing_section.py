@@ -1,12 +1,12 @@
 """The report's part on sharing: who shared, what noise covers it, and the curve on users who took no part."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from persephonee.multi_exit.checked_json import read_with_digest
 from persephonee.server.errors import ServerError
 from persephonee.server.report.figure_style import ORIGINAL, SIZE_INCHES
 from persephonee.server.results.sharing_results import HeldOutSummary, SharingSummary
@@ -26,8 +26,8 @@ def sharing_text(sharing: SharingSummary, run: Path) -> str:
     if not path.is_file():
         return words
     try:
-        return f"{words} {json.loads(path.read_text())['words']}"
-    except (ValueError, KeyError, TypeError):
+        return f"{words} {read_with_digest(path)['words']!s}"
+    except (OSError, ValueError, KeyError):
         raise ServerError(f"{path} is not whole: delete it, and the report leaves it out.") from None
 
 

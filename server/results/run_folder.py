@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from persephonee.multi_exit.atomic_files import names_in, remove_leftovers, write_json_atomically
-from persephonee.multi_exit.checked_json import read_json_object
+from persephonee.multi_exit.atomic_files import names_in, remove_leftovers
+from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 from persephonee.server.errors import ServerError
 from persephonee.server.results.results import aggregate_round
 from persephonee.server.results.table_schemas import (
@@ -90,7 +90,7 @@ class RunFolder:
         else:
             _make_room(path, overwrite)
         path.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(path / CONFIG_NAME, dict(config))
+        write_with_digest(path / CONFIG_NAME, config)
         return cls(path=path, config=dict(config))
 
     @classmethod
@@ -107,8 +107,8 @@ class RunFolder:
         if not file.is_file():
             raise ServerError(f"{path} is no run folder: it has no {CONFIG_NAME}.")
         try:
-            config = read_json_object(file)
-        except ValueError as error:
+            config = read_with_digest(file)
+        except (OSError, ValueError) as error:
             raise ServerError(f"{file} is not whole JSON (cut off or overwritten): {error}.") from None
         _refuse_links(path)
         return cls(path=path, config=config)

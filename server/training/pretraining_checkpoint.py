@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from persephonee.multi_exit.atomic_files import write_bytes_atomically
+from persephonee.multi_exit.checked_json import arrays_header, checked_state, parse_json_object
 from persephonee.server.errors import PretrainingError
 
 
@@ -59,7 +60,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     parts = {"network": checkpoint.network, "best": checkpoint.best, "momentum": checkpoint.momentum}
     tensors = {f"{part}/{name}": t.detach().cpu().contiguous() for part, ts in parts.items() for name, t in ts.items()}
     state = {"identity": dict(checkpoint.identity), "history": [asdict(record) for record in checkpoint.history]}
-    write_bytes_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
+    header = arrays_header(json.dumps(state), {name: tensor.numpy() for name, tensor in tensors.items()})
+    write_bytes_atomically(path, safetensors.torch.save(tensors, metadata=header))
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
@@ -70,14 +72,17 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint:
     """
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "momentum": {}}
     try:
+        tensors = safetensors.torch.load_file(path)
         with safe_open(str(path), framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            for key in file.keys():  # noqa: SIM118, safe_open is no mapping
-                part, name = key.split("/", 1)
-                parts[part][name] = file.get_tensor(key)
+            header = file.metadata() or {}
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        state = parse_json_object(checked_state(header, arrays))
+        for key, tensor in tensors.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = tensor
         records = [_record(values) for values in state["history"]]
         stored: dict[str, Any] = state["identity"]
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise PretrainingError(
             f"The checkpoint {path} cannot be read ({error}); delete it, or train again with --overwrite."
         ) from None

@@ -44,7 +44,7 @@ def test_a_save_that_fails_leaves_the_previous_round_in_force(tmp_path, monkeypa
     def full_disk(path, value, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("persephonee.clients.personalisation.exit_store.write_json_atomically", full_disk)
+    monkeypatch.setattr("persephonee.clients.personalisation.exit_store.write_with_digest", full_disk)
     with pytest.raises(OSError, match="No space"):
         store.save(stored(2))
     loaded = store.load("a" * 64, "f0001_01")

@@ -200,7 +200,7 @@ def test_a_store_of_another_version_or_a_damaged_one_is_refused_in_a_sentence(tm
     database, _ = opened(tmp_path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(StoreError, match="version 9, expected 1"):
+    with pytest.raises(StoreError, match="version 9, expected 2"):
         DeviceDatabase(tmp_path)
     other = tmp_path / "damaged"
     other.mkdir()

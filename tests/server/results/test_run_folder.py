@@ -1,6 +1,5 @@
 import contextlib
 import hashlib
-import json
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -142,7 +141,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_was(tmp_path):
         RunFolder.create(tmp_path / "r", {**CONFIG, "seed": 2})
     assert "\n" not in str(caught.value)
     assert digests(run.path) == before
-    assert json.loads((run.path / "config.json").read_text()) == CONFIG
+    assert RunFolder.open(run.path).config == CONFIG
 
 
 def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
