@@ -1,6 +1,7 @@
 """A device's membership of a federation: its key pair, its node configuration, its unit, and whom it trusts."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.user_ids import id_complaint, shown
 from persephonee.fl_app.deployment.addresses import split_address
+from persephonee.fl_app.deployment.certificates import is_root
 from persephonee.fl_app.deployment.node_config import NODE_CONFIG_NAME, data_keys, to_toml
 from persephonee.fl_app.deployment.private_folder import (
     FOLDER_MODE,
@@ -23,10 +25,12 @@ from persephonee.fl_app.deployment.programs import program
 from persephonee.fl_app.deployment.systemd_units import supernode_unit
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.settings.run_config import Value
+from persephonee.multi_exit.checked_json import with_digest
 
 KEY_NAME = "device.key"
 ROOT_CERTIFICATE = "ca.crt"
 CONNECTION_NAME = "connection.json"
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 DEVICE_UNIT = "persephonee-device.service"
 
 
@@ -47,6 +51,8 @@ class DeviceMembership:
     sources: tuple[str, ...]
     """Where it may build backbones from."""
     share_exits: bool = False
+    models: tuple[str, ...] = ()
+    """Fingerprints of the models that it answers for; empty for the first that it is sent."""
     port: int = 9094
     """On loopback, for the SuperNode's own parts; two SuperNodes on one machine need two."""
 
@@ -60,6 +66,11 @@ class DeviceMembership:
             raise AppError(f"--port {self.port} is no port; give 1 to 65535.")
         if not self.sources:
             raise AppError("--sources is empty; name where backbones may come from, such as torchvision.")
+        odd = next((name for name in self.models if not _FINGERPRINT.fullmatch(name)), None)
+        if odd is not None:
+            raise AppError(
+                f"--models {shown(odd)} is no fingerprint; give the one in a model's network.json, of 64 digits."
+            )
         split_address(self.superlink)
 
     def node_config(self, data: DataSettings) -> dict[str, Value]:
@@ -69,6 +80,7 @@ class DeviceMembership:
             "store": str(self.store.expanduser().absolute()),
             "backbones": ",".join(self.sources),
             "share-exits": self.share_exits,
+            **({"models": ",".join(self.models)} if self.models else {}),
             **data_keys(data),
         }
 
@@ -95,7 +107,7 @@ def enrol_device(folder: Path, device: DeviceMembership, data: DataSettings, roo
         f"{KEY_NAME}.pub": (public.encode(), OPEN_MODE),
         ROOT_CERTIFICATE: (certificate, OPEN_MODE),
         NODE_CONFIG_NAME: (to_toml(device.node_config(data)).encode(), KEY_MODE),
-        CONNECTION_NAME: (json.dumps(connection).encode(), OPEN_MODE),
+        CONNECTION_NAME: (json.dumps(with_digest(connection)).encode(), OPEN_MODE),
         DEVICE_UNIT: (unit.encode(), OPEN_MODE),
     }
     write_private_folder(folder, files, ("flower",))
@@ -117,8 +129,8 @@ def supernode_command(folder: Path, device: DeviceMembership) -> tuple[str, ...]
 def _check_root(path: Path, content: bytes) -> None:
     try:
         certificate = x509.load_pem_x509_certificate(content)
-        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, x509.ExtensionNotFound):
+        is_authority = is_root(certificate)
+    except ValueError:
         is_authority = False
     if not is_authority:
         raise AppError(f"{path} is no certificate of an authority; copy ca.crt from the server's folder.")

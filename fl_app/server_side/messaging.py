@@ -8,9 +8,10 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -90,13 +91,10 @@ def send_and_receive(
                     waiting.add(message_id)
                 else:
                     unsent.add(node_id)
-        arrived = list(grid.pull_messages(sorted(waiting)))
-        for reply in arrived:
-            # an error that the SuperLink makes up comes from itself: only this id tells whom it is about
-            message_id = reply.metadata.reply_to_message_id
+        arrived = _arrived(grid, waiting, node_of)
+        for message_id, answer in arrived:
             if message_id in waiting:
                 waiting.discard(message_id)
-                answer = _answer(node_of[message_id], reply)
                 predictions[answer.node_id] = answer
                 on_answer(answer)
                 counted += counts(answer)
@@ -142,6 +140,31 @@ def cause_in_text(code: int, reason: str) -> str:
     last = next((line for line in reversed(lines) if line.strip("'>\" ")), "")
     last = "".join(letter if letter.isprintable() else " " for letter in last)
     return f"{words} ({last.removesuffix(chr(39) + '>')[:200]})" if last else words
+
+
+def _arrived(grid: Grid, waiting: set[str], node_of: Mapping[str, int]) -> list[tuple[str, Reply]]:
+    """Return what has arrived, by the message that it answers.
+
+    Flower decodes replies as it fetches them, all in one call, and what one of them raises would lose the others: they
+    are fetched one by one. A simulation's replies were never encoded.
+    """
+    arrived: list[tuple[str, Reply]] = []
+    for ids in [sorted(waiting)] if is_simulation(grid) else [[message_id] for message_id in sorted(waiting)]:
+        try:
+            # an error that the SuperLink makes up comes from itself: only the message's id tells whom it is about
+            for reply in grid.pull_messages(ids):
+                message_id = reply.metadata.reply_to_message_id
+                if message_id in ids:
+                    arrived.append((message_id, _answer(node_of[message_id], reply)))
+        except (httpx.HTTPError, OSError):
+            # the SuperLink does not answer, which is nobody's reply
+            raise
+        except Exception as error:
+            if is_simulation(grid):
+                raise
+            cause = f"its reply cannot be decoded ({type(error).__name__})"
+            arrived.append((ids[0], Reply(node_id=node_of[ids[0]], content=None, cause=cause)))
+    return arrived
 
 
 def _answer(node_id: int, reply: Message) -> Reply:

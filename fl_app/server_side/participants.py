@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from persephonee.data_partitions.user_ids import shown
 from persephonee.fl_app.errors import RunFailedError, WireError
 from persephonee.fl_app.server_side.messaging import Reply, is_simulation, send_and_receive
 from persephonee.fl_app.settings.app_settings import RoundSettings
@@ -62,9 +63,15 @@ def enrol(
     devices: list[Client] = []
     simulated: dict[int, Client] = {}
     causes: list[str] = []
+    names = {} if is_simulation(grid) else registered_names(grid)
+    misnamed: dict[str, str] = {}
     for answer in send_and_receive(grid, messages, settings.node_wait, quick=True):
         try:
             status = _status(answer, is_simulation(grid))
+            if complaint := _false_name(status["client-id"], names.get(answer.node_id, ""), names.values()):
+                if answer.node_id in names:
+                    misnamed[names[answer.node_id]] = f"{wire.REFUSED}: {complaint}"
+                raise WireError(complaint)
         except WireError as error:
             causes.append(str(error).rstrip("."))
             continue
@@ -80,7 +87,26 @@ def enrol(
     playing = users(min(len(simulated), settings.clients or len(simulated))) if simulated else ()
     # the i-th user is played by the i-th partition
     played = [replace(simulated[i], client_id=u) for u, i in zip(playing, sorted(simulated), strict=False)]
-    return _participants([*devices, *played], settings.clients, nameless=len(causes))
+    found = _participants([*devices, *played], settings.clients, nameless=len(causes) - len(misnamed))
+    return replace(found, left_out={**found.left_out, **misnamed})
+
+
+def registered_names(grid: Grid) -> dict[int, str]:
+    """Return the names under which the operator registered nodes' public keys, by node; without those that have none.
+
+    `flwr supernode register KEY.pub --name ID` binds an id to a key: the SuperLink knows a node by the signatures of
+    that key, whatever the node says of itself.
+    """
+    return {node.node_id: node.name for node in grid.get_nodes() if node.name}
+
+
+def _false_name(said: str, registered: str, all_registered: Iterable[str]) -> str:
+    """Return what is wrong with the id that a node says, given the name of its key; nothing if it fits."""
+    if registered and said != registered:
+        return f"its key is registered as {shown(registered)}, and it says that it is {shown(said)}"
+    if not registered and said in all_registered:
+        return f"it says that it is {shown(said)}, which another key is registered as"
+    return ""
 
 
 def _wait_for_nodes(grid: Grid, settings: RoundSettings) -> list[int]:

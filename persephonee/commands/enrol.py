@@ -25,6 +25,10 @@ def enrol(
     share_exits: Annotated[
         bool, typer.Option("--share-exits", help="Let personal exits leave this device when a run asks for them.")
     ] = False,
+    models: Annotated[
+        str,
+        typer.Option(help="Fingerprints of the models it answers for, with commas; else the first it is sent."),
+    ] = "",
     port: Annotated[int, typer.Option(help="On loopback; two SuperNodes on one machine need two.")] = 9094,
     sources: Sources = DEFAULT_SOURCES,
 ) -> None:
@@ -44,11 +48,13 @@ def enrol(
         superlink=superlink,
         sources=source_names(sources),
         share_exits=share_exits,
+        models=tuple(name.strip() for name in models.split(",") if name.strip()),
         port=port,
     )
     public = enrol_device(out, device, data, root_certificate)
     folder = out.expanduser().absolute()
-    typer.echo(f"Register this public key ({folder / KEY_NAME}.pub) on the server with `flwr supernode register`:")
+    typer.echo(f"Register this public key ({folder / KEY_NAME}.pub) on the server with `flwr supernode register`, and")
+    typer.echo(f"with --name {shlex.quote(client_id)}, so that nobody else can say this id:")
     typer.echo(f"  {public}")
     typer.echo(f"Check everything, then start it ({NODE_CONFIG_NAME} says what this device is and allows):")
     typer.echo(f"  persephonee device doctor {shlex.quote(str(folder))}")

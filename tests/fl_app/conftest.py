@@ -15,6 +15,7 @@ import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
@@ -53,6 +54,8 @@ class Node:
     """Called with (message, reply) in place of sending the reply; may return an Error or another RecordDict."""
     claims: dict = field(default_factory=dict)
     """What it says in its status answer in place of the truth."""
+    registered_as: str = ""
+    """The name under which the operator registered the node's key."""
     received: list[Message] = field(default_factory=list)
     sent: list[RecordDict] = field(default_factory=list)
 
@@ -78,6 +81,9 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self):
         return list(self.nodes)
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=node.node_id, name=node.registered_as) for node in self.nodes.values()]
 
     def push_messages(self, messages):
         sent = []

@@ -243,7 +243,7 @@ def enrolled(folder: Path, permitting: tuple[str, ...] = ()) -> Iterator[Federat
         made.superlink.start()
         made.wait_until_reachable()
         for name in IDS:
-            made.flwr("supernode", "register", folder / name / "device.key.pub", "devices")
+            made.flwr("supernode", "register", folder / name / "device.key.pub", "devices", "--name", name)
             made.devices[name].start()
         yield made
     finally:

@@ -159,3 +159,10 @@ def test_an_address_that_is_none_is_refused(enrol, tmp_path, address):
 
 def test_a_root_certificate_that_is_the_servers_own_is_refused(enrol, server):
     assert "no certificate of an authority" in refused(*enrol("--root-certificate", server / "server.crt"))
+
+
+def test_an_owner_names_the_models_that_a_device_answers_for(enrol, tmp_path):
+    assert call(*enrol("--models", f"{'a' * 64}, {'b' * 64}")).exit_code == 0
+    config = tomllib.loads((tmp_path / "device" / "node.toml").read_text())
+    assert ClientNode.of(config, AppSettings(), run_id=0).models_allowed == ("a" * 64, "b" * 64)
+    assert "--models 'best' is no fingerprint" in refused(*enrol("--models", "best", out=tmp_path / "other"))

@@ -48,6 +48,25 @@ def test_an_id_that_is_none_is_refused_and_the_run_goes_on(settings, device_node
     assert with_status(run(make_grid(nodes, settings), settings)).to_dict() == {"u0": "ok"}
 
 
+def test_a_device_that_says_anothers_id_is_refused_and_named_and_does_not_shut_the_other_out(
+    settings, device_node, make_grid, caplog
+):
+    own, thief, stranger = device_node("u0", 1), lying(device_node("u1", 2), client_id="u0"), device_node("u2", 3)
+    own.registered_as, thief.registered_as = "u0", "u1"
+    nodes = [own, thief, lying(stranger, client_id="u0")]
+    lenient = changed(settings, min_reply_fraction=0.0)
+    found = with_status(run(make_grid(nodes, lenient), lenient)).to_dict()
+    assert found == {"u0": "ok", "u1": "refused: its key is registered as 'u1', and it says that it is 'u0'"}
+    assert "it says that it is 'u0', which another key is registered as" in caplog.text
+    assert not any(message.metadata.message_type == "train" for node in nodes[1:] for message in node.received)
+
+
+def test_devices_whose_keys_have_no_names_take_part_under_the_ids_that_they_say(settings, device_node, make_grid):
+    nodes = [device_node("u0", 1), device_node("u1", 2)]
+    nodes[0].registered_as = "u0"
+    assert with_status(run(make_grid(nodes, settings), settings)).to_dict() == {"u0": "ok", "u1": "ok"}
+
+
 def test_devices_that_share_none_are_sent_no_merged_exits(settings, device_node, make_grid):
     sharing = changed(settings, share_exits=True, rounds=2)
     nodes = [device_node(f"u{i}", i + 1, **{"share-exits": i != 1}) for i in range(3)]

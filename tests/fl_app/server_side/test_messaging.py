@@ -1,5 +1,6 @@
 import time
 
+import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -94,6 +95,32 @@ def test_a_round_ends_at_its_deadline_and_names_each_node_without_a_reply():
         "the message could not be sent",
     ]
     assert [answer.content is None for answer in predictions] == [False, True, True, True]
+
+
+def test_a_reply_that_cannot_be_decoded_is_that_nodes_failure_and_loses_no_other(monkeypatch):
+    grid = SlowGrid()
+    pull = grid.pull_messages
+
+    def decoding(message_ids):
+        replies = pull(message_ids)
+        if any(reply.metadata.reply_to_message_id == "m1" for reply in replies):
+            raise ValueError("Invalid header")
+        return replies
+
+    monkeypatch.setattr(grid, "pull_messages", decoding)
+    messages = [Message(RecordDict(), node, "train") for node in (1, 2, 3)]
+    causes = [answer.cause for answer in send_and_receive(grid, messages, deadline=0.5)]
+    assert causes == ["its reply cannot be decoded (ValueError)", "the node went away during the round", NO_REPLY]
+
+
+def test_a_superlink_that_does_not_answer_is_nobodys_failure(monkeypatch):
+    def unreachable(_):
+        raise httpx.ConnectError("refused")
+
+    grid = SlowGrid()
+    monkeypatch.setattr(grid, "pull_messages", unreachable)
+    with pytest.raises(httpx.ConnectError):
+        send_and_receive(grid, [Message(RecordDict(), 1, "train")], deadline=0.5)
 
 
 def test_a_round_ends_once_enough_have_replied_and_an_error_is_no_reply():
