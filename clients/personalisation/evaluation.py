@@ -73,9 +73,13 @@ class JudgedOutputs:
     @classmethod
     def of(cls, early: Tensor, features: FeatureCache, split: SampleSplit) -> "JudgedOutputs":
         """Return the outputs that belong to the early exits' logits [M, n, K] on the n samples `split.judged`."""
-        logits = torch.cat([early, features.last_logits[None, split.judged]])
-        count = len(split.calibration)
-        return cls(ExitOutputs.of(logits[:, :count]), ExitOutputs.of(logits[:, count:]))
+        return cls.parted(early, features.last_logits[split.judged], len(split.calibration))
+
+    @classmethod
+    def parted(cls, early: Tensor, last: Tensor, num_calibration: int) -> "JudgedOutputs":
+        """Return the outputs that belong to logits [M, n, K] and [n, K], of which the first calibrate."""
+        logits = torch.cat([early, last[None]])
+        return cls(ExitOutputs.of(logits[:, :num_calibration]), ExitOutputs.of(logits[:, num_calibration:]))
 
     @property
     def all(self) -> ExitOutputs:

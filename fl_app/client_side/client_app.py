@@ -22,6 +22,8 @@ from persephonee.clients.personalisation.evaluation import evaluate_exits
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.clients.personalisation.risk.risk_pools import RiskPool
+from persephonee.clients.personalisation.risk.second_choice import choose_again
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import SplitSettings
@@ -36,6 +38,7 @@ from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES
+from persephonee.fl_app.wire.risk_records import curve_record, pool_of
 from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 
@@ -70,6 +73,12 @@ def train(message: Message, context: Context) -> Message:
     return Message(_answer(message.content, context, _personalise), reply_to=message)
 
 
+@app.train("policy")
+def policy(message: Message, context: Context) -> Message:
+    """Choose the policy of the round that is over again, with the pool of all clients' risk curves, and report."""
+    return Message(_answer(message.content, context, _choose), reply_to=message)
+
+
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the global exits on a user who takes no part, and personal ones if asked; nothing is kept."""
@@ -90,6 +99,8 @@ class _Task:
     layout: ExitLayout
     exits: dict[str, Tensor] | None
     """The global exits of a federated round; None where the run shares none or the device takes none."""
+    pool: RiskPool | None
+    """Of all clients' risk curves, in a message that asks for the policy."""
     samples: UserSamples
     split: SampleSplit
     store: ExitStore
@@ -97,7 +108,7 @@ class _Task:
 
 def _answer(content: RecordDict, context: Context, does: Callable[[_Task], RecordDict]) -> RecordDict:
     """Do what a message asks, say why where that cannot be done, and let nothing leave but what is allowed."""
-    user, layout = "", None
+    user, layout, curve_allowed = "", None, False
     try:
         node = _node(context)
         request = wire.read_request(content)
@@ -106,10 +117,11 @@ def _answer(content: RecordDict, context: Context, does: Callable[[_Task], Recor
         if isinstance(task, RecordDict):
             return _checked(task, user, None)
         layout = task.layout if task.settings.sharing.share_exits and node.permits_sharing(user) else None
+        curve_allowed = does is _personalise and task.settings.pools_curves and node.permits_curve
         reply = does(task)
     except Exception as error:
         reply = wire.refusal(user, refusal_of(error))
-    return _checked(reply, user, layout)
+    return _checked(reply, user, layout, curve_allowed)
 
 
 def _task(
@@ -154,6 +166,7 @@ def _task(
         network=network,
         layout=layout,
         exits=exits,
+        pool=pool_of(content["pool"], network.num_exits) if "pool" in content else None,
         samples=samples,
         split=split,
         store=store,
@@ -173,11 +186,31 @@ def _personalise(task: _Task) -> RecordDict:
         run=str(task.request["run"]),
     )
     reply = _to_reply(task, done.report)
+    if task.settings.pools_curves and task.node.permits_curve and done.choice.curve is not None:
+        curve = curve_record(done.choice.curve)
+        if curve is not None:
+            reply["curve"] = curve
     if task.settings.sharing.share_exits:
         start = task.exits or task.network.exit_state()
         permitted = task.node.permits_sharing(task.user)
         attach_exits(reply, done, start, task.layout, permitted, task.settings.privacy)
     return reply
+
+
+def _choose(task: _Task) -> RecordDict:
+    if task.pool is None:
+        raise WireError("a policy is chosen again with a pool of risk curves, which is missing.")
+    report = choose_again(
+        task.network,
+        task.samples,
+        task.split,
+        task.settings.personalisation,
+        task.store,
+        task.pool,
+        run=str(task.request["run"]),
+        round_number=int(task.request["round"]),
+    )
+    return _to_reply(task, report)
 
 
 def _evaluate(task: _Task) -> RecordDict:
@@ -202,16 +235,17 @@ def _to_reply(task: _Task, report: PersonalisationReport) -> RecordDict:
     return wire.to_reply(report if task.node.is_simulated else coarse_report(report))
 
 
-def _checked(reply: RecordDict, user: str, layout: ExitLayout | None) -> RecordDict:
+def _checked(reply: RecordDict, user: str, layout: ExitLayout | None, curve_allowed: bool = False) -> RecordDict:
     """Let nothing leave but what the wire records allow: the last step before sending.
 
     Args:
         reply: what is about to leave.
         user: whose it is.
         layout: of the exits that may leave; None where the run asks for none or the owner permits none.
+        curve_allowed: whether the owner lets the user's risk curve leave.
     """
     try:
-        wire.check_reply(reply, exits_allowed=layout is not None)
+        wire.check_reply(reply, exits_allowed=layout is not None, curve_allowed=curve_allowed)
         if layout is not None and "exits" in reply:
             layout.from_record(reply["exits"])
     except WireError:

@@ -7,6 +7,7 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     dataset, data-path, user-column, ...   its data, as in the run settings
     model-store    folder of models by fingerprint; default: `models` in the store
     backbones      sources that it builds backbones from, with commas; default: torchvision,timm
+    share-curve    true allows its risk curve to leave it, for policies chosen with those of others; default: false
     share-exits    true allows its exits to leave it when a run asks for them, and merged ones in; default: false
     device         where it computes: cuda, cpu, or auto, a GPU where there is one; default: auto
     models         fingerprints of the models that it answers for, with commas; default: the first that it is sent
@@ -36,7 +37,7 @@ from persephonee.multi_exit.settings import DEFAULT_SOURCES, ComputeSettings
 from persephonee.multi_exit.storage import ModelMetadata
 
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
-_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-exits", "models", "device")
+_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-curve", "share-exits", "models", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class ClientNode:
     sources: tuple[str, ...]
     sharing_allowed: bool
     """Whether the device's owner lets exits leave it; a simulated node asks `permits_sharing` once it plays a user."""
+
+    permits_curve: bool = False
+    """Whether the user's risk curve may leave: by a device's own configuration; a simulated node's always may."""
 
     models_allowed: tuple[str, ...] = ()
     """Fingerprints of the models that a device without sharing answers for; empty for the first that it is sent."""
@@ -100,6 +104,7 @@ class ClientNode:
             model_seen=settings.model_folder(run_id),
             sources=settings.sources,
             sharing_allowed=settings.sharing.sharing_fraction == 1,
+            permits_curve=True,
             sharing_fraction=settings.sharing.sharing_fraction,
             seed=settings.seed,
             compute=settings.compute,
@@ -109,7 +114,7 @@ class ClientNode:
     def _device(cls, config: Mapping[str, Value]) -> "ClientNode":
         own = {key: config[key] for key in _OWN_KEYS if key in config}
         for key, value in own.items():
-            wanted = bool if key == "share-exits" else str
+            wanted = bool if key in ("share-exits", "share-curve") else str
             if type(value) is not wanted or value == "":
                 raise RunConfigError(f"node configuration: {key}={value!r} is wrong; expected a {wanted.__name__}.")
         complaint = id_complaint(str(own["client-id"]))
@@ -127,6 +132,7 @@ class ClientNode:
             model_seen=None,
             sources=tuple(str(own.get("backbones", ",".join(DEFAULT_SOURCES))).split(",")),
             sharing_allowed=bool(own.get("share-exits", False)),
+            permits_curve=bool(own.get("share-curve", False)),
             models_allowed=tuple(name.strip() for name in str(own.get("models", "")).split(",") if name.strip()),
             compute=from_flat(ComputeSettings, {"device": own.get("device", "auto")}),
         )

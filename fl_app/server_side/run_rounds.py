@@ -29,6 +29,12 @@ log = logging.getLogger("persephonee.server")
 _AWAY = "no node said that it is this client"
 
 
+def promise_of(settings: AppSettings) -> tuple[float, float] | None:
+    """Return the tolerance and delta for which the clients' risk curves are pooled; None where they are not."""
+    chosen = settings.personalisation
+    return (chosen.drop_tolerance, chosen.delta) if settings.pools_curves else None
+
+
 class Rounds:
     """The rounds of one run.
 
@@ -67,6 +73,7 @@ class Rounds:
             settings.rounds,
             run=self._begun.run,
             sharing=self._sharing,
+            promise=promise_of(settings),
             on_progress=self._progress,
         )
 

@@ -14,17 +14,20 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.clients.personalisation.risk.risk_curves import RiskCurve
 from persephonee.fl_app.errors import RunFailedError, WireError
 from persephonee.fl_app.server_side.aggregation import Contribution
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
 from persephonee.fl_app.server_side.messaging import Reply, send_and_receive
 from persephonee.fl_app.server_side.participants import Client, Participants, enrol
+from persephonee.fl_app.server_side.risk_pooling import pools_of, with_policy_of
 from persephonee.fl_app.settings.app_settings import RoundSettings
 from persephonee.fl_app.wire import records as wire
+from persephonee.fl_app.wire.risk_records import curve_of, pool_record
 
 _TAKES_NONE = f"{wire.REFUSED}: its owner lets no merged exits in"
 
@@ -65,6 +68,7 @@ class PersonalisationStrategy:
         settings: who takes part, deadlines and the quota.
         run: names the run to its clients, also when another process goes on with it.
         sharing: of the exits; None for metrics-only rounds.
+        promise: the tolerance and delta for which the clients' risk curves are pooled; None where they are not.
         on_progress: called with (answers so far, clients asked) while a round runs.
     """
 
@@ -76,6 +80,7 @@ class PersonalisationStrategy:
         settings: RoundSettings,
         run: str = "",
         sharing: ExitSharing | None = None,
+        promise: tuple[float, float] | None = None,
         on_progress: Callable[[int, int], None] = lambda done, asked: None,
     ) -> None:
         self._grid = grid
@@ -84,6 +89,7 @@ class PersonalisationStrategy:
         self._settings = settings
         self._run = run
         self._sharing = sharing
+        self._promise = promise
         self._on_progress = on_progress
 
     def enrol(self, users: Callable[[int], Sequence[str]]) -> Participants:
@@ -100,10 +106,33 @@ class PersonalisationStrategy:
         start = time.monotonic()
         replies = self._ask(wire.TRAIN, number, participants.clients)
         reports = {name: reply.report for name, reply in replies.items()}
+        reports.update(self._choose_again(number, participants.clients, replies))
         result = _result(number, participants, reports, time.monotonic() - start)
         for client in participants.clients:
             client.bytes_up = client.bytes_down = 0
         return result if self._sharing is None else replace(result, sharing=self._merge(number, replies))
+
+    def _choose_again(
+        self, number: int, clients: Sequence[Client], replies: Mapping[str, "_Reply"]
+    ) -> dict[str, PersonalisationReport]:
+        """Pool the risk curves that came, send each client the pool, and return what those report who then chose again.
+
+        Clients with labels and without lose in other ways, and make a pool of their own each. Whoever does not answer
+        keeps the policy that it has, and the report of it.
+        """
+        chosen: dict[str, PersonalisationReport] = {}
+        curves = {
+            name: (reply.report.labels == "all", reply.curve)
+            for name, reply in replies.items()
+            if reply.curve is not None and reply.report.status == wire.OK
+        }
+        for pool, members in pools_of(curves, self._promise):
+            asked = [client for client in clients if client.client_id in members]
+            records = {"pool": pool_record(pool)}
+            for name, reply in self._ask(wire.POLICY, number, asked, records=records).items():
+                if reply.report.status == wire.OK:
+                    chosen[name] = with_policy_of(replies[name].report, reply.report)
+        return chosen
 
     def evaluate(self, number: int, clients: Sequence[Client], personalise: bool) -> list[dict[str, Any]]:
         """Measure the global exits after round `number` on clients that take no part in any round.
@@ -136,10 +165,17 @@ class PersonalisationStrategy:
         self._sharing.merge(number, shared)
         return self._sharing.rows(number, {name: reply.outcome for name, reply in ok.items()}, shared)
 
-    def _ask(self, kind: str, number: int, clients: Sequence[Client], personalise: bool = False) -> dict[str, "_Reply"]:
+    def _ask(
+        self,
+        kind: str,
+        number: int,
+        clients: Sequence[Client],
+        personalise: bool = False,
+        records: Mapping[str, MetricRecord] | None = None,
+    ) -> dict[str, "_Reply"]:
         """Return each client's reply; a client that turns out to lack the model is sent it, within the deadline."""
         start = time.monotonic()
-        make = partial(self._message, kind, number, personalise=personalise)
+        make = partial(self._message, kind, number, personalise=personalise, records=records or {})
         enough = math.ceil(self._settings.enough_fraction * len(clients))
         replies = self._collect(kind, number, clients, make, self._settings.round_deadline, enough)
         lacking = [c for c in clients if replies[c.client_id].report.status.startswith(wire.MODEL_MISSING)]
@@ -179,7 +215,16 @@ class PersonalisationStrategy:
                 replies[answer.node_id] = self._reply(kind, number, of_node[answer.node_id], answer)
         return {client.client_id: replies[client.node_id] for client in clients}
 
-    def _message(self, kind: str, number: int, client: Client, deadline: float, *, personalise: bool) -> Message:
+    def _message(
+        self,
+        kind: str,
+        number: int,
+        client: Client,
+        deadline: float,
+        *,
+        personalise: bool,
+        records: Mapping[str, MetricRecord],
+    ) -> Message:
         content = wire.make_request(
             round_number=number,
             model=self._model.fingerprint,
@@ -188,10 +233,11 @@ class PersonalisationStrategy:
             run=self._run,
             personalise=personalise,
         )
+        content.update(records)
         if not client.has_model:
             content.update(self._model.records())
             client.has_model = True
-        if self._sharing is not None and client.takes_exits:
+        if self._sharing is not None and client.takes_exits and kind != wire.POLICY:
             content.update(self._sharing.records())
         client.bytes_down += wire.content_bytes(content)
         return Message(content, client.node_id, kind, ttl=max(deadline, 1.0), group_id=str(number))
@@ -205,17 +251,19 @@ class PersonalisationStrategy:
                 answer.content,
                 self._model.num_exits,
                 exits_allowed=self._sharing is not None,
-                is_personalised=kind == wire.TRAIN,
+                is_personalised=kind in (wire.TRAIN, wire.POLICY),
+                curve_allowed=self._promise is not None and kind == wire.TRAIN,
             )
+            curve = curve_of(answer.content["curve"], self._model.num_exits) if "curve" in answer.content else None
         except WireError as error:
             words = f"{wire.REFUSED}: the reply held something else: {error}"
             return _Reply(wire.no_report(client.client_id, words))
         if report.client_id != client.client_id or (report.status == wire.OK and report.round != number):
             words = f"{wire.REFUSED}: the reply is of another client or round"
             return _Reply(wire.no_report(client.client_id, words))
-        if self._sharing is None or report.status != wire.OK:
-            return _Reply(report)
-        return _Reply(report, *self._sharing.take(client.client_id, answer.content, report))
+        if self._sharing is None or report.status != wire.OK or kind == wire.POLICY:
+            return _Reply(report, curve=curve)
+        return _Reply(report, *self._sharing.take(client.client_id, answer.content, report), curve=curve)
 
 
 @dataclass(frozen=True)
@@ -226,6 +274,8 @@ class _Reply:
     shared: Contribution | None = None
     outcome: str = ""
     """What became of the request for exits."""
+    curve: RiskCurve | None = None
+    """The client's risk curve, where it sent one."""
 
 
 def is_valid(status: str) -> bool:

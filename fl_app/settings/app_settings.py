@@ -230,6 +230,11 @@ class AppSettings:
         return self.paths.model or self.run_folder(run_id).parent / "models" / re.sub(r"[^\w.-]", "-", name)
 
     @property
+    def pools_curves(self) -> bool:
+        """Whether the clients' risk curves are pooled: the federated rule, which is a federation's default."""
+        return self.personalisation.rule in ("auto", "federated")
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Where a simulation's backbones may come from."""
         return tuple(name.strip() for name in self.paths.sources.split(","))

@@ -1,15 +1,18 @@
 """The wire records: everything that may travel between server and client, and nothing else may.
 
-One message per round and client. The server sends REQUEST (and the model, once, to a client without it); the client
-answers with REPORT and, if it has figures to report, METRICS. No sample, label or per-sample output stands in these
-tables, so none can leave: `check_reply` runs on the client as the last step before sending, and again on the server on
-arrival. Exits leave a client only where the run asks for them and the client's owner permits it (exit_arrays.py).
+One message per round and client, and a second one under the federated rule. The server sends REQUEST (and the model,
+once, to a client without it); the client answers with REPORT and, if it has figures to report, METRICS. No sample,
+label or per-sample output stands in these tables, so none can leave: `check_reply` runs on the client as the last step
+before sending, and again on the server on arrival. Exits (exit_arrays.py) and a risk curve (risk_records.py) leave a
+client only where the run asks for them and the client's owner permits it.
 
     query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
     train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, rule, sharing}
                        [model: arrays; spec; classes;                [metrics: counts, accuracies, a number per exit]
                        calibration; risk-pools]
                        [exits: arrays, once some were merged]         [exits: arrays, by permission]
+                                                                      [curve: of risks, in a federated rule]
+    train.policy   ->  request, pool of the curves                <-  report, [metrics]
     evaluate       ->  as for train                               <-  report, [metrics]
 
 Every list in `metrics` has M+1 numbers, one per exit with the last exit at the end; a pruned exit does not shorten it.
@@ -38,10 +41,11 @@ from persephonee.fl_app.wire.record_keys import (
     STATUS,
     WITH_A_MODEL,
 )
+from persephonee.fl_app.wire.risk_records import curve_of
 from persephonee.fl_app.wire.value_kinds import Kind, Number, PerExit, shown
 
 STATUS_QUERY = "query.status"
-TRAIN, EVALUATE = "train", "evaluate"
+TRAIN, POLICY, EVALUATE = "train", "train.policy", "evaluate"
 
 OK, TOO_SMALL, REFUSED, FAILED, MODEL_MISSING = "ok", "too small", "refused", "failed", "model-missing"
 STATUS_KINDS = (OK, TOO_SMALL, REFUSED, FAILED, MODEL_MISSING)
@@ -71,23 +75,27 @@ def refusal(client_id: str, status: str) -> RecordDict:
     return RecordDict({"report": _head(name, reason, labels="", rule="")})
 
 
-def check_reply(reply: RecordDict, num_exits: int | None = None, exits_allowed: bool = False) -> None:
-    """Refuse a reply that holds anything but what stands in REPORT and METRICS, and exits where they may travel.
+def check_reply(
+    reply: RecordDict, num_exits: int | None = None, exits_allowed: bool = False, curve_allowed: bool = False
+) -> None:
+    """Refuse a reply that holds anything but what stands in REPORT and METRICS, and what else may travel.
 
     Args:
         reply: what a client is about to send, or has sent.
         num_exits: M, where it is known; then the lists must have M+1 numbers.
         exits_allowed: whether exits may be among it; their arrays are checked in exit_arrays.py.
+        curve_allowed: whether a risk curve may be among it.
 
     Raises:
         WireError: names the record and key.
     """
     with refusing("the reply"):
-        _check_reply(reply, num_exits, exits_allowed)
+        _check_reply(reply, num_exits, exits_allowed, curve_allowed)
 
 
-def _check_reply(reply: RecordDict, num_exits: int | None, exits_allowed: bool) -> None:
-    _check_records(reply, required={"report"}, optional={"metrics"} | ({"exits"} if exits_allowed else set()))
+def _check_reply(reply: RecordDict, num_exits: int | None, exits_allowed: bool, curve_allowed: bool) -> None:
+    optional = {name for name, allowed in (("exits", exits_allowed), ("curve", curve_allowed)) if allowed}
+    _check_records(reply, required={"report"}, optional={"metrics", *optional})
     _check_record("report", reply["report"], ConfigRecord, REPORT)
     status, sharing = (str(reply.config_records["report"][key]) for key in ("status", "sharing"))
     for key, value, kinds in (("status", status, STATUS_KINDS), ("sharing", sharing, SHARING_KINDS)):
@@ -99,6 +107,10 @@ def _check_reply(reply: RecordDict, num_exits: int | None, exits_allowed: bool) 
         raise WireError(f"metrics travel with the status 'ok' and no other, got {shown(status)}.")
     if ("exits" in reply) != (sharing == SHARED) or (sharing == SHARED and status != OK):
         raise WireError(f"exits travel with 'shared' and 'ok' and nothing else, got {shown(sharing)}.")
+    if "curve" in reply:
+        if status != OK:
+            raise WireError(f"a curve travels with the status 'ok' and no other, got {shown(status)}.")
+        curve_of(reply["curve"], num_exits)
     if status == OK:
         _check_record("metrics", reply["metrics"], MetricRecord, METRICS)
         num_test = int(reply.metric_records["metrics"]["num_test"])  # type: ignore[arg-type]
@@ -111,7 +123,11 @@ def _check_reply(reply: RecordDict, num_exits: int | None, exits_allowed: bool) 
 
 
 def from_reply(
-    reply: RecordDict, num_exits: int, exits_allowed: bool = False, is_personalised: bool = False
+    reply: RecordDict,
+    num_exits: int,
+    exits_allowed: bool = False,
+    is_personalised: bool = False,
+    curve_allowed: bool = False,
 ) -> PersonalisationReport:
     """Return what a client reports.
 
@@ -121,11 +137,12 @@ def from_reply(
         exits_allowed: whether exits may be among it.
         is_personalised: the client was asked to personalise, so that no number may be missing of its test part: one
             NaN would make one of the mean of the round.
+        curve_allowed: whether a risk curve may be among it.
 
     Raises:
         WireError: the reply holds something that may not travel, or lacks something that must.
     """
-    check_reply(reply, num_exits, exits_allowed)
+    check_reply(reply, num_exits, exits_allowed, curve_allowed)
     if is_personalised and "metrics" in reply:
         _check_complete(reply.metric_records["metrics"])
     head: Mapping[str, Any] = reply.config_records["report"]
@@ -154,9 +171,9 @@ def read_request(content: RecordDict) -> Mapping[str, Any]:
     """Return the request in a message from the server.
 
     Raises:
-        WireError: it holds anything but REQUEST, the model and exits; whoever uses the exits checks them.
+        WireError: it holds anything but REQUEST, the model, exits and a pool; whoever uses these two checks them.
     """
-    _check_records(content, required={"request"}, optional={"model", "spec", "exits", *WITH_A_MODEL})
+    _check_records(content, required={"request"}, optional={"model", "spec", "exits", "pool", *WITH_A_MODEL})
     _check_record("request", content["request"], ConfigRecord, REQUEST)
     if ("model" in content) != ("spec" in content):
         raise WireError("a model travels with its specification, and one of them is missing.")
