@@ -135,7 +135,7 @@ def make_global_model(
     network.to(device)
     result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
     # training may have changed the layout too, and exporters write another graph for other strides
-    network.to("cpu", memory_format=torch.contiguous_format)
+    network.to(memory_format=torch.contiguous_format).cpu()
     metadata = ModelMetadata(
         dataset=partitions.name,
         trained_on=tuple(sorted((*train_ids, *validation_ids))),
