@@ -96,6 +96,15 @@ class Decision:
     reason: str
 
 
+def scarcity(state: DeviceState, settings: ConditionSettings) -> float:
+    """Return how scarce energy and computing time are, from 0 (fed and idle) to 1 (an empty battery, or twice the load
+    below which a device counts as idle).
+    """
+    battery = 0.0 if state.plugged_in or state.battery is None else 1 - min(max(state.battery, 0.0), 1.0)
+    load = 0.0 if state.load is None else min(max(state.load / settings.max_load - 1, 0.0), 1.0)
+    return max(battery, load)
+
+
 def decide(needs: Needs, state: DeviceState, settings: ConditionSettings) -> Decision:
     """Decide whether a round begins now, and say why or why not."""
     cause, reason = _want(needs, settings)

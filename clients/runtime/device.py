@@ -99,7 +99,7 @@ class Device:
         Raises:
             ImageError: the image is of another shape than the model takes.
         """
-        explores = self.orchestrator.wants_to_explore()
+        explores = self.orchestrator.wants_to_explore(self._source.read())
         image = frame.image.numpy()[None]
         begin = time.perf_counter()
         explored: Explored | None = None

@@ -15,14 +15,17 @@ from persephonee.clients.errors import ClientSettingsError
 Rule = Literal["adwin", "page-hinkley", "plain"]
 RULES = get_args(Rule)
 
-LOSS_CAP = 1.0
+LEAST_CAP = 1.0
 """Nats: one absurd sample must not look like drift, and capped losses tell a shift from noise best."""
+
+CAP_MEANS = 3.0
+"""A loss counts up to this many times the validated mean: with many classes that mean may lie above a nat itself."""
 
 LEAST_SPREAD = 0.05
 """Nats. Exits that were validated without a flaw have no spread, and the first harmless loss is no drift either."""
 
-UNKNOWN_SPREAD = 0.2
-"""Nats, until a calibration has measured it."""
+FIRST_LOSSES = 20
+"""Explored samples from which an exit is watched that no calibration has validated."""
 
 ADWIN_RANGE = 1.5
 """ADWIN takes values in [0, 1]: this many spreads of the validated loss are its 1."""
@@ -98,7 +101,7 @@ class AdwinDetector:
     def update(self, loss: float) -> bool:
         """Add the next loss and return whether the window was cut and its mean is higher than before."""
         before = self._adwin.estimation
-        self._adwin.update(min(loss / ADWIN_RANGE, 1.0))
+        self._adwin.update(min(max(loss / ADWIN_RANGE, 0.0), 1.0))
         return bool(self._adwin.drift_detected and self._adwin.estimation > before)
 
 
@@ -127,10 +130,10 @@ class PlainRule:
 
     Args:
         settings: window, margin and how many times in a row.
-        validated: mean loss at calibration, in spreads; None takes the first window's.
+        validated: mean loss at calibration, in spreads.
     """
 
-    def __init__(self, settings: DriftSettings, validated: float | None) -> None:
+    def __init__(self, settings: DriftSettings, validated: float) -> None:
         self._settings = settings
         self._validated = validated
         self._recent: deque[float] = deque(maxlen=settings.window)
@@ -142,8 +145,6 @@ class PlainRule:
         if len(self._recent) < self._settings.window:
             return False
         mean = sum(self._recent) / len(self._recent)
-        if self._validated is None:
-            self._validated = mean
         above = mean > self._validated + self._settings.margin
         self._in_a_row = self._in_a_row + 1 if above else 0
         return self._in_a_row >= self._settings.times
@@ -155,37 +156,54 @@ class DriftMonitor:
     Args:
         settings: the rule and its parameters.
         validated: for each exit in use, its losses on the calibration samples, in nats; empty where there are none.
-            ADWIN and Page-Hinkley are given them first, as the past with which they compare.
+            The first `FIRST_LOSSES` that are explored then take their place.
     """
 
     def __init__(self, settings: DriftSettings, validated: Sequence[Sequence[float]]) -> None:
-        self._spreads = [_spread(losses) for losses in validated]
-        self._detectors = [
-            _detector(settings, [_measured(loss, spread) for loss in losses])
-            for losses, spread in zip(validated, self._spreads, strict=True)
-        ]
+        self._exits = [_WatchedExit(settings, losses) for losses in validated]
 
     def update(self, losses: Sequence[float]) -> tuple[int, ...]:
         """Add a sample's loss at each exit in use, in nats; return the positions of the exits whose loss has risen."""
-        watched = zip(self._detectors, losses, self._spreads, strict=True)
-        risen = [detector.update(_measured(loss, spread)) for detector, loss, spread in watched]
+        risen = [exit.update(loss) for exit, loss in zip(self._exits, losses, strict=True)]
         return tuple(position for position, has_risen in enumerate(risen) if has_risen)
 
 
-def _spread(losses: Sequence[float]) -> float:
-    if len(losses) < 2:
-        return UNKNOWN_SPREAD
-    return max(statistics.pstdev(min(loss, LOSS_CAP) for loss in losses), LEAST_SPREAD)
+class _WatchedExit:
+    """The detector of one exit, and the scale of its losses: both follow from the losses of the past.
 
+    ADWIN and Page-Hinkley are given that past first, as what they compare with.
+    """
 
-def _measured(loss: float, spread: float) -> float:
-    return min(loss, LOSS_CAP) / spread
+    def __init__(self, settings: DriftSettings, validated: Sequence[float]) -> None:
+        self._settings = settings
+        self._detector: Detector | None = None
+        self._past: list[float] = []
+        if validated:
+            self._begin(validated)
 
+    def update(self, loss: float) -> bool:
+        """Add a loss, in nats, and return whether the loss has risen."""
+        if self._detector is not None:
+            return self._detector.update(self._measured(loss))
+        self._past.append(loss)
+        if len(self._past) == FIRST_LOSSES:
+            self._begin(self._past)
+        return False
 
-def _detector(settings: DriftSettings, validated: Sequence[float]) -> Detector:
-    if settings.rule == "plain":
-        return PlainRule(settings, sum(validated) / len(validated) if validated else None)
-    detector = AdwinDetector(settings) if settings.rule == "adwin" else PageHinkleyDetector(settings)
-    for loss in validated:
-        detector.update(loss)
-    return detector
+    def _begin(self, past: Sequence[float]) -> None:
+        self._cap = max(LEAST_CAP, CAP_MEANS * statistics.fmean(past))
+        self._spread = max(statistics.pstdev(min(loss, self._cap) for loss in past), LEAST_SPREAD)
+        # where the mean is far above its spread, ADWIN's range has to begin above 0
+        self._base = max(statistics.fmean(min(loss, self._cap) for loss in past) - self._spread, 0.0)
+        measured = [self._measured(loss) for loss in past]
+        if self._settings.rule == "plain":
+            self._detector = PlainRule(self._settings, statistics.fmean(measured))
+            return
+        self._detector = (
+            AdwinDetector(self._settings) if self._settings.rule == "adwin" else PageHinkleyDetector(self._settings)
+        )
+        for loss in measured:
+            self._detector.update(loss)
+
+    def _measured(self, loss: float) -> float:
+        return (min(loss, self._cap) - self._base) / self._spread

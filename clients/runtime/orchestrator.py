@@ -7,7 +7,7 @@ decision goes to the event log with its reason, and the state to the device's da
 import math
 from dataclasses import replace
 
-from persephonee.clients.runtime.conditions import Decision, Needs, decide
+from persephonee.clients.runtime.conditions import Decision, Needs, decide, scarcity
 from persephonee.clients.runtime.device_state import DeviceState
 from persephonee.clients.runtime.drift import DriftMonitor
 from persephonee.clients.runtime.event_log import EventLog
@@ -18,6 +18,8 @@ from persephonee.clients.runtime.settings import OrchestratorSettings
 from persephonee.data_partitions.seeds import uniform_draw
 
 _COLLAPSE_Z = 4.0
+_CHANCE = 0.01
+"""How likely it may be that a window agrees so seldom by chance before the threshold is raised for it alone."""
 _MOST_DOUBLINGS = 10
 
 
@@ -44,6 +46,7 @@ class Orchestrator:
         self._events = events
         self._num_exits = num_exits
         self._seed = seed
+        self._scarcity = 0.0
         self.state = memory.state() or OrchestratorState(threshold=settings.initial_threshold)
         self.validation = memory.validation()
         self._explored = memory.explored()
@@ -58,9 +61,14 @@ class Orchestrator:
         self._move(Signal.STARTED_AGAIN)
         return was_round
 
-    def wants_to_explore(self) -> bool:
-        """Return whether the next frame is to be explored: a draw that a restart does not change."""
-        return uniform_draw(self._seed, self.state.frames, "exploration") < self.settings.p_expl
+    def wants_to_explore(self, device: DeviceState) -> bool:
+        """Return whether the next frame is to be explored: a draw that a restart does not change.
+
+        The emptier the battery and the busier the device, the more seldom.
+        """
+        self._scarcity = scarcity(device, self.settings.conditions)
+        left = 1 - (1 - self.settings.scarce_exploration) * self._scarcity
+        return uniform_draw(self._seed, self.state.frames, "exploration") < self.settings.p_expl * left
 
     def note_answer(self, left_early: bool, explored: Explored | None) -> None:
         """Update the state with a frame's prediction and with what its exploration showed."""
@@ -154,12 +162,29 @@ class Orchestrator:
         elif risen:
             self._ask(self._drift_reason(risen), "drift")
             self._raise_threshold()
+        elif self._agrees_too_seldom():
+            # no drift that the rule would see: once the threshold is far from the validated one, it is the reason
+            # of a round by itself
+            self._raise_threshold()
+
+    @property
+    def _needed(self) -> float:
+        """The agreement with the last exit below which the threshold rises; less where energy or time is scarce."""
+        validated = self.validation.agreement if self.validation else 1.0
+        return validated - self.settings.drop_tolerance * (1 + (self.settings.scarce_tolerance - 1) * self._scarcity)
+
+    def _agrees_too_seldom(self) -> bool:
+        window = self._explored[-self.settings.window :]
+        if self.validation is None or len(window) < self.settings.window:
+            return False
+        agreeing = round(agreement_at(window, self.state.threshold)[0] * len(window))
+        return _at_most(agreeing, len(window), min(max(self._needed, 0.0), 1.0)) < _CHANCE
 
     def _raise_threshold(self) -> None:
         window = self._explored[-self.settings.window :]
         if not self.settings.adapts or len(window) < 5:
             return
-        needed = (self.validation.agreement if self.validation else 1.0) - self.settings.drop_tolerance
+        needed = self._needed
         before = self.state.threshold
         raised = raised_threshold(window, before, needed)
         if raised > before:
@@ -217,3 +242,10 @@ class Orchestrator:
     def _set(self, **changes: object) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
         self._memory.save_state(self.state)
+
+
+def _at_most(successes: int, trials: int, probability: float) -> float:
+    """Return how likely so few successes are, or fewer: the binomial distribution."""
+    return math.fsum(
+        math.comb(trials, k) * probability**k * (1 - probability) ** (trials - k) for k in range(successes + 1)
+    )

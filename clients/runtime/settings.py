@@ -1,5 +1,6 @@
 """How a device watches itself, and what it keeps. PyTorch is not loaded: the command line reads this for --help."""
 
+import math
 from dataclasses import dataclass, field
 
 from persephonee.clients.errors import ClientSettingsError
@@ -16,7 +17,13 @@ class OrchestratorSettings:
     """
 
     p_expl: float = 0.1
-    """Fraction of the samples of which the last exit is computed too, in [0, 1]."""
+    """Fraction of the samples of which the last exit is computed too, in [0, 1], on a device that is fed and idle."""
+
+    scarce_exploration: float = 0.25
+    """What is left of `p_expl` on an empty battery or under full load, as a fraction of it, in [0, 1]."""
+
+    scarce_tolerance: float = 2.0
+    """By what the drop tolerance is multiplied there before the threshold is raised, >= 1: that costs energy."""
 
     initial_threshold: float = 0.9
     """thr_conf of the global exits until the first round, in [0, 1]."""
@@ -51,6 +58,8 @@ class OrchestratorSettings:
     def __post_init__(self) -> None:
         for name in ("p_expl", "initial_threshold", "drop_tolerance", "collapse_fraction"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+        self._require("scarce_exploration", 0 <= self.scarce_exploration <= 1, "a number in [0, 1]")
+        self._require("scarce_tolerance", 1 <= self.scarce_tolerance < math.inf, "a finite number >= 1")
         self._require("window", self.window >= 5, "at least 5")
         self._require("collapse_window", self.collapse_window >= 10, "at least 10")
         self._require("retry_frames", self.retry_frames >= 0, "at least 0")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.runtime.drift import DriftMonitor, DriftSettings, PlainRule
+from persephonee.clients.runtime.drift import FIRST_LOSSES, DriftMonitor, DriftSettings, PlainRule
 
 RULES = ("adwin", "page-hinkley", "plain")
 
@@ -51,9 +51,25 @@ def test_the_plain_rule_starts_over_when_a_window_is_fine():
     assert [rule.update(loss) for loss in (2.0, 2.0, 0.0, 3.0, 3.0, 3.0)] == [False] * 5 + [True]
 
 
-def test_without_a_validation_the_first_window_is_the_reference():
-    rule = PlainRule(DriftSettings(rule="plain", window=2, margin=0.5, times=1), validated=None)
-    assert [rule.update(loss) for loss in (2.0, 2.0, 2.2, 4.0)] == [False, False, False, True]
+@pytest.mark.parametrize("rule", RULES)
+def test_without_a_validation_the_first_losses_are_the_reference(rule):
+    assert first_alarm(rule, [0.2] * FIRST_LOSSES + [0.2] * 40, []) is None
+    alarm = first_alarm(rule, [0.2] * FIRST_LOSSES + [0.9] * 60, [])
+    assert alarm is not None
+    assert alarm >= FIRST_LOSSES
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("width", [0.0, 0.5])
+def test_losses_above_a_nat_as_many_classes_have_them_are_seen_to_rise(rule, width):
+    noise = np.random.default_rng(9).uniform(-width, width, 200)
+    assert first_alarm(rule, (4 + noise[100:]).tolist(), (2 + noise[:100]).tolist()) is not None
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_losses_above_a_nat_that_stay_raise_few_alarms(rule):
+    alarms = [first_alarm(rule, losses(2.0, 300, seed), losses(2.0, 100, 50 + seed)) for seed in range(10)]
+    assert sum(alarm is not None for alarm in alarms) <= 2
 
 
 def test_the_monitor_names_the_exit_that_drifts():

@@ -80,14 +80,14 @@ def test_the_device_explores_the_fraction_that_it_is_told_and_the_same_frames_ag
     orchestrator, _ = start()
     wanted = []
     for _ in range(1000):
-        wanted.append(orchestrator.wants_to_explore())
+        wanted.append(orchestrator.wants_to_explore(READY))
         orchestrator.note_answer(True, None)
     # 1000 draws with p = 0.3: four standard deviations are 58
     assert abs(sum(wanted) - 300) < 58
     again, _ = start()
     again.state = replace(again.state, frames=0)
     for explores in wanted:
-        assert again.wants_to_explore() == explores
+        assert again.wants_to_explore(READY) == explores
         again.note_answer(True, None)
 
 
@@ -240,7 +240,17 @@ def test_why_a_round_waits_is_logged_when_it_changes(start):
     ]
 
 
-@pytest.mark.parametrize("wrong", [{"p_expl": 1.1}, {"window": 4}, {"collapse_window": 9}, {"retry_frames": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"p_expl": 1.1},
+        {"scarce_exploration": -1},
+        {"scarce_tolerance": 0.5},
+        {"window": 4},
+        {"collapse_window": 9},
+        {"retry_frames": -1},
+    ],
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ClientSettingsError, match=next(iter(wrong))):
         OrchestratorSettings(**wrong)
@@ -264,3 +274,58 @@ def test_a_round_that_ends_its_process_again_and_again_is_put_off_for_longer_eac
     orchestrator.begin_round(7, "enough")
     orchestrator.end_round(1, 0.65, replace(VALIDATION, round=1))
     assert orchestrator.state.attempts == 0
+
+
+def test_the_scarcer_energy_and_time_are_the_more_seldom_the_device_explores(start):
+    settings = replace(SETTINGS, p_expl=0.4, scarce_exploration=0.25)
+    # the load is twice what counts as idle
+    states = {
+        1.0: READY,
+        0.625: replace(READY, plugged_in=False, battery=0.5),
+        0.25: replace(READY, load=2 * SETTINGS.conditions.max_load),
+    }
+    for left, device in states.items():
+        orchestrator, _ = start(settings)
+        orchestrator.state = replace(orchestrator.state, frames=0)
+        explored = 0
+        for _ in range(1000):
+            explored += orchestrator.wants_to_explore(device)
+            orchestrator.note_answer(True, None)
+        # five standard deviations of 1000 draws
+        assert abs(explored - 400 * left) < 80
+
+
+def test_a_window_that_agrees_too_seldom_raises_the_threshold_and_a_far_one_is_the_reason_of_a_round(start):
+    # the loss does not rise: the rule for drift sees nothing
+    wrong = replace(BAD, losses=(0.1,))
+    orchestrator, events = start(validated=True)
+    assert not orchestrator.decide(10, 5, READY).wanted
+    for sample in [GOOD] * 8 + [wrong] * 2:
+        orchestrator.note_answer(True, sample)
+    assert kinds(events) == ["threshold raised"]
+    assert (orchestrator.state.threshold, orchestrator.state.asked) == (0.75, "")
+    decision = orchestrator.decide(10, 5, READY)
+    assert (decision.go, decision.cause) == (True, "far")
+    assert "the active threshold 0.75 is far from the validated 0.5" in decision.reason
+
+
+def test_one_sample_that_disagrees_is_chance_and_raises_nothing(start):
+    orchestrator, events = start(validated=True)
+    for sample in [GOOD] * 9 + [replace(BAD, losses=(0.1,))]:
+        orchestrator.note_answer(True, sample)
+    assert orchestrator.state.threshold == 0.5
+    assert kinds(events) == []
+
+
+def test_on_an_empty_battery_the_threshold_rises_later(start):
+    settings = replace(SETTINGS, drop_tolerance=0.1, scarce_tolerance=2.0, window=10)
+    raised = {}
+    for name, device in {"fed": READY, "empty": replace(READY, plugged_in=False, battery=0.0)}.items():
+        orchestrator, _ = start(settings, validated=True)
+        for sample in [GOOD] * 8 + [BAD] * 2:
+            orchestrator.wants_to_explore(device)
+            orchestrator.note_answer(True, sample)
+        # two of ten disagree: more than a tenth, and no more than two
+        orchestrator._raise_threshold()
+        raised[name] = orchestrator.state.threshold
+    assert raised == {"fed": 0.75, "empty": 0.5}
