@@ -1,6 +1,7 @@
 """The losses: Eq. (1) of PersEPhonEE for one exit (Sec. 3.1.3), and Kaya's joint loss for pretraining."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,3 +85,24 @@ def joint_loss(
     weights = torch.tensor((*joint_weights(shares, epoch, epochs), 1.0), dtype=all_logits[-1].dtype)
     terms = torch.stack([functional.cross_entropy(logits, labels) for logits in all_logits])
     return (weights.to(terms.device) * terms).sum()
+
+
+def scaled_gradient(features: Tensor, scale: float) -> Tensor:
+    """Return `features` as they are; the gradient that flows back through them is multiplied by `scale`.
+
+    With scale = tau_i before the head of exit i and the unweighted sum of the losses, the backbone has the gradient of
+    `joint_loss`, and each head its own loss's: heads share nothing, so that tau_i would only divide their step.
+    """
+    scaled: Tensor = _ScaledGradient.apply(features, scale)
+    return scaled
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None

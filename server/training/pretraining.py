@@ -1,7 +1,8 @@
 """Pretraining of the global multi-exit network on the samples of many users (PersEPhonEE, Sec. 3.1.2).
 
-An untrained backbone learns together with its exits, weighed as in Kaya et al. 2019 (arXiv 1810.07052). A trained
-one stays as it is, and only the exits learn. Users whom training never sees decide when to stop.
+An untrained backbone learns together with its exits, weighed as in Kaya et al. 2019 (arXiv 1810.07052), but each head
+has the whole gradient of its own loss. A trained one stays as it is, and only the exits learn. Users whom training
+never sees decide when to stop.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """One run of pretraining between two epochs: weights, momentum, the best weights so far, and the history."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persephonee.data_partitions.samples import to_float
-from persephonee.multi_exit.losses import joint_loss
+from persephonee.multi_exit.losses import joint_weights, scaled_gradient
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.server.errors import TrainingDivergedError
 from persephonee.server.training.pretraining_checkpoint import Checkpoint, EpochRecord, momentum_of, restore_momentum
@@ -112,25 +112,37 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor, epoch: int, rate: float, batch: int) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss = self._loss(images.contiguous(memory_format=torch.channels_last), labels, epoch)
-        value = loss.item()
+        weights = self._weights(epoch)
+        losses = self._losses(images.contiguous(memory_format=torch.channels_last), labels, weights)
+        value = math.fsum(weight * loss for weight, loss in zip(weights, losses.tolist(), strict=True))
         if not math.isfinite(value):
             raise TrainingDivergedError(
                 f"The training loss became {value} in epoch {epoch + 1}, batch {batch + 1}: train with a smaller "
                 f"--learning-rate than {self.settings.learning_rate:g}"
             )
         self.optimiser.zero_grad()
-        loss.backward()
+        # each head at full strength: the weights are in the gradients that reach the backbone
+        losses.sum().backward()
         self.optimiser.step()
         return value
 
-    def _loss(self, images: Tensor, labels: Tensor, epoch: int) -> Tensor:
+    def _losses(self, images: Tensor, labels: Tensor, weights: Sequence[float]) -> Tensor:
+        """Return the cross-entropy of each exit that learns, in nats, the last exit's last."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
-            logits = [exit.float() for exit in self.network(images)]
+            maps, last_logits = self.network.features(images)
+            if self.settings.mode == "joint":
+                maps = [scaled_gradient(own, weight) for own, weight in zip(maps, weights, strict=False)]
+            logits = [head(own) for head, own in zip(self.network.heads, maps, strict=True)]
+        if self.settings.mode == "joint":
+            logits.append(last_logits)
+        return torch.stack([functional.cross_entropy(exit.float(), labels) for exit in logits])
+
+    def _weights(self, epoch: int) -> tuple[float, ...]:
+        """Return what each of these losses counts for the backbone, and in what is reported."""
         if self.settings.mode == "exits":
-            return torch.stack([functional.cross_entropy(exit, labels) for exit in logits[:-1]]).sum()
+            return (1.0,) * self.network.num_exits
         shares = [cost.share for cost in self.network.costs.exit_costs[:-1]]
-        return joint_loss(logits, labels, shares, epoch + 1, self.settings.epochs)
+        return (*joint_weights(shares, epoch + 1, self.settings.epochs), 1.0)
 
     def _rank(self, record: EpochRecord) -> tuple[float, ...]:
         *early, last = record.validation_accuracy

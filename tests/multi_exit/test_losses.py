@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from persephonee.multi_exit.errors import SettingsError
-from persephonee.multi_exit.losses import joint_loss, joint_weights, personalisation_loss
+from persephonee.multi_exit.losses import joint_loss, joint_weights, personalisation_loss, scaled_gradient
 from persephonee.multi_exit.settings import LossWeights
 
 EXIT = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
@@ -127,3 +127,28 @@ def test_joint_loss_is_kayas_on_numbers_worked_out_by_hand():
     sure = torch.tensor([[math.log(7.0), 0, 0, 0]] * 2)  # class 0 with 7/10
     loss = joint_loss([even, even, sure], torch.tensor([0, 0]), (0.15, 0.45), 50, 100)
     assert float(loss) == pytest.approx(0.085 * math.log(4) + 0.235 * math.log(4) - math.log(0.7), rel=1e-6)
+
+
+def test_scaled_gradients_give_the_backbone_kayas_gradient_and_each_head_its_whole_own():
+    torch.manual_seed(0)
+    backbone, head, last = (torch.nn.Linear(3, 3) for _ in range(3))
+    images, labels, share = torch.rand(5, 3), torch.tensor([0, 1, 2, 0, 1]), 0.15
+    (weight,) = joint_weights((share,), 2, 4)
+    maps = backbone(images)
+    joint_loss([head(maps), last(maps)], labels, (share,), 2, 4).backward()
+    kaya = [[p.grad.clone() for p in module.parameters()] for module in (backbone, head, last)]
+    for module in (backbone, head, last):
+        module.zero_grad()
+    maps = backbone(images)
+    losses = [functional.cross_entropy(head(scaled_gradient(maps, weight)), labels)]
+    losses.append(functional.cross_entropy(last(maps), labels))
+    sum(losses).backward()
+    for module, gradients, factor in zip((backbone, head, last), kaya, (1, 1 / weight, 1), strict=True):
+        for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, factor * gradient)
+
+
+def test_the_weight_of_an_exit_reaches_its_fraction_of_macs_in_the_last_epoch_and_not_before():
+    shares, epochs = (0.123, 0.444, 0.835), 6
+    assert joint_weights(shares, epochs, epochs) == pytest.approx(shares)
+    assert all(w < s for w, s in zip(joint_weights(shares, epochs - 1, epochs), shares, strict=True))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from persephonee.data_partitions.samples import to_float
 from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.losses import joint_loss
+from persephonee.multi_exit.losses import joint_loss, joint_weights
 from persephonee.multi_exit.settings import ComputeSettings
 from persephonee.server.errors import PretrainingError, TrainingDivergedError
 from persephonee.server.training import pretraining_trainer
@@ -146,6 +146,28 @@ def test_the_first_loss_is_that_of_the_formula(tmp_path, mode):
     }[mode]
     _, result = run(tmp_path, settings, net=net)
     assert result.history[0].train_loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_in_joint_training_the_backbone_steps_by_kayas_loss_and_each_head_by_its_whole_own(tmp_path):
+    settings = replace(
+        SETTINGS, epochs=1, batch_size=1000, augmentation="none", momentum=0.0, weight_decay=0.0, warmup=0.0
+    )
+    net, reference = network(), network()
+    for module in (*net.modules(), *reference.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    table = one_batch()
+    shares = [cost.share for cost in net.costs.exit_costs[:-1]]
+    joint_loss(reference.train()(to_float(table.images)), table.labels, shares, epoch=1, epochs=1).backward()
+    run(tmp_path, settings, net=net)
+    trained, weights = dict(net.named_parameters()), joint_weights(shares, 1, 1)
+    for name, before in reference.named_parameters():
+        part, exit = name.split(".")[:2]
+        factor = 1 / weights[int(exit)] if part == "heads" else 1.0
+        expected = before - settings.learning_rate * factor * before.grad
+        torch.testing.assert_close(
+            trained[name], expected, atol=1e-4, rtol=1e-2, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_training_stops_when_held_out_users_gain_nothing_and_the_best_epoch_stays(tmp_path, monkeypatch):
