@@ -1,10 +1,13 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# the key with which a user's runs are sealed is no business of the tests
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="persephonee-tests-")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PERSEPHONEE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -223,6 +223,9 @@ class ExitStore:
         state = next(iter(self._entries(repeating)), None)
         if state is None:
             return None
+        names = (state["client_id"], state.get("run", ""), state["backbone_fingerprint"])
+        if not all(isinstance(name, str) for name in names) or type(state["round"]) is not int:
+            raise TypeError("a value is of another type")
         return StoredExits(
             client_id=state["client_id"],
             run=state.get("run", ""),

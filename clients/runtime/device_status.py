@@ -87,7 +87,14 @@ def read_status(folder: Path, num_events: int = 10) -> DeviceStatus:
     database = DeviceDatabase(folder, exclusive=False)
     try:
         with database.transaction(writes=False):
-            return _read(database, folder, num_events)
+            found = _read(database, folder, num_events)
+        # what cannot be shown is none of what a device writes
+        found.as_json()
+        return found
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise database.damaged(error) from None
     finally:
         database.close()
 

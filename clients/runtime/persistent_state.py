@@ -5,8 +5,10 @@ samples since the last round, from which the drift detectors are fed again after
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.exploration import Explored, Validation
@@ -62,9 +64,11 @@ class PersistentState:
         values = self._database.fact("state")
         if values is None:
             return None
-        return OrchestratorState(
-            **{**values, "phase": Phase(values["phase"]), "recent_early": tuple(values["recent_early"])}
-        )
+        with self._of_a_device("state"):
+            early, phase = tuple(values["recent_early"]), Phase(values["phase"])
+            state = OrchestratorState(**{**values, "phase": phase, "recent_early": early})
+            _check_types(state)
+        return state
 
     def save_state(self, state: OrchestratorState) -> None:
         """Keep the orchestrator's state."""
@@ -75,8 +79,11 @@ class PersistentState:
         values = self._database.fact("validation")
         if values is None:
             return None
-        losses = tuple(tuple(exit) for exit in values["losses"])
-        return Validation(**{**values, "exits": tuple(values["exits"]), "losses": losses})
+        with self._of_a_device("validation"):
+            losses = tuple(tuple(exit) for exit in values["losses"])
+            validation = Validation(**{**values, "exits": tuple(values["exits"]), "losses": losses})
+            _check_types(validation)
+        return validation
 
     def save_validation(self, validation: Validation | None) -> None:
         """Keep a new validation and forget what was explored under the old one."""
@@ -87,7 +94,8 @@ class PersistentState:
     def explored(self) -> list[Explored]:
         """Return the explored samples since the last round, the oldest first."""
         rows = self._database.execute("SELECT record FROM explored ORDER BY frame").fetchall()
-        return [_explored(json.loads(row[0])) for row in rows]
+        with self._of_a_device("explored"):
+            return [_explored(json.loads(row[0])) for row in rows]
 
     def add_explored(self, frame: int, sample: Explored) -> None:
         """Keep an explored sample."""
@@ -113,11 +121,33 @@ class PersistentState:
     def counters(self, num_exits: int) -> Counters:
         """Return the counters; zero before the first frame."""
         values = self._database.fact("counters")
-        return Counters(exits=[0] * (num_exits + 1)) if values is None else Counters(**values)
+        with self._of_a_device("counters"):
+            counters = Counters(exits=[0] * (num_exits + 1)) if values is None else Counters(**values)
+            _check_types(counters)
+        return counters
+
+    @contextmanager
+    def _of_a_device(self, name: str) -> Iterator[None]:
+        """Turn what is raised over values that no device wrote, as in a damaged file of version 1, into one error."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise self._database.damaged(f"{name}: {error}") from None
 
     def save_counters(self, counters: Counters) -> None:
         """Keep the counters."""
         self._database.set_fact("counters", asdict(counters))
+
+
+def _check_types(values: object) -> None:
+    """Refuse numbers and texts that are of another type than their field, and numbers in sequences that are none."""
+    for name, kind in get_type_hints(type(values)).items():
+        value = getattr(values, name)
+        wanted = {int: int, float: int | float, str: str}.get(kind)
+        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+        if isinstance(value, list | tuple) and not all(type(one) in (int, float, tuple) for one in value):
+            raise TypeError(f"{name} holds what is no number")
 
 
 def _explored(values: dict[str, Any]) -> Explored:

@@ -30,7 +30,7 @@ def check_key(path: Path) -> Finding:
         return wrong(
             "key", f"{path}: {error.strerror}", "run this as the owner of the folder, or enrol the device again"
         )
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         return wrong("key", f"{path} is no private key in OpenSSH's format", _ENROL)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         return wrong("key", f"{path} is not on an elliptic curve, which Flower wants", _ENROL)
@@ -50,7 +50,7 @@ def _belongs_to(key: "ec.EllipticCurvePrivateKey", public: Path) -> bool:
     derived = ec.derive_private_key(key.private_numbers().private_value, key.curve).public_key()
     try:
         beside = load_ssh_public_key(public.read_bytes()) if public.exists() else derived
-    except (OSError, ValueError, UnsupportedAlgorithm):
+    except (OSError, ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         return False
     return derived == key.public_key() and derived == beside
 

@@ -25,6 +25,10 @@ NOT_SETTINGS = ("network", "code", "versions", "machine", "model")
 """What a run's config.json records besides settings; its model is a fingerprint, which names no folder."""
 
 
+NEVER_FROM_A_RECORD = ("sources", "run-dir", "resume", "overwrite", "client-store", "model-store", "weights")
+"""What a run folder of a stranger must not choose: what is imported, and where something is written or removed."""
+
+
 def given_options(context: typer.Context, *keyless: str) -> "dict[str, Value]":
     """Return the options that were given on the command line, under their keys; those of `keyless` are no settings."""
     given: dict[str, Value] = {}
@@ -56,7 +60,7 @@ def resumed_settings(run_dir: Path, sets: Sequence[str], given: "Mapping[str, Va
     from persephonee.fl_app.simulation.resuming import kept_config
 
     changes = {**_set_keys(sets), **given, "run-dir": str(run_dir), "resume": True, "overwrite": False}
-    kept = kept_config(run_dir)
+    kept = kept_config(run_dir, changes)
     return settings_of_run(changes, (), None) if kept is None else AppSettings.from_run_config({**kept, **changes})
 
 
@@ -71,7 +75,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise typer.BadParameter(f"--config {file} cannot be read ({error}); give a TOML file of keys.") from None
     if file.suffix == ".json":
-        config = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+        config = {key: value for key, value in config.items() if key not in (*NOT_SETTINGS, *NEVER_FROM_A_RECORD)}
     return with_present_names(config)
 
 

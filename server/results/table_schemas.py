@@ -159,10 +159,10 @@ def read_table(run: Path, name: str) -> pa.Table:
     try:
         # tables of earlier versions have no checksums, and are read all the same
         table = pq.read_table(path, page_checksum_verification=True)
+        missing = [column for column in schema.names if column not in table.column_names]
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         reason = str(error).splitlines()[0].rstrip(". ")
         raise ServerError(f"{path} is not a whole parquet file (cut off or overwritten): {reason}.") from None
-    missing = [column for column in schema.names if column not in table.column_names]
     if missing:
         raise ServerError(f"{path} lacks the column {missing[0]!r}: it was not written by this version of persephonee.")
     try:

@@ -65,9 +65,13 @@ def test_options_come_before_set_and_set_before_a_file(monkeypatch, tmp_path):
 
 def test_the_config_of_an_earlier_run_is_a_file_of_settings_even_under_former_names(monkeypatch, tmp_path):
     config = {"num-server-rounds": 4, "max-users": 30, "epochs": 3, "model": "ab12", "versions": {"torch": "2"}}
+    config |= {"sources": "evil", "run-dir": "/elsewhere", "overwrite": True, "client-store": "/elsewhere"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     settings = settings_of_simulate(monkeypatch, "--config", tmp_path / "config.json")
     assert (settings.rounds.rounds, settings.pretraining.users.max_users, settings.paths.model) == (4, 30, None)
+    # what a stranger's record must not choose
+    assert settings.sources == ("torchvision", "timm")
+    assert (settings.paths.run_dir, settings.paths.overwrite, settings.paths.client_store) == (None, False, None)
 
 
 def test_pretrain_keeps_users_back_and_records_whom_it_used(pretrained):

@@ -270,6 +270,32 @@ def test_a_damaged_note_gives_a_sentence(tmp_path, content):
         resuming.stop_killed_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("key", ["model", "data-path", "weights", "hub-name"])
+def test_what_lies_outside_a_strangers_run_folder_is_read_only_if_the_command_line_names_it(tmp_path, monkeypatch, key):
+    data = {"dataset": "leaf"} if key == "data-path" else {}
+    begun = AppSettings.from_run_config({"clients": 7, key: "/home/you/letters", **data})
+    resuming.keep_settings(begun, tmp_path)
+    assert resuming.kept_config(tmp_path)[key] == "/home/you/letters"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another user"))
+    with pytest.raises(AppError, match=rf"not begun by you on this machine, .* add --{key} with this or your own"):
+        resumed_settings(tmp_path, (), {})
+    assert resumed_settings(tmp_path, (), {key: "mine"}).to_run_config()[key] == "mine"
+    inside = AppSettings.from_run_config({"clients": 7, "model": str(tmp_path / "model")})
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+    resuming.keep_settings(inside, tmp_path)
+    assert resumed_settings(tmp_path, (), {}).paths.model == tmp_path / "model"
+
+
+def test_a_changed_setting_breaks_the_seal(tmp_path):
+    resuming.keep_settings(AppSettings.from_run_config({"model": "m"}), tmp_path)
+    path = tmp_path / "checkpoint" / "settings.json"
+    kept = json.loads(path.read_text())
+    del kept["sha256"]
+    path.write_text(json.dumps({**kept, "model": "/elsewhere"}))
+    with pytest.raises(AppError, match="add --model"):
+        resuming.kept_config(tmp_path)
+
+
 def test_a_runs_settings_cannot_choose_what_is_imported_or_where_clients_store(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     kept = {"sources": "torchvision,evil", "client-store": "/elsewhere", "model-store": "/elsewhere", "clients": 7}
