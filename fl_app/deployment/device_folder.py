@@ -51,6 +51,8 @@ class DeviceMembership:
     sources: tuple[str, ...]
     """Where it may build backbones from."""
     share_exits: bool = False
+    share_curve: bool = False
+    """Whether its risk curve may leave it."""
     models: tuple[str, ...] = ()
     """Fingerprints of the models that it answers for; empty for the first that it is sent."""
     port: int = 9094
@@ -80,6 +82,7 @@ class DeviceMembership:
             "store": str(self.store.expanduser().absolute()),
             "backbones": ",".join(self.sources),
             "share-exits": self.share_exits,
+            "share-curve": self.share_curve,
             **({"models": ",".join(self.models)} if self.models else {}),
             **data_keys(data),
         }

@@ -25,6 +25,10 @@ def enrol(
     share_exits: Annotated[
         bool, typer.Option("--share-exits", help="Let personal exits leave this device when a run asks for them.")
     ] = False,
+    share_curve: Annotated[
+        bool,
+        typer.Option("--share-curve", help="Let this device's risk curve leave it, for policies chosen with others'."),
+    ] = False,
     models: Annotated[
         str,
         typer.Option(help="Fingerprints of the models it answers for, with commas; else the first it is sent."),
@@ -48,6 +52,7 @@ def enrol(
         superlink=superlink,
         sources=source_names(sources),
         share_exits=share_exits,
+        share_curve=share_curve,
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         port=port,
     )

@@ -17,5 +17,6 @@ def report(
     from persephonee.server.results.terminal_table import print_summary
 
     page = draw_report(run)
-    print_summary(summarise(RunFolder.open(run).tables()))
+    folder = RunFolder.open(run)
+    print_summary(summarise(folder.tables(), folder.config))
     typer.echo(f"Report: {page}")

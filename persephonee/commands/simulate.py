@@ -87,5 +87,6 @@ def simulate(
     if settings.rounds.clients < 1:
         raise typer.BadParameter(f"--clients {settings.rounds.clients} is too small; give 1 or more.")
     run = run_simulation(settings, ray_address)
-    print_summary(summarise(RunFolder.open(run).tables()))
+    folder = RunFolder.open(run)
+    print_summary(summarise(folder.tables(), folder.config))
     typer.echo(f"Report: {run / REPORT_NAME}")

@@ -56,7 +56,7 @@ def draw_report(run: Path, example_user: ExampleUser | None = None) -> Path:
     """
     folder = RunFolder.open(run)
     tables = folder.tables()
-    summary = summarise(tables)
+    summary = summarise(tables, folder.config)
     figures_folder = folder.path / FIGURES_NAME
     if example_user is not None:
         keep_example_user(figures_folder, example_user)

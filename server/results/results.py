@@ -5,12 +5,14 @@ they have: the paper reports users, not samples (Fig. 3b).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from persephonee.server.errors import ServerError
+from persephonee.server.results.promise import summarise_promise
 from persephonee.server.results.sharing_results import summarise_held_out, summarise_sharing
 from persephonee.server.results.summary import (
     Change,
@@ -26,8 +28,12 @@ from persephonee.server.results.summary import (
 from persephonee.server.results.table_schemas import Row, RunTables
 
 
-def summarise(tables: RunTables) -> Summary:
+def summarise(tables: RunTables, config: Mapping[str, Any] = MappingProxyType({})) -> Summary:
     """Return the summary of the last completed round, with the curve over all rounds.
+
+    Args:
+        tables: of the run.
+        config: of the run, for what its policies promise; without it nothing is said of that.
 
     Raises:
         ServerError: the tables hold no round.
@@ -61,6 +67,7 @@ def summarise(tables: RunTables) -> Summary:
         rounds=tuple(_round_point(row) for row in round_rows),
         sharing=summarise_sharing(tables),
         held_out=summarise_held_out(tables),
+        promise=summarise_promise(ok, config),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from persephonee.server.results.promise import PromiseSummary
     from persephonee.server.results.sharing_results import HeldOutSummary, SharingSummary
 
 # Two accuracies closer than this are the same: they are ratios of counts, computed in float.
@@ -173,3 +174,5 @@ class Summary:
     """None where the run asked for no exits."""
     held_out: "HeldOutSummary | None" = None
     """None where everybody took part."""
+    promise: "PromiseSummary | None" = None
+    """Which rule chose the policies, and what it promises; None in runs of versions that did not say."""

@@ -3,6 +3,7 @@
 The sentences follow the numbers: they say as plainly that something got worse as that it got better.
 """
 
+from persephonee.server.results.promise import promise_text
 from persephonee.server.results.summary import Change, ExitSummary, Spread, Summary
 
 UNKNOWN = "–"
@@ -64,7 +65,8 @@ def headline_sentences(summary: Summary) -> list[str]:
     if not counts.ok:
         return [f"No user gave a valid result: of {counts.asked} clients asked, {_left_out_text(summary)}."]
     # what is deployed comes first: an exit alone is how the paper reads a figure
-    sentences = [_policy_sentence(summary), _exit_sentence(summary)]
+    promise = promise_text(summary.promise) if summary.promise else ""
+    sentences = [_policy_sentence(summary), promise, _exit_sentence(summary)]
     if counts.ok < counts.asked:
         left_out = counts.asked - counts.ok
         sentences.append(f"Left out: {left_out} of {counts.asked} clients asked, {_left_out_text(summary)}.")

@@ -85,6 +85,9 @@ ROUNDS_SCHEMA = pa.schema(
     ]
 )
 
+ADDED_LATER = {"clients": ("rule",)}
+"""Columns that tables of earlier versions lack: they are read as null."""
+
 SCHEMAS = {"exits": EXITS_SCHEMA, "clients": CLIENTS_SCHEMA, "rounds": ROUNDS_SCHEMA}
 ALL_SCHEMAS = {**SCHEMAS, **OPTIONAL_SCHEMAS}
 
@@ -159,6 +162,8 @@ def read_table(run: Path, name: str) -> pa.Table:
     try:
         # tables of earlier versions have no checksums, and are read all the same
         table = pq.read_table(path, page_checksum_verification=True)
+        for column in set(ADDED_LATER.get(name, ())) - set(table.column_names):
+            table = table.append_column(schema.field(column), pa.nulls(len(table), schema.field(column).type))
         missing = [column for column in schema.names if column not in table.column_names]
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         reason = str(error).splitlines()[0].rstrip(". ")
