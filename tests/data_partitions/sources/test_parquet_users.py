@@ -165,7 +165,7 @@ def test_a_label_column_of_another_kind_is_refused(tmp_path):
         ParquetUsers(write(tmp_path / "d.parquet", labels=[0.5] * 6), **COLUMNS)
 
 
-@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.decimal128(3, 1)])
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.decimal128(22, 1)])
 def test_whole_numbers_that_became_fractions_are_labels(tmp_path, kind):
     path = write(tmp_path / "d.parquet", labels=pa.array(LABELS).cast(kind, safe=False))
     users = ParquetUsers(path, **COLUMNS)
