@@ -52,6 +52,7 @@ def writers_model(data: DataSettings, folder: Path, effort: Effort) -> Path:
     settings = GlobalModelSettings(
         backbone=effort.backbone,
         num_exits=effort.num_exits,
+        head="msdnet",
         users=UserFractions(max_users=effort.writers),
         training=PretrainSettings(epochs=effort.epochs, batch_size=64, learning_rate=0.05),
         sources=SOURCES,
@@ -74,6 +75,7 @@ def photo_model(name: str, data: DataSettings, real_data: Path, folder: Path, ef
     weights = write_cut_weights(name, real_data / "weights" / known.file, classes, folder.parent)
     settings = GlobalModelSettings(
         backbone=known.backbone,
+        head="msdnet",
         weights=weights,
         mean=known.mean,
         std=known.std,

@@ -54,12 +54,14 @@ ACCEPTED = """\
 - MMACs: millions of multiply-adds of the original network for one image. Params: its parameters, in millions.
 - Exits at: the fraction of the multiply-adds that is spent when an early exit is reached, without any exit head. Even
   spacing would be {even}.
-- Heads: MMACs of the {num_exits} `msdnet` heads, and in brackets of the {num_exits} `pooled` ones.
+- Heads: MMACs of the {num_exits} heads of the default kind, `auto`, and in brackets of `msdnet` and `pooled` ones.
+  No `auto` head costs more than half of the network up to its exit; an `msdnet` head may cost more than that.
+- Dearest: the largest fraction of the network up to its exit that an `auto` head costs, in brackets an `msdnet` one.
 - Stem: *stride 1* where images of this size are too small for the published stem, which is then changed to keep
   the resolution. For images of up to 48 px that is always done.
 
-| backbone | MMACs | params | exits at | heads | stem |
-|---|---:|---:|---|---:|---|
+| backbone | MMACs | params | exits at | heads | dearest | stem |
+|---|---:|---:|---|---:|---:|---|
 """
 
 REFUSED = """
@@ -87,21 +89,27 @@ LIMITS = """
 """
 
 
-def build(name: str, head: str = "msdnet") -> MultiExitNetwork:
+def build(name: str, head: str = "auto") -> MultiExitNetwork:
     """Return the network of a line of the table, with random weights."""
     return build_network(
         name, num_exits=NUM_EXITS, num_classes=NUM_CLASSES, in_channels=3, input_size=INPUT_SIZE, head=head
     )
 
 
-def accepted_row(name: str, network: MultiExitNetwork, pooled: MultiExitNetwork) -> str:
+def accepted_row(name: str) -> str:
     """Return a line of the first table."""
+    network, msdnet, pooled = (build(name, head) for head in ("auto", "msdnet", "pooled"))
     costs = network.costs
     shares = " ".join(f"{row.share:.3f}".removeprefix("0") for row in costs.exit_costs[:-1])
-    msdnet_heads, pooled_heads = (sum(row.head_macs for row in n.costs.exit_costs) / 1e6 for n in (network, pooled))
+    auto_heads, msdnet_heads, pooled_heads = (
+        sum(row.head_macs for row in n.costs.exit_costs) / 1e6 for n in (network, msdnet, pooled)
+    )
+    of_auto, of_msdnet = (max(row.head_macs / row.macs for row in n.costs.exit_costs) for n in (network, msdnet))
+    dearest = f"{of_auto:.2f} ({of_msdnet:.2f})"
     stem = "stride 1" if network.spec.stem == "stride-1" else "published"
     sizes = f"{costs.original_macs / 1e6:,.1f} | {costs.original_params / 1e6:.2f}"
-    return f"| {name} | {sizes} | {shares} | {msdnet_heads:.1f} ({pooled_heads:.2f}) | {stem} |"
+    heads = f"{auto_heads:.1f} ({msdnet_heads:.1f}, {pooled_heads:.2f})"
+    return f"| {name} | {sizes} | {shares} | {heads} | {dearest} | {stem} |"
 
 
 def tables(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -110,7 +118,7 @@ def tables(names: Sequence[str]) -> tuple[list[str], list[str]]:
     errors = Console(stderr=True)
     for name in track(names, description="backbones", console=errors, disable=not errors.is_terminal):
         try:
-            accepted.append(accepted_row(name, build(name), build(name, head="pooled")))
+            accepted.append(accepted_row(name))
         except MultiExitError as error:
             refused.append(f"| {name} | {error} |")
     return accepted, refused

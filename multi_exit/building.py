@@ -21,11 +21,14 @@ from persephonee.multi_exit.stems import SMALL_INPUT_PX, STRIDE_1, keep_resoluti
 from persephonee.multi_exit.tracing import Measurement, trace
 from persephonee.multi_exit.weights import load_weights, names_published_weights, published_weights, read_weights
 
+USUAL_EXITS = 6
+"""As many early exits has the paper's network."""
+
 
 def build_network(
     backbone: str | nn.Module,
     *,
-    num_exits: int,
+    num_exits: int | None,
     num_classes: int | None = None,
     in_channels: int = 1,
     input_size: int = 28,
@@ -42,7 +45,7 @@ def build_network(
     Args:
         backbone: a CNN of your own, which is copied; or a torchvision classification model, `timm/NAME`, or
             `package.module:function`, which any process can build again.
-        num_exits: M, early exits besides the original classifier; 6 in the paper.
+        num_exits: M, early exits besides the original classifier; None takes 6 as the paper does, or as many as fit.
         num_classes: K, at least 2; may be left out with a CNN of your own.
         in_channels: 1 or 3.
         input_size: side of the square images, in px.
@@ -103,6 +106,7 @@ def build_network(
                     f"{name} has no place where an exit costs at most half of the network up to it: give a larger "
                     "network, or ask for the head msdnet or pooled."
                 )
+        num_exits = min(USUAL_EXITS, len(attach_points)) if num_exits is None else num_exits
         chosen = choose_attach_points(attach_points, max(cnn.measured.macs.values()), num_exits, name)
         network = assemble(cnn, chosen, replace(spec, cuts=tuple(point.node for point in chosen)))
         network.classifier_is_new = classifier_is_new

@@ -6,7 +6,7 @@ first used, so that `import persephonee` is fast and loads neither PyTorch nor F
     import persephonee
 
     network, metadata = persephonee.load_network(Path("models/writers"))
-    result = persephonee.personalise(network, samples, split, settings)
+    result = persephonee.personalise(network, samples)
 """
 
 import importlib

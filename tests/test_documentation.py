@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 
 from persephonee.commands.application import app
@@ -27,27 +26,24 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(match[1], comments=True) for match in found if match]
 
 
-def test_the_example_with_a_network_of_ones_own_runs_as_printed(tmp_path):
+@pytest.mark.slow
+def test_the_example_with_a_network_of_ones_own_runs_as_printed_and_gains_accuracy(tmp_path):
     examples = {
         block.splitlines()[0].removeprefix("# "): block for block in code_blocks(DOCUMENTS[0].read_text(), "python")
     }
     assert examples.keys() == {"my_cnn.py", "personalise_my_cnn.py"}
     for name, text in examples.items():
         (tmp_path / name).write_text(text)
-    namespace: dict[str, object] = {}
-    exec(examples["my_cnn.py"], namespace)
-    torch.save(namespace["build"](num_classes=10, in_channels=3).state_dict(), tmp_path / "my_cnn.pth")
-    done = subprocess.run(
-        [sys.executable, "personalise_my_cnn.py"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "ExitPolicy(threshold=" in done.stdout
-    assert (tmp_path / "stores" / "ada" / "state.json").exists()
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    for name in examples:
+        run = [sys.executable, name]
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    printed = re.findall(r"(\d+)% -> (\d+)% at (\d+)% of", done.stdout)
+    gains = [int(after) - int(before) for before, after, _ in printed]
+    assert len(gains) == 10
+    assert sum(gains) / len(gains) > 5
+    assert all(int(macs) < 100 for _, _, macs in printed)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -3,12 +3,14 @@
 Start reading here: `personalise` is the way of a user's samples, a step a line, and each step is a file beside this.
 """
 
+import copy
 import time
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.calibration import LeavingCosts
 from persephonee.clients.personalisation.evaluation import JudgedOutputs, exit_logits, report_round
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
@@ -27,7 +29,9 @@ from persephonee.clients.personalisation.starting_exits import starting_exits
 from persephonee.clients.personalisation.training.schedules import TrainedExits, train
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import torch_generator
-from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, split_samples
+from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.exit_weights import exit_weights_of
 from persephonee.multi_exit.network import MultiExitNetwork
 
@@ -45,6 +49,7 @@ class Personalisation:
         exit_weights: the personal exits' tensors; `network.load_exit_state` takes them.
         trained: all exits as training left them, before the guard; what a federated round may share.
         worse: the exits that training made worse on the calibration samples than those that it started from.
+        network: the global model, or the one that was built of a CNN; its exits are the global ones.
         profile: measured on this device, where the settings ask for latencies.
     """
 
@@ -56,14 +61,21 @@ class Personalisation:
     exit_weights: dict[str, Tensor]
     trained: dict[str, Tensor]
     worse: tuple[int, ...]
+    network: MultiExitNetwork
     profile: Profile | None = None
+
+    def personal_network(self) -> MultiExitNetwork:
+        """Return a copy of the network with the personal exits, for inference with the policy."""
+        personal = copy.deepcopy(self.network)
+        personal.load_exit_state(self.exit_weights)
+        return personal.eval()
 
 
 def personalise(
-    network: MultiExitNetwork,
+    network: MultiExitNetwork | nn.Module,
     samples: UserSamples,
-    split: SampleSplit,
-    settings: PersonalisationSettings,
+    split: SampleSplit | None = None,
+    settings: PersonalisationSettings | None = None,
     *,
     store: ExitStore | None = None,
     round_number: int = 1,
@@ -78,10 +90,12 @@ def personalise(
 
     Args:
         network: the global model; its backbone is frozen here, and its weights are left as they are. All is computed
-            on its device; what comes back and what is stored is on the CPU.
+            on its device; what comes back and what is stored is on the CPU. Of a trained CNN of one's own the network
+            is built first, with up to six exits, which begin untrained.
         samples: the user's N samples.
-        split: which of them train, calibrate and test, and whose label the device may use.
-        settings: the loss, the schedule and the drop tolerance.
+        split: which of them train, calibrate and test, and whose label the device may use; None divides them by
+            `SplitSettings()` and the seed.
+        settings: the loss, the schedule and the drop tolerance; None takes the paper's, which learns from labels.
         store: where personal exits live between rounds; a round starts from those of the round before.
         round_number: from 1.
         seed: with client id and round it determines the result.
@@ -98,11 +112,17 @@ def personalise(
     Raises:
         LabelsRequiredError: settings.weights.alpha is the only weight, and no training sample has a label.
         NonFiniteLossError: the training diverged; the store is untouched.
-        ClientSettingsError: settings.memory_budget is below what one image takes.
+        ClientSettingsError: the samples do not fit the network, or settings.memory_budget is below what an image takes.
+        BackboneError: a CNN of one's own cannot be cut, or does not take the user's images.
         StoreError: the store is damaged, or belongs to another model.
         OSError: the store cannot be written; the previous round stays in force.
     """
     begin, user = time.perf_counter(), samples.client_id
+    settings = settings or PersonalisationSettings()
+    split = split or split_samples(samples, SplitSettings(), seed, store.known_parts() if store else None)
+    if not isinstance(network, MultiExitNetwork):
+        network = build_for(network, samples)
+    _refuse_misfits(network, samples)
     network.freeze_backbone()
     labels = usable_labels(samples, split, settings)
     repeating = (run, round_number) if run else None
@@ -187,8 +207,36 @@ def personalise(
         exit_weights=exit_weights,
         trained=exit_weights_of(trained.heads),
         worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, labels[split.calibration]),
+        network=network,
         profile=profile,
     )
+
+
+def build_for(model: nn.Module, samples: UserSamples) -> MultiExitNetwork:
+    """Return the multi-exit network of a trained CNN for a user's images, with the paper's six exits or as many as fit.
+
+    Raises:
+        BackboneError: the CNN cannot be cut, or does not take such images.
+    """
+    _, channels, height, width = samples.images.shape
+    if height != width:
+        raise ClientSettingsError(f"the images are {width}x{height} px: expected squares, so crop or pad them first.")
+    return build_network(model, num_exits=None, in_channels=channels, input_size=height)
+
+
+def _refuse_misfits(network: MultiExitNetwork, samples: UserSamples) -> None:
+    given, taken = samples.images.shape[1:], (network.spec.in_channels, *(network.spec.input_size,) * 2)
+    if tuple(given) != taken:
+        shown, wanted = ("x".join(map(str, shape)) for shape in (given, taken))
+        raise ClientSettingsError(
+            f"user {samples.client_id} has images of {shown} px, and the network takes {wanted}: scale or convert them."
+        )
+    largest = int(samples.labels.max()) if len(samples.labels) else 0
+    if largest >= network.num_classes:
+        raise ClientSettingsError(
+            f"user {samples.client_id} has the label {largest}, and the network {network.num_classes} classes: "
+            f"number the labels from 0 to {network.num_classes - 1}."
+        )
 
 
 def _plan(network: MultiExitNetwork, num_samples: int, settings: PersonalisationSettings) -> FeaturePlan | None:

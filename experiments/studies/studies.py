@@ -10,7 +10,7 @@ from pathlib import Path
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.data_partitions.settings import DataSettings
 from persephonee.experiments.studies.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
-from persephonee.multi_exit.settings import LossWeights
+from persephonee.multi_exit.settings import HeadKind, LossWeights
 from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
@@ -119,6 +119,9 @@ def studies_of(
     return {name: studies[name] for name in STUDIES if name in studies}
 
 
+PAPERS_HEAD: HeadKind = "msdnet"
+
+
 def _smoke() -> Study:
     return Study(
         name="smoke",
@@ -146,7 +149,9 @@ def _writers(scale: str, model_folder: Path | None) -> Study:
         title="built-in writers, MobileNetV2 from scratch",
         data=DataSettings(),
         model=GlobalModelSettings(
-            users=UserFractions(personal_users=250, max_users=None if full else 500), training=training
+            head=PAPERS_HEAD,
+            users=UserFractions(personal_users=250, max_users=None if full else 500),
+            training=training,
         ),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=250,
@@ -166,7 +171,7 @@ def _qmnist(scale: str, real_data: Path, model_folder: Path | None) -> Study:
         name="qmnist",
         title="QMNIST by writer, MobileNetV2 from scratch",
         data=DataSettings(dataset="parquet", data_path=real_data / "qmnist-by-writer" / "train.parquet"),
-        model=GlobalModelSettings(users=UserFractions(personal_users=100), training=training),
+        model=GlobalModelSettings(head=PAPERS_HEAD, users=UserFractions(personal_users=100), training=training),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=100,
     )
@@ -191,6 +196,7 @@ def _photographs(name: str, scale: str, real_data: Path, work: Path) -> Study:
         ),
         model=GlobalModelSettings(
             backbone=known.backbone,
+            head=PAPERS_HEAD,
             weights=weights.resolve(),
             mean=known.mean,
             std=known.std,

@@ -69,8 +69,9 @@ class GlobalModelSettings:
     num_exits: int = 6
     """M, the number of early exits besides the original classifier."""
 
-    head: HeadKind = "msdnet"
-    """Kind of the early exits: msdnet as in the paper, the much cheaper pooled, or auto, which chooses."""
+    head: HeadKind = "auto"
+    """Kind of the early exits: msdnet as in the paper, the much cheaper pooled, or auto, which takes msdnet where it
+    costs at most half of the network up to the exit, and pooled elsewhere."""
 
     weights: Path | None = None
     """Trained weights of the backbone (.safetensors or .pth), so that only the exits learn; by default

@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from persephonee.clients.errors import LabelsRequiredError, NonFiniteLossError
+from persephonee.clients.errors import ClientSettingsError, LabelsRequiredError, NonFiniteLossError
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
@@ -13,6 +13,7 @@ from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.errors import MultiExitError
 from persephonee.multi_exit.settings import LossWeights
+from tests.multi_exit.constructs import OwnCNN
 
 SETTINGS = PersonalisationSettings(learning_rate=0.05)
 
@@ -159,3 +160,27 @@ def test_what_training_made_worse_than_the_merged_exits_is_named(toy_network, us
     assert result.worse == (0, 1)
     assert all(torch.equal(result.exit_weights[k], start[k]) for k in start)
     assert not all(torch.equal(result.trained[k], start[k]) for k in start)
+
+
+def test_samples_that_do_not_fit_the_network_are_refused_in_one_sentence(toy_network, user):
+    for samples, said in (
+        (dataclasses.replace(user, labels=user.labels + 2), "user f0001_01 has the label 5, and the network 4 classes"),
+        (dataclasses.replace(user, images=user.images[..., :8, :8]), "1x8x8 px, and the network takes 1x16x16"),
+    ):
+        with pytest.raises(ClientSettingsError) as caught:
+            personalise(toy_network, samples)
+        assert said in str(caught.value)
+
+
+def test_a_cnn_of_ones_own_is_cut_for_the_users_images_and_comes_back_with_the_personal_exits(user):
+    torch.manual_seed(0)
+    model = OwnCNN(4, user.images.shape[1]).eval()
+    result = personalise(model, user, seed=1)
+    assert result.network.num_exits == 3  # it has no fourth place
+    again = personalise(result.network, user, split_samples(user, SplitSettings(), seed=1), seed=1)
+    assert timeless(again.report) == timeless(result.report)
+    personal = result.personal_network()
+    assert all(torch.equal(result.exit_weights[k], weights) for k, weights in personal.exit_state().items())
+    images = user.images[:4] / 255
+    with torch.no_grad():
+        torch.testing.assert_close(personal(images)[-1], model(images))
