@@ -49,7 +49,7 @@ def test_every_option_of_simulate_that_is_a_setting_has_its_name_and_its_default
     defaults = {**AppSettings().to_run_config(), "clients": DEFAULT_CLIENTS}
     own = {"resume", "ray-address", "set", "config"}
     options = {p.opts[0].removeprefix("--"): p for p in command.params if p.name not in ("help", "context")}
-    assert len(options) <= 20
+    assert len(options) <= 21
     for name, option in options.items():
         if name not in own:
             assert (option.default or "") == (defaults[name] or ""), name
