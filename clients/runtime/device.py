@@ -19,7 +19,12 @@ from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.runtime.device_database import DeviceDatabase
-from persephonee.clients.runtime.device_round import personalise_from_store, summary_of, validate
+from persephonee.clients.runtime.device_round import (
+    chosen_and_judged,
+    personalise_from_store,
+    summary_of,
+    validate,
+)
 from persephonee.clients.runtime.device_settings import DeviceSettings, Frame, Prediction
 from persephonee.clients.runtime.device_state import Clock, DeviceStateSource
 from persephonee.clients.runtime.event_log import Event, EventLog
@@ -250,7 +255,8 @@ class Device:
     def _round_samples(self) -> tuple[UserSamples, SampleSplit]:
         settings = self.settings
         newest = settings.samples_after_drift if self.orchestrator.state.asked else settings.round_samples
-        return self.samples.load(settings.client_id, newest)
+        samples, split = self.samples.load(settings.client_id, newest)
+        return samples, chosen_and_judged(split, settings.personalisation.rule)
 
     def _make_engine(self, policy: ExitPolicy, threshold: float) -> None:
         self._engine = InferenceEngine(self.network, replace(policy, threshold=threshold))

@@ -11,6 +11,8 @@ from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import PersonalisationReport, Stage
+from persephonee.clients.personalisation.risk.policy_choice import PAPER
+from persephonee.clients.personalisation.risk.risk_curves import FEWEST_SAMPLES
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.runtime.exploration import Validation, agreement_at, explore_logits
 from persephonee.data_partitions.samples import UserSamples
@@ -18,6 +20,16 @@ from persephonee.data_partitions.user_splits import SampleSplit
 from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import LossWeights
+
+
+def chosen_and_judged(split: SampleSplit, rule: str) -> SampleSplit:
+    """Return the split with every other calibration sample as a test sample: what judges a policy has not chosen it.
+
+    Under the paper's rule, and where a half would be too small to choose, all of them do both, as before.
+    """
+    if rule == PAPER or len(split.calibration) < 2 * FEWEST_SAMPLES:
+        return split
+    return replace(split, calibration=split.calibration[::2], test=split.calibration[1::2])
 
 
 def personalise_from_store(
@@ -35,7 +47,7 @@ def personalise_from_store(
     Args:
         network: the global model, with the global exits.
         samples: as `SampleStore.load` returns them; an unknown label is -1.
-        split: as `SampleStore.load` returns it.
+        split: as `chosen_and_judged` returns it.
         settings: schedule, drop tolerance and limits of the round; its loss weights are replaced by `weights`.
         weights: returns the weights of Eq. (1) for a labelled fraction in [0, 1].
         store: holds the exits in force; receives the new ones at the end of the round.
@@ -63,11 +75,11 @@ def personalise_from_store(
 
 
 def _with_reference(network: MultiExitNetwork, samples: UserSamples, split: SampleSplit) -> UserSamples:
-    """Return the samples with the last exit's answer as the label of calibration samples that have none.
+    """Return the samples with the last exit's answer as the label of those that judge and have none.
 
     `split.labelled` still says that these are not known: they serve the report alone.
     """
-    unknown = split.calibration[samples.labels[split.calibration] == UNLABELLED]
+    unknown = split.judged[samples.labels[split.judged] == UNLABELLED]
     if not len(unknown):
         return samples
     labels = samples.labels.clone()
@@ -79,15 +91,15 @@ def _with_reference(network: MultiExitNetwork, samples: UserSamples, split: Samp
 def validate(
     network: MultiExitNetwork, samples: UserSamples, split: SampleSplit, policy: ExitPolicy, round_number: int
 ) -> Validation | None:
-    """Return what the exits loaded in the network and the policy achieve on the calibration samples.
+    """Return what the exits loaded in the network and the policy achieve on the samples that judge: the test part.
 
-    None where there is no calibration sample, as after a round that another program ran.
+    None where there is none, as after a round that another program ran.
     """
-    if not len(split.calibration):
+    if not len(split.test):
         return None
     network.freeze_backbone()
-    features = compute_features(network, samples.images[split.calibration])
-    outputs = run_exits(network.heads, features, torch.arange(len(split.calibration)))
+    features = compute_features(network, samples.images[split.test])
+    outputs = run_exits(network.heads, features, torch.arange(len(split.test)))
     explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].double().numpy())
     agreement, early_fraction = agreement_at(explored, policy.threshold)
     return Validation(
@@ -104,7 +116,7 @@ def summary_of(report: PersonalisationReport) -> str:
     """Return what a round reports, as a sentence for the event log."""
     return (
         f"round {report.round} learned from {report.num_train} samples (labels: {report.labels}): on "
-        f"{report.num_calibration} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
+        f"{report.num_test} calibration samples {report.accuracy_after:.1%} at {report.threshold:g}, the last "
         f"exit alone {report.accuracy_original:.1%}, {report.mean_macs / report.original_macs:.0%} of its cost; exits "
-        f"{[row.exit for row in report.exits_at(Stage.AFTER) if row.kept][:-1]} in use"
+        f"{[row.exit for row in report.exits_at(Stage.AFTER) if row.kept][:-1]} in use; chosen by: {report.rule}"
     )

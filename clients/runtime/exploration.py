@@ -28,7 +28,7 @@ class Explored:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What the policy in force achieved on the calibration samples when it was chosen.
+    """What the policy in force achieved, when it was chosen, on the calibration samples that judged it.
 
     Attributes:
         round: the round that made these exits, counted from 1.

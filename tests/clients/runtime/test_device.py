@@ -6,6 +6,7 @@ import torch
 from persephonee.clients.errors import ImageError, StoreError, StoreFullError
 from persephonee.clients.inference.engine import first_exit_always_answers
 from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.runtime.device_round import chosen_and_judged
 from persephonee.clients.runtime.device_run import Stop, run_device
 from persephonee.clients.runtime.device_status import read_status
 from persephonee.clients.runtime.frames import LateLabel, NoFrame
@@ -297,5 +298,17 @@ def test_a_round_that_drift_asked_for_leaves_samples_from_before_the_shift_alone
     feed(life, frames_of(user)[:1])
     life.device.orchestrator._set(seq_at_round=0)
     report = life.device.personalise_if_due()
-    assert (report.num_train, report.num_calibration) == (60, 20)
+    # of the 20 that are left out of training half chooses the policy, and the other half judges it
+    assert (report.num_train, report.num_calibration, report.num_test) == (60, 10, 10)
     life.stop()
+
+
+def test_what_judges_a_policy_and_is_the_baseline_of_drift_has_not_chosen_it(split):
+    halves = chosen_and_judged(split, "auto")
+    assert not set(halves.calibration.tolist()) & set(halves.test.tolist())
+    assert sorted([*halves.calibration.tolist(), *halves.test.tolist()]) == split.calibration.tolist()
+    assert halves.train is split.train
+    # the paper's rule keeps all of them, and so does a device with too few for halves
+    assert chosen_and_judged(split, "paper") is split
+    few = replace(split, calibration=split.calibration[:9])
+    assert chosen_and_judged(few, "auto") is few
