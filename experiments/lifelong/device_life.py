@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.runtime.conditions import ConditionSettings
 from persephonee.clients.runtime.device import Device
 from persephonee.clients.runtime.device_database import DeviceDatabase
@@ -70,7 +71,13 @@ def orchestrator_settings(strategy: str, p_expl: float, rule: Rule) -> Orchestra
     return replace(settings, adapts=False, max_rounds=0 if strategy == "never personalised" else 1)
 
 
-def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettings, seed: int) -> LifeRecord:
+def live(
+    network: MultiExitNetwork,
+    stream: Stream,
+    settings: OrchestratorSettings,
+    seed: int,
+    personalisation: PersonalisationSettings | None = None,
+) -> LifeRecord:
     """Live through a stream, ten samples a day between 8 and 22 h, with a look at the charger at 2 h.
 
     Args:
@@ -78,12 +85,18 @@ def live(network: MultiExitNetwork, stream: Stream, settings: OrchestratorSettin
         stream: the samples, in the order of their arrival.
         settings: the orchestrator's settings.
         seed: the device's seed, which decides what it explores and how it trains.
+        personalisation: of the rounds, with the rule that chooses policies; None takes the paper's.
     """
     clock = ScriptedClock(BEGIN)
     global_exit_weights = network.exit_state()
     database = DeviceDatabase(None)
     events: list[Event] = []
-    device_settings = DeviceSettings(client_id=stream.name, orchestrator=settings, seed=seed)
+    device_settings = DeviceSettings(
+        client_id=stream.name,
+        orchestrator=settings,
+        personalisation=personalisation or PersonalisationSettings(rule="paper"),
+        seed=seed,
+    )
     source = ScriptedDevice(clock, partial(night_charging, zone=UTC))
     rows, rounds = [], []
     with tempfile.TemporaryDirectory() as folder:

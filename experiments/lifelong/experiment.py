@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.progress import track
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule
+from persephonee.clients.personalisation.settings import Rule as PolicyRule
 from persephonee.clients.runtime.drift import RULES, DriftSettings, Rule
 from persephonee.experiments.lifelong.detection import Detection, measure, watch
 from persephonee.experiments.lifelong.device_life import (
@@ -85,12 +87,14 @@ def main(
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     scale: Annotated[str, typer.Option(help="smoke or quick.")] = "smoke",
     p_expl: Annotated[float, typer.Option(help="Fraction of the samples that is explored.")] = 0.2,
+    policy_rule: Annotated[PolicyRule, typer.Option(help="Who chooses the policies: paper or controlled.")] = "paper",
+    schedule: Annotated[Schedule, typer.Option(help="Of the rounds.")] = "paper",
     rule: Annotated[Rule, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
 ) -> None:
     """Live, measure, draw and print."""
     torch.set_num_threads(1)
     network, metadata = load_network(model)
-    chosen = SCALES[scale]
+    chosen, personalisation = SCALES[scale], PersonalisationSettings(rule=policy_rule, schedule=schedule)
     streams = streams_of(data, data_path, metadata.trained_on, chosen, max(chosen.devices, chosen.watched))
     console = Console()
     lived = streams[: chosen.devices]
@@ -98,7 +102,8 @@ def main(
     for stream in track(lived, "lives", console=Console(stderr=True)):
         # one after the other, so that what else this machine does touches all strategies' latencies alike
         for strategy, records in lives.items():
-            records.append(live(network, stream, orchestrator_settings(strategy, p_expl, rule), seed=0))
+            orchestrator = orchestrator_settings(strategy, p_expl, rule)
+            records.append(live(network, stream, orchestrator, seed=0, personalisation=personalisation))
     originals = [original_predictions(network, stream) for stream in lived]
     what = {
         "qmnist": "QMNIST: from census employees to students",

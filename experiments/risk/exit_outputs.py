@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.features import compute_features
@@ -29,12 +30,28 @@ class UserOutputs:
         logits: of all exits on the calibration and test samples, float32 [M+1, N, K]; calibration samples come first.
         labels: int64 [N].
         num_calibration: how many of the N calibrate.
+        unfamiliar: of all exits on inputs of another kind, made of the test samples, float32 [M+1, n, K] by kind.
     """
 
     user: str
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     num_calibration: int
+    unfamiliar: dict[str, NDArray[np.float32]]
+
+
+def inverted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images with dark and light exchanged."""
+    return 255 - images
+
+
+def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images with normal noise of a standard deviation of 80 grey values."""
+    noise = 80 * torch.randn(images.shape, generator=generator)
+    return (images + noise).clamp(0, 255).to(torch.uint8)
+
+
+UNFAMILIAR = {"inverted": inverted, "noisy": noisy}
 
 
 def exit_outputs(
@@ -62,6 +79,7 @@ def exit_outputs(
         for one in (one for one in made if one is not None):
             arrays[f"{one.user}/logits"], arrays[f"{one.user}/labels"] = one.logits, one.labels
             arrays[f"{one.user}/num_calibration"] = np.array(one.num_calibration)
+            arrays.update({f"{one.user}/{kind}": logits for kind, logits in one.unfamiliar.items()})
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **arrays)
     with np.load(file) as stored:
@@ -72,6 +90,7 @@ def exit_outputs(
                 logits=stored[f"{name}/logits"],
                 labels=stored[f"{name}/labels"],
                 num_calibration=int(stored[f"{name}/num_calibration"]),
+                unfamiliar={kind: stored[f"{name}/{kind}"] for kind in UNFAMILIAR},
             )
             for name in names
         ]
@@ -93,10 +112,20 @@ def _one(
     network.load_exit_state(done.exit_weights)
     chosen = torch.cat([split.calibration, split.test])
     outputs = run_exits(network.heads, features, chosen)
+    generator = torch.Generator().manual_seed(0)
+    others = {
+        kind: compute_features(network, make(samples.images[split.test], generator))
+        for kind, make in UNFAMILIAR.items()
+    }
+    unfamiliar = {
+        kind: run_exits(network.heads, cache, torch.arange(len(split.test))).logits.numpy()
+        for kind, cache in others.items()
+    }
     network.load_exit_state(kept)
     return UserOutputs(
         user=samples.client_id,
         logits=outputs.logits.numpy(),
         labels=samples.labels[chosen].numpy(),
         num_calibration=len(split.calibration),
+        unfamiliar=unfamiliar,
     )

@@ -6,7 +6,8 @@
 Each redraw divides the users whom the model has not trained on into held-out users, whose curves ship with the model,
 and new ones, and draws the new ones' calibration samples again from those that trained nothing; the losses are counted
 on the rest. Validation users of the pretraining are among them: their samples chose the epoch, and no weight. A redraw
-violates the promise where the new users' mean drop is above the tolerance. Prints the table and writes it as parquet.
+violates the promise where the new users' mean drop is above the tolerance. Inputs of another kind, inverted and noisy
+test images, say whether a policy still passes on what it does not know. Prints the table and writes it as parquet.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from persephonee.clients.personalisation.risk.risk_control import choose_candida
 from persephonee.clients.personalisation.risk.risk_curves import (
     RiskCurve,
     candidate_losses,
+    candidate_policies,
     labelled_excess,
     own_excess,
     summed,
@@ -35,7 +37,7 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import choose_users
-from persephonee.experiments.risk.exit_outputs import UserOutputs, exit_outputs
+from persephonee.experiments.risk.exit_outputs import UNFAMILIAR, UserOutputs, exit_outputs
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
@@ -56,6 +58,8 @@ class Prepared:
     answers: CalibrationSet
     excess: NDArray[np.float64]
     num_calibration: int
+    unfamiliar: dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]
+    """Confidences and correct answers of all exits on inputs of another kind, each [M+1, n], by kind."""
 
     def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return all samples in a random order."""
@@ -73,9 +77,9 @@ class Prepared:
 def prepare(outputs: UserOutputs, network: MultiExitNetwork, labelled: bool) -> Prepared:
     """Return what the rules need of a user."""
     logits = outputs.logits.astype(np.float64)
-    likely = np.exp(logits - logits.max(axis=2, keepdims=True))
-    confidences = (likely / likely.sum(axis=2, keepdims=True)).max(axis=2)
-    predictions = logits.argmax(axis=2)
+    confidences, predictions = answers_of(logits)
+    test_labels = outputs.labels[outputs.num_calibration :]
+    unfamiliar = {kind: answers_of(of.astype(np.float64)) for kind, of in outputs.unfamiliar.items()}
     excess, costs = labelled_excess(predictions, outputs.labels), network.costs
     known = outputs.labels if labelled else np.full_like(outputs.labels, -1)
     believed = own_excess(predictions, known, logits[-1], network.calibration)
@@ -92,7 +96,14 @@ def prepare(outputs: UserOutputs, network: MultiExitNetwork, labelled: bool) -> 
         ),
         excess=excess,
         num_calibration=outputs.num_calibration,
+        unfamiliar={kind: (sure, said == test_labels) for kind, (sure, said) in unfamiliar.items()},
     )
+
+
+def answers_of(logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the top-1 softmax and class, each [M+1, N], of logits [M+1, N, K]."""
+    likely = np.exp(logits - logits.max(axis=2, keepdims=True))
+    return (likely / likely.sum(axis=2, keepdims=True)).max(axis=2), logits.argmax(axis=2)
 
 
 def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_paper: bool) -> list[dict[str, Any]]:
@@ -113,10 +124,12 @@ def redraw(users: list[Prepared], held_out: int, rng: np.random.Generator, with_
     rows: list[dict[str, Any]] = []
     for (number, user, drawn), curve in zip(new, own, strict=True):
         judged = drawn[user.num_calibration :]
-        outcomes = {rule: _under(user, curve, pool, judged) for rule, pool in pools.items()}
+        policies = {rule: _with_pool(user, curve, pool) for rule, pool in pools.items()}
         if with_paper:
-            outcomes["paper"] = _as_the_paper_says(user, drawn[: user.num_calibration], judged)
-        rows += [{"user": number, "rule": rule, "drop": d, "cost": c} for rule, (d, c) in outcomes.items()]
+            policies["paper"] = _as_the_paper_says(user, drawn[: user.num_calibration])
+        for rule, policy in policies.items():
+            row = {"user": number, "rule": rule, **_outcome(user, policy, judged)}
+            rows.append({**row, **_unfamiliar(user, policy)} if with_paper else row)
     return rows
 
 
@@ -140,6 +153,7 @@ def table_of(rows: pd.DataFrame, tolerance: float) -> pd.DataFrame:
                 "cost": of["cost"].mean(),
                 "violations": (each.mean() > tolerance).mean(),
                 "redraws": of["redraw"].nunique(),
+                **{name: of[name].mean() for name in of.columns if name.startswith(tuple(UNFAMILIAR))},
             }
         )
     return pd.DataFrame(found)
@@ -161,7 +175,8 @@ def main(
     network, metadata = load_network(model)
     source: Dataset = "parquet" if data == "qmnist" else "synthetic-writers"
     partitions = open_partitions(DataSettings(dataset=source, data_path=data_path))
-    shipped = list(metadata.settings["validated_on"])[:users]
+    known = (*metadata.settings["validated_on"], *metadata.settings.get("calibrated_on", ()))
+    shipped = sorted(known)[:users]
     others = [user for user in partitions.client_ids if user not in metadata.trained_on]
     groups = {"held-out": shipped, "new": choose_users(others, min(users, len(others)), seed=0)}
     name = f"{data}-{'labels' if labels else 'none'}-{schedule}"
@@ -181,29 +196,41 @@ def main(
     typer.echo(table.to_string(index=False, float_format="%.3f"))
 
 
-def _under(user: Prepared, curve: RiskCurve, pool: RiskPool, judged: NDArray[np.int64]) -> tuple[float, float]:
-    certificate = pool.certificate(*PROMISE[0])
+def _with_pool(user: Prepared, curve: RiskCurve, pool: RiskPool) -> ExitPolicy:
+    certificate, num_exits = pool.certificate(*PROMISE[0]), user.answers.num_exits
     chosen = None if certificate is None else choose_candidate(curve, pool, certificate)
     if chosen is None:
-        return 0.0, 1.0
-    return float(user.lost[chosen, judged].mean()), float(user.costs[chosen, judged].mean())
+        return ExitPolicy(threshold=1.0, exits_in_use=(), num_exits=num_exits)
+    return candidate_policies(num_exits)[chosen]
 
 
-def _as_the_paper_says(
-    user: Prepared, calibrating: NDArray[np.int64], judged: NDArray[np.int64]
-) -> tuple[float, float]:
-    answers = user.answers
+def _as_the_paper_says(user: Prepared, calibrating: NDArray[np.int64]) -> ExitPolicy:
     own = CalibrationSet(
-        confidences=answers.confidences[:, calibrating],
-        correct=answers.correct[:, calibrating],
-        leaving_costs=answers.leaving_costs,
+        confidences=user.answers.confidences[:, calibrating],
+        correct=user.answers.correct[:, calibrating],
+        leaving_costs=user.answers.leaving_costs,
     )
-    policy: ExitPolicy = prune(own, calibrate(own, SETTINGS), SETTINGS).policy
-    exits = policy.exit_of(answers.confidences[:, judged])
+    return prune(own, calibrate(own, SETTINGS), SETTINGS).policy
+
+
+def _outcome(user: Prepared, policy: ExitPolicy, judged: NDArray[np.int64]) -> dict[str, float]:
+    """Return what the user loses against the last exit, and the cost over the original network's."""
+    exits = policy.exit_of(user.answers.confidences[:, judged])
     leaving = np.full(policy.num_exits + 1, np.nan)
-    leaving[[*policy.exits_in_use, policy.num_exits]] = answers.leaving_costs(policy.exits_in_use)
-    original = answers.leaving_costs(())[-1]
-    return float(user.excess[exits, judged].mean()), float((leaving[exits] / original).mean())
+    leaving[[*policy.exits_in_use, policy.num_exits]] = user.answers.leaving_costs(policy.exits_in_use)
+    cost = leaving[exits].mean() / user.answers.leaving_costs(())[-1]
+    return {"drop": float(user.excess[exits, judged].mean()), "cost": float(cost)}
+
+
+def _unfamiliar(user: Prepared, policy: ExitPolicy) -> dict[str, float]:
+    """Return which share of inputs of another kind reaches the last exit, and what is right of the answers."""
+    found = {}
+    for kind, (confidences, correct) in user.unfamiliar.items():
+        exits, everyone = policy.exit_of(confidences), np.arange(confidences.shape[1])
+        found[f"{kind}_last"] = float((exits == policy.num_exits).mean())
+        found[f"{kind}_right"] = float(correct[exits, everyone].mean())
+        found[f"{kind}_right_last"] = float(correct[-1].mean())
+    return found
 
 
 if __name__ == "__main__":
