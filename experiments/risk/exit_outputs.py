@@ -46,8 +46,8 @@ def inverted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images with normal noise of a standard deviation of 80 grey values."""
-    noise = 80 * torch.randn(images.shape, generator=generator)
+    """Return images with normal noise of a standard deviation of 40 grey values."""
+    noise = 40 * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 255).to(torch.uint8)
 
 

@@ -167,7 +167,7 @@ def main(
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     labels: Annotated[bool, typer.Option(help="Whether the devices have labels.")] = True,
     schedule: Annotated[Schedule, typer.Option(help="The schedule of the rounds.")] = "fast",
-    users: Annotated[int, typer.Option(help="At most so many of either kind of users.")] = 150,
+    users: Annotated[int, typer.Option(help="At most so many, of whom half ship their curves.")] = 300,
     redraws: Annotated[int, typer.Option(help="Of users and calibration samples.")] = 1000,
 ) -> None:
     """Personalise the users once, then choose policies again and again."""
@@ -175,24 +175,20 @@ def main(
     network, metadata = load_network(model)
     source: Dataset = "parquet" if data == "qmnist" else "synthetic-writers"
     partitions = open_partitions(DataSettings(dataset=source, data_path=data_path))
-    known = (*metadata.settings["validated_on"], *metadata.settings.get("calibrated_on", ()))
-    shipped = sorted(known)[:users]
-    others = [user for user in partitions.client_ids if user not in metadata.trained_on]
-    groups = {"held-out": shipped, "new": choose_users(others, min(users, len(others)), seed=0)}
+    unseen = {user for user in partitions.client_ids if user not in metadata.trained_on}
+    known = {*metadata.settings["validated_on"], *metadata.settings.get("calibrated_on", ())}
+    everyone = sorted(unseen | (known & set(partitions.client_ids)))
+    chosen = choose_users(everyone, min(users, len(everyone)), seed=0)
     name = f"{data}-{'labels' if labels else 'none'}-{schedule}"
-    found = {
-        which: exit_outputs(
-            network, partitions, ids, labelled=labels, schedule=schedule, file=out / f"{name}-{which}.npz"
-        )
-        for which, ids in groups.items()
-    }
-    held_out = found["held-out"]
-    prepared = [prepare(one, network, labels) for of in found.values() for one in of]
+    outputs = exit_outputs(network, partitions, chosen, labelled=labels, schedule=schedule, file=out / f"{name}.npz")
+    prepared = [prepare(one, network, labels) for one in outputs]
+    held_out = len(prepared) // 2
     rng, rows = np.random.default_rng(0), []
     for number in range(redraws):
-        rows += [{**row, "redraw": number} for row in redraw(prepared, len(held_out), rng, number < PAPER_REDRAWS)]
+        rows += [{**row, "redraw": number} for row in redraw(prepared, held_out, rng, number < PAPER_REDRAWS)]
     table = table_of(pd.DataFrame(rows), SETTINGS.drop_tolerance)
     table.to_parquet(out / f"{name}.parquet", index=False)
+    typer.echo(f"{len(prepared)} users, {held_out} of them held out, {redraws} redraws:")
     typer.echo(table.to_string(index=False, float_format="%.3f"))
 
 
