@@ -98,5 +98,8 @@ class LossWeights:
                 f"alpha={self.alpha} and gamma={self.gamma} exclude each other: learn from the labels (alpha) "
                 "or from the last exit's decisions (gamma), and set the other to 0."
             )
-        if self.alpha == self.beta == self.gamma == 0:
-            raise SettingsError("alpha, beta and gamma are all 0, so there is nothing to learn: set one of them.")
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether the exits are trained at all; with three zeros they are not, as in the scheme `prior`."""
+        return self.alpha > 0 or self.beta > 0 or self.gamma > 0

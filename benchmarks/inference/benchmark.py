@@ -64,7 +64,7 @@ class Subject:
 def speed_rows(network: MultiExitNetwork, subject: Subject, original_onnx: Path, repeats: int) -> list[Row]:
     """Time a user's policy against the original network, eager and on ONNX Runtime, at each batch size."""
     typer.echo(f"User {subject.stored.client_id}, labels: {subject.labels}", err=True)
-    personal = InferenceEngine(network, subject.stored.policy)
+    personal = InferenceEngine(network, subject.stored.policy, last_shift=subject.stored.last_shift)
     network.load_exit_state(subject.stored.exit_weights)
     original = InferenceEngine(network, policy_of(network, 1.0, ()))
     threads = torch.get_num_threads()

@@ -28,6 +28,7 @@ class InferenceEngine(StagedEngine[Tensor]):
     Args:
         network: with the personal exits loaded (`load_exit_state`); put into eval() here.
         policy: the threshold and the exits in use.
+        last_shift: what the user's class frequencies add to the last exit's logits, [K]; None adds nothing.
         explores: False lets go of the stages that the policy can never reach, and of their memory once the caller
             lets go of `network`; `explore` is then refused.
 
@@ -35,13 +36,20 @@ class InferenceEngine(StagedEngine[Tensor]):
         ClientSettingsError: the policy is of a network with another number of exits.
     """
 
-    def __init__(self, network: MultiExitNetwork, policy: ExitPolicy, *, explores: bool = True) -> None:
+    def __init__(
+        self,
+        network: MultiExitNetwork,
+        policy: ExitPolicy,
+        *,
+        last_shift: Tensor | None = None,
+        explores: bool = True,
+    ) -> None:
         super().__init__(policy, network.input_shape, network.num_classes)
         check_fits(policy, network.num_exits)
         network.eval()
         self._device = next(network.parameters()).device
         loaded = len(self.steps) if explores else self.reachable_steps
-        self._stages = [merge(network, span) for span in merged_stages(policy)[:loaded]]
+        self._stages = [merge(network, span, last_shift) for span in merged_stages(policy)[:loaded]]
         self._heads = [network.heads[exit] for exit in policy.exits_in_use[:loaded]]
 
     def infer(self, images: Images) -> Predictions:
@@ -89,7 +97,29 @@ class InferenceEngine(StagedEngine[Tensor]):
         return torch.softmax(logits, dim=1, dtype=torch.float64).max().item()
 
 
-def merge(network: MultiExitNetwork, span: range) -> nn.Module:
-    """Return consecutive stages of the network as one module, which shares their weights."""
+class _Shifted(nn.Module):
+    """Logits with the shift of the user's class frequencies."""
+
+    shift: Tensor
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("shift", shift)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the sum of logits [B, K] and the shift [K]."""
+        return logits + self.shift
+
+
+def merge(network: MultiExitNetwork, span: range, last_shift: Tensor | None = None) -> nn.Module:
+    """Return consecutive stages of the network as one module, which shares their weights.
+
+    Args:
+        network: whose stages these are.
+        span: numbers of the stages.
+        last_shift: what is added to the last exit's logits, [K], where it is among them.
+    """
     stages = [network.stages[i] for i in span]
+    if last_shift is not None and span[-1] == network.num_exits:
+        stages.append(_Shifted(last_shift))
     return stages[0] if len(stages) == 1 else nn.Sequential(*stages)

@@ -70,7 +70,7 @@ def export_onnx(
         client_id=stored.client_id,
         round=stored.round,
         backbone_fingerprint=stored.backbone_fingerprint,
-        steps=_write_graphs(network, merged_stages(stored.policy), folder),
+        steps=_write_graphs(network, merged_stages(stored.policy), stored.last_shift, folder),
     )
     stale = own_graphs(folder)
     write_json_atomically(folder / POLICY_FILE, exported.to_dict())
@@ -79,13 +79,15 @@ def export_onnx(
     return exported
 
 
-def _write_graphs(network: MultiExitNetwork, spans: tuple[range, ...], folder: Path) -> tuple[ExportedStep, ...]:
+def _write_graphs(
+    network: MultiExitNetwork, spans: tuple[range, ...], last_shift: Tensor | None, folder: Path
+) -> tuple[ExportedStep, ...]:
     # two images: a batch of one would be taken for a constant
     features = torch.zeros(2, *network.input_shape)
     steps = []
     for span in spans:
         exit = span[-1]
-        stage = merge(network, span)
+        stage = merge(network, span, last_shift)
         stage_file = _write_graph(stage, features, "stage", exit, folder)
         features = stage(features)
         is_last = exit == network.num_exits

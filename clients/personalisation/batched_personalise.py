@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from persephonee.clients.errors import NonFiniteLossError
 from persephonee.clients.personalisation.evaluation import exit_logits
+from persephonee.clients.personalisation.exit_shifts import class_shifts, with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.labels import usable_labels
@@ -20,7 +21,7 @@ from persephonee.clients.personalisation.starting_exits import StartingExits, st
 from persephonee.clients.personalisation.training.batched_training import ExitOfUser, train_exit_of_users
 from persephonee.clients.personalisation.training.exit_training import epoch_orders
 from persephonee.clients.personalisation.training.fast_training import add_to_classifiers, classify, embed, solve
-from persephonee.clients.personalisation.training.schedules import TrainedExits
+from persephonee.clients.personalisation.training.schedules import TrainedExits, train
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import torch_generator
 from persephonee.data_partitions.user_splits import SampleSplit
@@ -67,8 +68,19 @@ def personalise_batch(
     caches = [FeatureCache(maps=own, last_logits=last) for own, last in zip(maps, logits, strict=True)]
     exits = [starting_exits(network, user.samples.client_id, user.store) for user in users]
     labels = [usable_labels(user.samples, user.split, settings) for user in users]
-    if settings.schedule == "fast":
-        trained = _fit(network, users, exits, whole, caches, labels, settings)
+    shifts = [
+        class_shifts(network, cache, own_labels, user.split, settings, seed, user.samples.client_id, round_number)
+        for user, cache, own_labels in zip(users, caches, labels, strict=True)
+    ]
+    exits = [replace(one, shifts=own) for one, own in zip(exits, shifts, strict=True)]
+    teachers = [with_last_shift(cache, own[-1]) for cache, own in zip(caches, shifts, strict=True)]
+    if not settings.weights.is_learning:
+        trained = [
+            train(one, cache, own_labels, user.split, settings, torch.Generator())
+            for user, one, cache, own_labels in zip(users, exits, teachers, labels, strict=True)
+        ]
+    elif settings.schedule == "fast":
+        trained = _fit(network, users, exits, whole, teachers, labels, settings)
     else:
         orders = [
             epoch_orders(
@@ -78,7 +90,7 @@ def personalise_batch(
             )
             for user in users
         ]
-        trained = _train(users, exits, caches, labels, orders, settings)
+        trained = _train(users, exits, teachers, labels, orders, settings)
     for user, one in zip(users, trained, strict=True):
         if not all(torch.isfinite(parameter).all() for parameter in one.heads.parameters()):
             raise NonFiniteLossError(
@@ -95,9 +107,10 @@ def personalise_batch(
             round_number=round_number,
             seed=seed,
             features=cache,
+            shifts=own_shifts,
             trained=one,
         )
-        for user, cache, one in zip(users, caches, trained, strict=True)
+        for user, cache, own_shifts, one in zip(users, caches, shifts, trained, strict=True)
     ]
 
 
@@ -119,7 +132,7 @@ def _train(
                 last_logits=cache.last_logits,
                 labels=own_labels.to(device),
                 orders=[order.to(device) for order in own_orders],
-                anchor=one.global_heads[exit],
+                anchor=one.anchor[exit],
             )
             for trained, one, cache, own_labels, own_orders in zip(heads, exits, caches, labels, orders, strict=True)
         ]

@@ -160,6 +160,7 @@ def exit_metrics(
 def report_round(
     samples: UserSamples,
     split: SampleSplit,
+    truth: Tensor,
     costs: CostTable,
     *,
     outputs_before: ExitOutputs,
@@ -172,8 +173,23 @@ def report_round(
     rolled_back: tuple[int, ...],
     seconds: float,
 ) -> PersonalisationReport:
-    """Return the report on the test samples; `before` is with the global exits, `after` with the personal ones."""
-    truth = samples.labels[split.test]
+    """Return the report on the test samples.
+
+    Args:
+        samples: of the user.
+        split: which of them test.
+        truth: classes of the test samples, [n].
+        costs: of the network.
+        outputs_before: of the global exits and of the raw last exit.
+        policy_before: chosen for them.
+        outputs_after: of the personal exits and of the last exit as the policy uses it.
+        policy_after: chosen for them.
+        round_number: from 1.
+        labels: as `labelled_fraction` says it.
+        rolled_back: exits that the guard put back.
+        chosen_by: what chose the policy, one of `policy_choice.OUTCOMES`.
+        seconds: that the round took.
+    """
     before = apply_policy(outputs_before, policy_before, truth, costs)
     after = apply_policy(outputs_after, policy_after, truth, costs)
     return PersonalisationReport(
@@ -186,7 +202,7 @@ def report_round(
         labels=labels,
         rule=chosen_by,
         threshold=policy_after.threshold,
-        accuracy_original=float(outputs_after.accuracies(truth)[-1]),
+        accuracy_original=float(outputs_before.accuracies(truth)[-1]),
         accuracy_before=before.accuracy,
         accuracy_after=after.accuracy,
         mean_macs=after.mean_macs,

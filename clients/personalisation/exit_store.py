@@ -33,11 +33,14 @@ from persephonee.multi_exit.atomic_files import (
 )
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 knew nothing of the user's class frequencies, and is read too."""
 STATE_NAME = "state.json"
 LOCK_NAME = ".exits.lock"
 LOCK_S = 10.0
 """How long a save waits for another one; both take well under a second."""
+_SHIFTS = "shifts"
+"""Name of the shifts' tensor, beside those of the exits' weights."""
 _EXITS_NAME = re.compile(r"exits-\d{6,}-([0-9a-f]{8})\.safetensors")
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 
@@ -54,6 +57,8 @@ class StoredExits:
         exit_weights: tensors named as `MultiExitNetwork.exit_state` names them.
         run: the federated run that the round belonged to; empty for a round of the device's own.
         parts: what the user's samples have served for, in this round and before.
+        shifts: what the user's class frequencies add to the logits of the M+1 exits, float32 [M+1, K]: the early exits'
+            classifiers have it in their bias, and the last exit's is added to what it returns. None adds nothing.
     """
 
     client_id: str
@@ -63,6 +68,12 @@ class StoredExits:
     exit_weights: dict[str, Tensor]
     run: str = ""
     parts: KnownParts = field(default_factory=KnownParts)
+    shifts: Tensor | None = None
+
+    @property
+    def last_shift(self) -> Tensor | None:
+        """What is added to the last exit's logits, [K]; None where nothing is."""
+        return None if self.shifts is None else self.shifts[-1]
 
 
 class ExitStore:
@@ -129,7 +140,8 @@ class ExitStore:
             self._write(stored)
 
     def _write(self, stored: StoredExits) -> None:
-        tensors = safetensors.torch.save(stored.exit_weights)
+        shifts = {} if stored.shifts is None else {_SHIFTS: stored.shifts}
+        tensors = safetensors.torch.save({**stored.exit_weights, **shifts})
         # the digest: another run's round of the same number must not overwrite what state.json still names
         name = f"exits-{stored.round:06d}-{_digest(tensors)}.safetensors"
         before = next(iter(self._entries((stored.run, stored.round))), None) if stored.run else None
@@ -184,8 +196,8 @@ class ExitStore:
                 f"the store in {self.folder} has format {found} and this version reads {FORMAT}: a newer persephonee "
                 "wrote it, install that one again."
             )
-        if found != FORMAT:
-            raise ValueError(f"format {found!r}, expected {FORMAT}")
+        if found not in (1, FORMAT):
+            raise ValueError(f"format {found!r}, expected 1 or {FORMAT}")
         return without_digest(state)
 
     def _entries(self, repeating: tuple[str, int] | None) -> list[dict[str, Any]]:
@@ -226,17 +238,20 @@ class ExitStore:
         names = (state["client_id"], state.get("run", ""), state["backbone_fingerprint"])
         if not all(isinstance(name, str) for name in names) or type(state["round"]) is not int:
             raise TypeError("a value is of another type")
+        tensors = self._tensors(Path(state["exits"]).name)
+        shifts = tensors.pop(_SHIFTS, None)
         return StoredExits(
             client_id=state["client_id"],
             run=state.get("run", ""),
             round=state["round"],
             backbone_fingerprint=state["backbone_fingerprint"],
             policy=ExitPolicy.from_json(state["policy"]),
-            exit_weights=self._exit_weights(Path(state["exits"]).name),
+            exit_weights=tensors,
             parts=_parts_of(self._state()),
+            shifts=shifts,
         )
 
-    def _exit_weights(self, name: str) -> dict[str, Tensor]:
+    def _tensors(self, name: str) -> dict[str, Tensor]:
         digest = _EXITS_NAME.fullmatch(name)
         path = self.folder / name
         if digest is None or (path.exists() and not path.is_file()):

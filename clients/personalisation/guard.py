@@ -1,20 +1,20 @@
 """The guard: an exit that training made significantly worse goes back to what it was (not in the paper).
 
 Exits are compared sample by sample on the calibration set. Where a sample has a label, an exit scores 1 for it and 0
-for another class. Where it has none, it scores the probability that the last exit gives to the exit's answer: the
-accuracy to be expected, and whether it is right remains a matter of chance, which the test counts in. An exit that
-corrects an unsure last exit is therefore not put back for differing alone.
+for another class. Where it has none, it scores the probability that the last exit, calibrated and under the user's
+class frequencies, gives to the exit's answer: the accuracy to be expected, and whether it is right remains a matter of
+chance, which the test counts in. An exit that corrects an unsure last exit is therefore not put back for differing
+alone.
 """
 
 import copy
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, JudgedOutputs
+from persephonee.clients.personalisation.prior import Floats
 from persephonee.multi_exit.losses import UNLABELLED
 
 CERTAINTY = 1.645
@@ -42,6 +42,7 @@ def guard(
     previous: nn.ModuleList,
     outputs_previous: JudgedOutputs,
     labels: Tensor,
+    expected: Floats,
 ) -> GuardedExits:
     """Return the trained exits, with the previous one in the place of each that got worse.
 
@@ -51,8 +52,9 @@ def guard(
         previous: M heads in force before the round.
         outputs_previous: of them.
         labels: of the calibration samples, int64 [n], -1 where there is none.
+        expected: what the last exit gives to each class on these samples, [n, K].
     """
-    rolled_back = worse_exits(outputs_trained.calibration, outputs_previous.calibration, labels)
+    rolled_back = worse_exits(outputs_trained.calibration, outputs_previous.calibration, labels, expected)
     heads = copy.deepcopy(trained)
     for exit in rolled_back:
         heads[exit].load_state_dict(previous[exit].state_dict())
@@ -60,15 +62,16 @@ def guard(
     return GuardedExits(heads=heads, outputs=outputs, rolled_back=rolled_back)
 
 
-def worse_exits(after: ExitOutputs, before: ExitOutputs, labels: Tensor) -> tuple[int, ...]:
+def worse_exits(after: ExitOutputs, before: ExitOutputs, labels: Tensor, expected: Floats) -> tuple[int, ...]:
     """Return the early exits whose mean score fell by more than chance explains, by a paired one-sided test.
 
     Args:
         after: what the exits answer on the calibration samples.
         before: what they answered.
         labels: of these samples, int64 [n], -1 where there is none.
+        expected: what the last exit gives to each class on these samples, [n, K].
     """
-    scores_after, scores_before = _scores(after, labels)[:-1], _scores(before, labels)[:-1]
+    scores_after, scores_before = _scores(after, labels, expected)[:-1], _scores(before, labels, expected)[:-1]
     changes = scores_after - scores_before
     # two answers, of which at most one is right with these probabilities: the variance of +1, -1 or 0
     is_open = (labels.numpy() == UNLABELLED) & (after.predictions != before.predictions)[:-1]
@@ -77,10 +80,9 @@ def worse_exits(after: ExitOutputs, before: ExitOutputs, labels: Tensor) -> tupl
     return tuple(np.flatnonzero(changes.mean(axis=1) < -CERTAINTY * errors).tolist())
 
 
-def _scores(outputs: ExitOutputs, labels: Tensor) -> NDArray[np.float64]:
+def _scores(outputs: ExitOutputs, labels: Tensor, expected: Floats) -> Floats:
     """Return what each exit scores on each sample, shape [M+1, n], in [0, 1]."""
     given = labels.numpy()
-    last = torch.softmax(outputs.logits[-1].double(), dim=1).numpy()
-    expected = last[np.arange(len(given)), outputs.predictions]
-    scores: NDArray[np.float64] = np.where(given == UNLABELLED, expected, outputs.predictions == given)
+    chances = expected[np.arange(len(given)), outputs.predictions]
+    scores: Floats = np.where(given == UNLABELLED, chances, outputs.predictions == given)
     return scores

@@ -26,6 +26,16 @@ def usable_labels(samples: UserSamples, split: SampleSplit, settings: Personalis
     return labels
 
 
+def reference_classes(labels: Tensor, last_logits: Tensor) -> Tensor:
+    """Return what counts as right, [n]: the label where there is one, else the last exit's answer.
+
+    Args:
+        labels: of calibration or test samples, int64 [n], -1 where there is none.
+        last_logits: of the last exit on them, [n, K].
+    """
+    return torch.where(labels == UNLABELLED, last_logits.cpu().argmax(dim=1), labels)
+
+
 def labelled_fraction(labels: Tensor, split: SampleSplit) -> str:
     """Return how many of the training and calibration samples have a usable label: "all", "none", or "0.25"."""
     usable = labels[torch.cat([split.train, split.calibration])]

@@ -5,20 +5,26 @@ Start reading here: `personalise` is the way of a user's samples, a step a line,
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.calibration import LeavingCosts
-from persephonee.clients.personalisation.evaluation import JudgedOutputs, exit_logits, report_round
+from persephonee.clients.personalisation.evaluation import JudgedOutputs, report_round
+from persephonee.clients.personalisation.exit_shifts import (
+    class_shifts,
+    last_exit_probabilities,
+    shifted,
+    with_last_shift,
+)
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
 from persephonee.clients.personalisation.feature_plan import FeaturePlan, plan_features
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
 from persephonee.clients.personalisation.guard import guard, worse_exits
-from persephonee.clients.personalisation.labels import labelled_fraction, usable_labels
+from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.profiler import Profile, profile_exits, save_profile
 from persephonee.clients.personalisation.reports import PersonalisationReport
@@ -47,7 +53,9 @@ class Personalisation:
         outputs_before: what the global exits answer; single samples, which never leave the device.
         outputs: what the personal exits answer; likewise.
         exit_weights: the personal exits' tensors; `network.load_exit_state` takes them.
-        trained: all exits as training left them, before the guard; what a federated round may share.
+        trained: all exits as training left them, before the guard and without the user's class frequencies; what a
+            federated round may share.
+        shifts: what the user's class frequencies add to the logits of the M+1 exits in force, as `StoredExits` has it.
         worse: the exits that training made worse on the calibration samples than those that it started from.
         network: the global model, or the one that was built of a CNN; its exits are the global ones.
         profile: measured on this device, where the settings ask for latencies.
@@ -60,6 +68,7 @@ class Personalisation:
     outputs: JudgedOutputs
     exit_weights: dict[str, Tensor]
     trained: dict[str, Tensor]
+    shifts: Tensor | None
     worse: tuple[int, ...]
     network: MultiExitNetwork
     profile: Profile | None = None
@@ -81,6 +90,7 @@ def personalise(
     round_number: int = 1,
     seed: int = 0,
     features: FeatureCache | None = None,
+    shifts: Tensor | None = None,
     trained: TrainedExits | None = None,
     global_exit_weights: dict[str, Tensor] | None = None,
     run: str = "",
@@ -100,6 +110,7 @@ def personalise(
         round_number: from 1.
         seed: with client id and round it determines the result.
         features: of these samples and this network, where they have been computed already; None computes them.
+        shifts: of the user's class frequencies, where they have been estimated already; None estimates them.
         trained: where exits of many users have been trained at once (`batched_personalise.py`); None trains them.
         global_exit_weights: what a federation merged. The round then starts from them, and the guard still compares
             with the user's own; None takes the network's for comparison and starts from the user's own.
@@ -125,6 +136,7 @@ def personalise(
     _refuse_misfits(network, samples)
     network.freeze_backbone()
     labels = usable_labels(samples, split, settings)
+    given = labels[split.calibration]
     repeating = (run, round_number) if run else None
     exits = starting_exits(network, user, store, global_exit_weights=global_exit_weights, repeating=repeating)
 
@@ -132,31 +144,41 @@ def personalise(
     if features is None:
         features = compute_features(network, samples.images, _plan(network, len(samples), settings))
 
-    # 2 exit training: Eq. (1); the backbone never moves (3.1.3)
+    # 2 prior: the user's class frequencies, which the exits, their teacher and the policy's last exit count on
+    if shifts is None:
+        shifts = class_shifts(network, features, labels, split, settings, seed, user, round_number)
+    exits = replace(exits, shifts=shifts)
+    teacher = with_last_shift(features, shifts[-1])
+    last_exit = teacher if settings.adapt_last_exit else features
+    expected = last_exit_probabilities(network, teacher.last_logits[split.calibration])
+
+    # 3 exit training: Eq. (1); the backbone never moves (3.1.3)
     if trained is None:
         generator = torch_generator(seed, user, round_number, "exit training")
-        trained = train(exits, features, labels, split, settings, generator)
-    outputs_trained = JudgedOutputs.of(trained.logits, features, split)
-    outputs_start = outputs_global = outputs_previous = JudgedOutputs.of(trained.start_logits, features, split)
-    if not exits.start_is_global:
-        outputs_global = JudgedOutputs.of(exit_logits(exits.global_heads, features, split.judged), features, split)
-    if not exits.start_is_previous:
-        outputs_previous = JudgedOutputs.of(exit_logits(exits.previous, features, split.judged), features, split)
+        trained = train(exits, teacher, labels, split, settings, generator)
+    outputs_trained = JudgedOutputs.of(trained.logits, last_exit, split)
+    outputs_start = JudgedOutputs.of(trained.start_logits, last_exit, split)
+    outputs_global = JudgedOutputs.of(
+        exits.logits_of_global(trained.start_logits, features, split.judged), features, split
+    )
+    outputs_previous = JudgedOutputs.of(
+        exits.logits_of_previous(trained.start_logits, features, split.judged), last_exit, split
+    )
 
-    # 3 guard: an exit that got significantly worse goes back
-    guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, labels[split.calibration])
+    # 4 guard: an exit that got significantly worse goes back
+    guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, given, expected)
 
-    # 4 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere (3.3)
+    # 5 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere (3.3)
     leaving_costs: LeavingCosts = network.costs.leaving_macs
     profile = None
     if settings.cost == "latency":
         profile = profile_exits(network, guarded.heads, samples.images[split.calibration], labels[split.calibration])
         leaving_costs = profile.leaving_ms
 
-    # 5 calibrate, 6 prune: by the rule, with the global exits for comparison, and with the personal ones (3.1.4)
+    # 6 calibrate, 7 prune: by the rule, with the global exits for comparison, and with the personal ones (3.1.4)
     by_rule = partial(
         choose_policy,
-        labels=labels[split.calibration].numpy(),
+        labels=given.numpy(),
         leaving_costs=leaving_costs,
         settings=settings,
         calibration=network.calibration,
@@ -166,8 +188,9 @@ def personalise(
     choice = by_rule(guarded.outputs.calibration, stage=settings.schedule, pool=pool)
     policy = choice.policy
 
-    # 7 store: exits, policy and what each sample has served for, all or nothing
+    # 8 store: exits, policy and what each sample has served for, all or nothing
     exit_weights = exit_weights_of(guarded.heads)
+    shifts_in_force = exits.shifts_after(guarded.rolled_back, adapt_last_exit=settings.adapt_last_exit)
     if store is not None:
         if profile is not None:
             save_profile(store.folder, profile, round_number)
@@ -180,13 +203,16 @@ def personalise(
                 policy=policy,
                 exit_weights=exit_weights,
                 parts=store.known_parts().after(samples.images, split.train, split.calibration, split.test),
+                shifts=shifts_in_force,
             )
         )
 
-    # 8 report: aggregates over the test samples, whose labels serve nothing else
+    # 9 report: aggregates over the test samples, whose labels serve nothing else
+    truth = reference_classes(samples.labels[split.test], last_exit.last_logits[split.test])
     report = report_round(
         samples,
         split,
+        truth,
         network.costs,
         outputs_before=outputs_global.test,
         policy_before=policy_before,
@@ -205,8 +231,9 @@ def personalise(
         outputs_before=outputs_global,
         outputs=guarded.outputs,
         exit_weights=exit_weights,
-        trained=exit_weights_of(trained.heads),
-        worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, labels[split.calibration]),
+        trained=exit_weights_of(shifted(trained.heads, -shifts)),
+        shifts=shifts_in_force,
+        worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, given, expected),
         network=network,
         profile=profile,
     )

@@ -23,6 +23,10 @@ ITERATIONS = 12
 """Of expectation maximisation for each strength; it goes on from the strength before, so a few suffice."""
 CERTAINTY = 2.0
 """By how many standard errors the likelihood of held-out samples has to beat that of the global frequencies."""
+LEAST_GAIN = 0.08
+"""And by how many nats a sample. Many samples make sure of a slight skew whose shift moves predictions up and down
+alike: of 32 development users of Tiny ImageNet with popularities of 50 classes, 3 to 6 % lost over 2 points at an exit
+without this bound and the mean gained nothing; with popularities of 10 classes the median gain is 0.42."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +85,7 @@ def estimate_class_prior(
     held_out = _held_out_gains(ratios, global_frequencies, generator)
     best = int(held_out.mean(axis=1).argmax())
     gains = held_out[best]
-    if gains.mean() <= CERTAINTY * gains.std(ddof=1) / np.sqrt(len(gains)):
+    if gains.mean() <= max(LEAST_GAIN, CERTAINTY * gains.std(ddof=1) / np.sqrt(len(gains))):
         return no_shift
     frequencies = _fitted(ratios, global_frequencies)[best]
     return ClassPrior(frequencies=frequencies, shift=np.log(frequencies / global_frequencies), strength=STRENGTHS[best])

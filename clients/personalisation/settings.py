@@ -10,15 +10,16 @@ from persephonee.multi_exit.settings import LossWeights
 Cost = Literal["macs", "latency"]
 Rule = Literal["auto", "paper", "controlled", "federated"]
 Schedule = Literal["paper", "fast"]
-Scheme = Literal["auto", "supervised", "self-distillation", "self-supervision"]
+Scheme = Literal["auto", "supervised", "self-distillation", "self-supervision", "prior"]
 
 
 def loss_weights(scheme: Scheme, labelled: float, temperature: float = 1.0) -> LossWeights:
     """Return the weights of Eq. (1) for one of the paper's schemes (Sec. 3.1.3).
 
     Args:
-        scheme: "supervised" (alpha = 1), "self-distillation" (beta = 1), "self-supervision" (gamma = 1), or "auto":
-            supervised where all samples have labels, self-distillation where none has, and both where some have.
+        scheme: "supervised" (alpha = 1), "self-distillation" (beta = 1), "self-supervision" (gamma = 1), "prior"
+            (all 0: the user's class frequencies alone, and no training), or "auto": supervised where all samples have
+            labels, self-distillation where none has, and both where some have.
         labelled: fraction of the user's samples that have labels, in [0, 1].
         temperature: T of the distillation, > 0.
 
@@ -27,6 +28,8 @@ def loss_weights(scheme: Scheme, labelled: float, temperature: float = 1.0) -> L
     """
     if scheme not in get_args(Scheme):
         raise ClientSettingsError(f"scheme={scheme!r} is unknown: use one of {', '.join(get_args(Scheme))}.")
+    if scheme == "prior":
+        return LossWeights(temperature=temperature)
     if scheme == "self-supervision":
         return LossWeights(gamma=1.0, temperature=temperature)
     if scheme == "supervised" or (scheme == "auto" and labelled == 1):
@@ -90,6 +93,14 @@ class PersonalisationSettings:
 
     delta: float = 0.1
     """The chance at which the controlled rule may miss its promise, in (0, 1)."""
+
+    use_prior: bool = True
+    """Estimate the user's class frequencies, from labels where there are some and from the last exit's answers, and let
+    every exit count on them; where the samples show none, nothing changes. The model has to carry a calibration."""
+
+    adapt_last_exit: bool = True
+    """The policy's last exit counts on the user's class frequencies too. Without it the policy falls back on the
+    original network's own answers, and is compared with them."""
 
     cost: Cost = "macs"
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two

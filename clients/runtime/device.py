@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from persephonee.clients.errors import ClientError, StoreFullError
 from persephonee.clients.inference.engine import Engine
 from persephonee.clients.inference.inference_engine import InferenceEngine
+from persephonee.clients.personalisation.exit_shifts import shifted
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import PersonalisationReport
@@ -34,6 +36,7 @@ from persephonee.clients.runtime.persistent_state import PersistentState
 from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN, SampleStore
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.multi_exit.exit_weights import exit_weights_of
 from persephonee.multi_exit.network import MultiExitNetwork
 
 
@@ -90,6 +93,8 @@ class Device:
         # a watched folder would bring again what found no room in the database
         self._answered_unwritten: set[str] = set()
         self._engine: Engine
+        self._last_shift: Tensor | None = None
+        self._counts_on_classes = False
         with database.transaction():
             self._recover()
 
@@ -238,13 +243,19 @@ class Device:
         """Load the exits and the policy of the exit store; with `adopt` the orchestrator takes them up too."""
         stored = self._exits.load(self._backbone, self.settings.client_id)
         self.network.load_exit_state(stored.exit_weights if stored else self._global_exits)
+        shifts = stored.shifts if stored else None
+        self._counts_on_classes = shifts is not None and (adopt or not self.orchestrator.state.asked)
+        if shifts is not None and not self._counts_on_classes:
+            # since the inputs changed these may no longer be the classes that the device is shown
+            self.network.load_exit_state(exit_weights_of(shifted(self.network.heads, -shifts)))
+        self._last_shift = shifts[-1] if shifts is not None and self._counts_on_classes else None
         everywhere = tuple(range(self.network.num_exits))
         policy = (
             stored.policy if stored else ExitPolicy(threshold=1.0, exits_in_use=everywhere, num_exits=len(everywhere))
         )  # what is in force first, and only then what may find no room
         if adopt and stored is not None:
             samples, split = self._round_samples()
-            validation = validate(self.network, samples, split, policy, stored.round)
+            validation = validate(self.network, samples, split, policy, stored.round, self._last_shift)
             self._make_engine(policy, policy.threshold)
             self.counters.rounds += stored.round != self.orchestrator.state.round
             self.orchestrator.end_round(stored.round, policy.threshold, validation)
@@ -259,7 +270,8 @@ class Device:
         return samples, chosen_and_judged(split, settings.personalisation.rule)
 
     def _make_engine(self, policy: ExitPolicy, threshold: float) -> None:
-        self._engine = InferenceEngine(self.network, replace(policy, threshold=threshold))
+        policy = replace(policy, threshold=threshold)
+        self._engine = InferenceEngine(self.network, policy, last_shift=self._last_shift)
 
     def _keep(self, frame: Frame, exit_indices: int, explored: Explored | None, latency_ms: float) -> bool:
         """Commit what a frame changed; on a full disk the answer is given all the same."""
@@ -277,6 +289,8 @@ class Device:
             self._answered_unwritten.add(frame.key)
             # which frames are explored depends on their number, which goes on
             stored, self.orchestrator.state = False, replace(before, frames=before.frames + 1)
+        if self.orchestrator.state.asked and self._counts_on_classes:
+            self._put_in_force(adopt=False)
         if self._engine.policy.threshold != self.orchestrator.state.threshold:
             self._make_engine(self._engine.policy, self.orchestrator.state.threshold)
         return stored

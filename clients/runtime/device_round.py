@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
@@ -17,7 +19,6 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.runtime.exploration import Validation, agreement_at, explore_logits
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import LossWeights
 
@@ -62,10 +63,9 @@ def personalise_from_store(
     # labels of calibration samples teach nothing
     if not bool(split.labelled[split.train].any()):
         share = 0.0
-    measured = _with_reference(network, samples, split)
     return personalise(
         network,
-        measured,
+        samples,
         split,
         replace(settings, weights=weights(share)),
         store=store,
@@ -74,31 +74,30 @@ def personalise_from_store(
     )
 
 
-def _with_reference(network: MultiExitNetwork, samples: UserSamples, split: SampleSplit) -> UserSamples:
-    """Return the samples with the last exit's answer as the label of those that judge and have none.
-
-    `split.labelled` still says that these are not known: they serve the report alone.
-    """
-    unknown = split.judged[samples.labels[split.judged] == UNLABELLED]
-    if not len(unknown):
-        return samples
-    labels = samples.labels.clone()
-    network.freeze_backbone()
-    labels[unknown] = compute_features(network, samples.images[unknown]).last_logits.argmax(dim=1).cpu()
-    return replace(samples, labels=labels)
-
-
 def validate(
-    network: MultiExitNetwork, samples: UserSamples, split: SampleSplit, policy: ExitPolicy, round_number: int
+    network: MultiExitNetwork,
+    samples: UserSamples,
+    split: SampleSplit,
+    policy: ExitPolicy,
+    round_number: int,
+    last_shift: Tensor | None,
 ) -> Validation | None:
     """Return what the exits loaded in the network and the policy achieve on the samples that judge: the test part.
 
     None where there is none, as after a round that another program ran.
+
+    Args:
+        network: with the exits of the round.
+        samples: of the round.
+        split: which of them judge.
+        policy: that the round chose.
+        round_number: of the round.
+        last_shift: what the policy adds to the last exit's logits, [K]; None adds nothing.
     """
     if not len(split.test):
         return None
     network.freeze_backbone()
-    features = compute_features(network, samples.images[split.test])
+    features = with_last_shift(compute_features(network, samples.images[split.test]), last_shift)
     outputs = run_exits(network.heads, features, torch.arange(len(split.test)))
     explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].double().numpy())
     agreement, early_fraction = agreement_at(explored, policy.threshold)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
@@ -84,9 +85,10 @@ def watch(network: MultiExitNetwork, stream: Stream, seed: int) -> Watched:
     global_exit_weights = network.exit_state()
     result = personalise(network, samples, split, PersonalisationSettings(rule="paper"), seed=seed)
     network.load_exit_state(result.exit_weights)
-    validation = validate(network, samples, split, result.policy, 1)
+    last_shift = None if result.shifts is None else result.shifts[-1]
+    validation = validate(network, samples, split, result.policy, 1, last_shift)
     assert validation is not None
-    features = compute_features(network, stream.images[first:])
+    features = with_last_shift(compute_features(network, stream.images[first:]), last_shift)
     outputs = run_exits(network.heads, features, torch.arange(len(stream.labels) - first))
     network.load_exit_state(global_exit_weights)
     policy = result.policy

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, loss_weights
@@ -111,10 +112,11 @@ def _one(
     kept = network.exit_state()
     network.load_exit_state(done.exit_weights)
     chosen = torch.cat([split.calibration, split.test])
-    outputs = run_exits(network.heads, features, chosen)
+    last_shift = None if done.shifts is None else done.shifts[-1]
+    outputs = run_exits(network.heads, with_last_shift(features, last_shift), chosen)
     generator = torch.Generator().manual_seed(0)
     others = {
-        kind: compute_features(network, make(samples.images[split.test], generator))
+        kind: with_last_shift(compute_features(network, make(samples.images[split.test], generator)), last_shift)
         for kind, make in UNFAMILIAR.items()
     }
     unfamiliar = {

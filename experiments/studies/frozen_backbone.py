@@ -26,6 +26,7 @@ from persephonee.multi_exit.losses import personalisation_loss
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import LossWeights
 from persephonee.multi_exit.storage import ModelMetadata, save_network
+from persephonee.server.training.exit_calibration_fit import fit_calibration
 from persephonee.server.training.global_model import choose_training_users, division_of
 from persephonee.server.training.global_model_settings import GlobalModelSettings
 from persephonee.server.training.pretraining_settings import PretrainSettings
@@ -109,6 +110,8 @@ def make_frozen_model(
     with torch.no_grad():
         teacher = _classifier(network)(features.pooled)
     history = learn_exits(network.heads, features, training, teacher, weights)
+    # the images that chose the epochs, and all others of the same users
+    network.calibration = fit_calibration(network, gather_samples(partitions, validation_ids))
     known = {**asdict(training), **tuning, "backbone_weights": settings.weights.name if settings.weights else None}
     known["exit_loss"] = asdict(weights)
     metadata = ModelMetadata(
@@ -116,6 +119,7 @@ def make_frozen_model(
         trained_on=tuple(sorted((*train_ids, *validation_ids))),
         class_names=partitions.class_names or (),
         history=history,
+        calibration=network.calibration,
         settings={**known, **division_of(partitions)},
     )
     save_network(network, folder, metadata)

@@ -100,7 +100,6 @@ def test_learning_from_labels_without_labels_is_refused(one_sentence):
     "weights",
     [
         {"alpha": 0.5, "gamma": 0.5},
-        {},
         {"beta": -0.1},
         {"alpha": math.nan},
         {"gamma": math.inf},

@@ -43,7 +43,7 @@ def train(
 
     Args:
         exits: what the round starts from.
-        features: of the user's N samples.
+        features: of the user's N samples, with the last exit's logits as it teaches.
         labels: int64 [N], -1 where the device may not use the label.
         split: says which samples train, and on which the exits are judged.
         settings: the schedule and the loss.
@@ -54,13 +54,16 @@ def train(
     """
     heads = copy.deepcopy(exits.start).requires_grad_(True)
     labels = labels.to(features.last_logits.device)
+    if not settings.weights.is_learning:
+        logits = exit_logits(exits.start, features, split.judged)
+        return TrainedExits(heads=heads, start_logits=logits, logits=logits)
     if settings.schedule == "fast":
         embedded = embed(exits.start, features)
         rows = [one[split.train] for one in embedded]
         fit_classifiers(heads, rows, features.last_logits[split.train], labels[split.train], settings.weights)
         judged = [one[split.judged] for one in embedded]
         return TrainedExits(heads=heads, start_logits=classify(exits.start, judged), logits=classify(heads, judged))
-    train_exits(heads, features, labels, split.train, settings, generator, anchor=exits.global_heads)
+    train_exits(heads, features, labels, split.train, settings, generator, anchor=exits.anchor)
     return TrainedExits(
         heads=heads,
         start_logits=exit_logits(exits.start, features, split.judged),

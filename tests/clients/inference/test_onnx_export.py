@@ -77,6 +77,16 @@ def test_onnx_runtime_gives_the_logits_and_exits_of_torch_for_any_batch_size(toy
     assert_parity(engine, torch_engine, images)
 
 
+def test_the_last_exits_shift_is_in_the_exported_network(toy_network, tmp_path, images):
+    shifts = torch.arange(12).reshape(3, 4) / 2
+    stored = replace(stored_exits(toy_network, 0.8, (0, 1)), shifts=shifts)
+    export_onnx(toy_network, stored, tmp_path / "onnx")
+    engine = OnnxEngine(tmp_path / "onnx", threads=1)
+    assert_parity(engine, InferenceEngine(toy_network, stored.policy, last_shift=shifts[-1]), images)
+    plain = InferenceEngine(toy_network, stored.policy).explore(images).logits[-1]
+    np.testing.assert_allclose(engine.explore(images).logits[-1], plain + shifts[-1].numpy(), atol=1e-4)
+
+
 def test_a_real_backbone_with_merged_stages_and_uneven_pooling_keeps_its_logits(tmp_path):
     network = build_network("squeezenet1_1", num_exits=3, num_classes=10, head="pooled")
     # maps of 6 px pooled to 4x4: windows of uneven size, for which ONNX has no operator

@@ -151,7 +151,7 @@ def test_a_newer_store_is_called_newer_and_not_damaged(tmp_path):
     store = ExitStore(tmp_path)
     store.save(stored())
     path = tmp_path / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
     for read in (lambda: store.load("a" * 64, "f0001_01"), store.known_parts):
         with pytest.raises(StoreError, match="a newer persephonee wrote it") as caught:
             read()

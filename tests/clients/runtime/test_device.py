@@ -13,6 +13,7 @@ from persephonee.clients.runtime.frames import LateLabel, NoFrame
 from persephonee.clients.runtime.phases import Phase
 from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN
 from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.settings import LossWeights
 from tests.clients.runtime.scripted_device import SETTINGS, frames_of, start
 
@@ -312,3 +313,29 @@ def test_what_judges_a_policy_and_is_the_baseline_of_drift_has_not_chosen_it(spl
     assert chosen_and_judged(split, "paper") is split
     few = replace(split, calibration=split.calibration[:9])
     assert chosen_and_judged(few, "auto") is few
+
+
+def test_the_class_frequencies_are_dropped_as_soon_as_drift_fires(toy_network, user, tmp_path):
+    toy_network.calibration = ExitCalibration(
+        temperatures=(1.0,) * 3, biases=((0.0,) * 4,) * 3, frequencies=(0.25,) * 4
+    )
+    settings = replace(SETTINGS, weights=lambda _: LossWeights())
+    own = replace(user, images=user.images[user.labels < 2], labels=user.labels[user.labels < 2])
+    before = toy_network.exit_state()
+    life = start(toy_network, tmp_path, settings)
+    feed(life, frames_of(own))
+    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, "f0001_01")
+    assert stored.shifts[-1].any()
+    bias = "heads.0.classifier.bias"
+    assert torch.equal(toy_network.exit_state()[bias], stored.exit_weights[bias])
+    image = own.images[:1].numpy()
+    shifted = life.device._engine.explore(image).logits[-1]
+    life.device.orchestrator._ask("the loss of exit 0 has risen", "drift")
+    life.device.answer(replace(frames_of(own)[0], key="after the shift"))
+    torch.testing.assert_close(toy_network.exit_state()[bias], before[bias])
+    assert abs(life.device._engine.explore(image).logits[-1] - shifted + stored.shifts[-1].numpy()).max() < 1e-5
+    life.stop()
+    # nor do they come back with a restart before the next round
+    again = start(toy_network, tmp_path, settings)
+    torch.testing.assert_close(toy_network.exit_state()[bias], before[bias])
+    again.stop()
