@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
@@ -182,12 +183,13 @@ def changes(table: pd.DataFrame, num_exits: int) -> pd.DataFrame:
     by_case = {case: part.set_index("user") for case, part in table.groupby("case", sort=False)}
     for case, part in by_case.items():
         for exit in range(num_exits + 1):
-            gains = 100 * (part[f"exit_{exit}"] - by_case["before"][f"exit_{exit}"]).to_numpy()
+            gains: NDArray[np.float64] = 100 * (part[f"exit_{exit}"] - by_case["before"][f"exit_{exit}"]).to_numpy()
             means = gains[rng.integers(len(gains), size=(RESAMPLES, len(gains)))].mean(axis=1)
             low, high = np.quantile(means, (0.025, 0.975))
             row = {"case": case, "exit": exit, "gain": gains.mean(), "low": low, "high": high}
             rows.append({**row, "losers": 100 * (gains < -2).mean()})
-    return pd.DataFrame(rows)[lambda found: found.case != "before"].set_index(["case", "exit"])
+    found = pd.DataFrame(rows)
+    return found[found.case != "before"].set_index(["case", "exit"])
 
 
 def policies(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,9 +9,10 @@ import torch
 from persephonee.clients.errors import StoreError
 from persephonee.clients.personalisation.calibration import LeavingCosts
 from persephonee.clients.personalisation.evaluation import JudgedOutputs, exit_logits, report_round
+from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.features import compute_features
-from persephonee.clients.personalisation.labels import labelled_fraction, usable_labels
+from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
 from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.personalisation.risk.policy_choice import choose_policy
@@ -61,11 +62,10 @@ def choose_again(
     personal = copy.deepcopy(network.heads)
     load_exit_weights(personal, stored.exit_weights)
     features = compute_features(network, samples.images[split.judged])
-    every = torch.arange(len(split.judged))
-    before, after = (
-        JudgedOutputs.parted(exit_logits(heads, features, every), features.last_logits, len(split.calibration))
-        for heads in (network.heads, personal)
-    )
+    last_exit = with_last_shift(features, stored.last_shift)
+    every, first = torch.arange(len(split.judged)), len(split.calibration)
+    before = JudgedOutputs.parted(exit_logits(network.heads, features, every), features.last_logits, first)
+    after = JudgedOutputs.parted(exit_logits(personal, features, every), last_exit.last_logits, first)
     given = labels[split.calibration]
     leaving_costs: LeavingCosts = network.costs.leaving_macs
     if settings.cost == "latency":
@@ -84,6 +84,7 @@ def choose_again(
     return report_round(
         samples,
         split,
+        reference_classes(samples.labels[split.test], last_exit.last_logits[first:]),
         network.costs,
         outputs_before=before.test,
         policy_before=choice.policy,
