@@ -7,6 +7,8 @@ Users whom the model never saw train the exits for a round, honestly and on flip
 Then a part of them is hostile: each attack of attacks.py, flipped labels, and both with a false number of samples too.
 What is left of a round is merged by the app's own code and measured on the test parts of other users.
 
+With `--rounds` above 1, a few of the attacks go on in every round.
+
 Writes `byzantine-DATA.csv`, a row per strategy, number of hostile clients and attack, and prints the worst of each.
 """
 
@@ -46,6 +48,8 @@ SEED = 0
 FLIPPED = "flipped labels"
 FALSE = ", false count"
 HONEST = "none"
+PERSISTENT = ("sign flip", "flipped labels", "noise, false count")
+"""Attacks that are tried over several rounds: those that stay within all bounds, and one that does not."""
 MIN_SAMPLES = 40
 
 
@@ -95,17 +99,31 @@ def users_apart(partitions: Partitions, seen: set[str], count: int) -> list[tupl
     return users
 
 
-def train_round(network: MultiExitNetwork, users: Sequence[tuple[UserSamples, SampleSplit]], epochs: int) -> Round:
-    """Let each user train the model's exits, once honestly and once on flipped labels."""
+def train_round(
+    network: MultiExitNetwork,
+    users: Sequence[tuple[UserSamples, SampleSplit]],
+    epochs: int,
+    features: Sequence[FeatureCache] = (),
+    flipped: int | None = None,
+) -> Round:
+    """Let each user train the model's exits, honestly, and the first `flipped` also on flipped labels, by default all.
+
+    Args:
+        network: its exits are where training begins; its backbone is frozen.
+        users: samples and parts.
+        epochs: passes over a user's samples.
+        features: of each user's samples, where they are known from an earlier round.
+        flipped: how many.
+    """
     layout, settings = ExitLayout.of(network, "float32"), PersonalisationSettings(epochs=epochs)
     made: dict[bool, list[Contribution]] = {False: [], True: []}
     whole = []
-    for samples, split in track(users, "training", console=Console(stderr=True)):
-        features = compute_features(network, samples.images)
-        for is_flipped in (False, True):
+    for number, (samples, split) in enumerate(users):
+        known = features[number] if features else compute_features(network, samples.images)
+        for is_flipped in (False, True) if flipped is None or number < flipped else (False,):
             labels = network.num_classes - 1 - samples.labels if is_flipped else samples.labels
             taken = replace(samples, labels=labels)
-            done = personalise(network, taken, split, settings, seed=SEED, features=features)
+            done = personalise(network, taken, split, settings, seed=SEED, features=known)
             arrays = layout.arrays(done.trained)
             # as an honest client sends them; a hostile one sends all
             sent = {name: a for name, a in arrays.items() if is_flipped or exit_of(name) not in done.worse}
@@ -164,6 +182,62 @@ def measure(network: MultiExitNetwork, round: Round, judge: Judge, hostile: Sequ
     return pd.DataFrame(rows)
 
 
+def several_rounds(
+    network: MultiExitNetwork,
+    users: Sequence[tuple[UserSamples, SampleSplit]],
+    judge: "Judge",
+    settings: SharingSettings,
+    *,
+    hostile: int,
+    attack: str,
+    rounds: int,
+    epochs: int,
+    features: Sequence[FeatureCache] = (),
+) -> list[float]:
+    """Return the accuracy of the merged exits after each round, where the same clients attack in every round.
+
+    Each round's clients train from what the round before merged, and hostile ones attack that. The network stays as it
+    is.
+    """
+    layout, first = ExitLayout.of(network, "float32"), network.exit_state()
+    start = current = layout.arrays(first)
+    merger, accuracies = Merger(settings, PrivacySettings(), start), []
+    features = features or [compute_features(network, samples.images) for samples, _ in users]
+    try:
+        for number in range(1, rounds + 1):
+            flipped = hostile if attack.startswith(FLIPPED) else 0
+            round = train_round(network, users, epochs, features, flipped)
+            current, _ = merger.merge(number, current, sent_by(round, current, hostile, attack), "")
+            network.load_exit_state(layout.state(current, first))
+            accuracies.append(judge.accuracy(current))
+    finally:
+        network.load_exit_state(first)
+    return accuracies
+
+
+def measure_rounds(
+    network: MultiExitNetwork,
+    users: Sequence[tuple[UserSamples, SampleSplit]],
+    judge: "Judge",
+    hostile: Sequence[int],
+    rounds: int,
+    epochs: int,
+) -> pd.DataFrame:
+    """Return strategy, hostile, attack, round and accuracy, a row each, under the attacks that cost most in a round."""
+    rows: list[dict[str, Any]] = []
+    features = [compute_features(network, samples.images) for samples, _ in users]
+    cases = [(0, HONEST), *((count, attack) for count in hostile for attack in PERSISTENT)]
+    for count, attack in track(cases, "rounds", console=Console(stderr=True)):
+        for strategy, settings in strategies(count).items():
+            if len(users) < settings.needed:
+                continue
+            more = {"hostile": count, "attack": attack}
+            length = {"rounds": rounds, "epochs": epochs}
+            found = several_rounds(network, users, judge, settings, **more, **length, features=features)
+            rows += [{"strategy": strategy, **more, "round": n, "accuracy": a} for n, a in enumerate(found, 1)]
+    return pd.DataFrame(rows)
+
+
 def markdown(table: pd.DataFrame, clients: int, start: float) -> str:
     """Return the table of `measure` for a page: the worst attack for each strategy and number of hostile clients."""
     counts = sorted(set(table.hostile) - {0})
@@ -194,6 +268,7 @@ def main(
     hostile: Annotated[str, typer.Option(help="Numbers of hostile clients, with commas.")] = "1,2,4,5",
     epochs: Annotated[int, typer.Option(help="Passes over a user's samples.")] = 5,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
+    rounds: Annotated[int, typer.Option(help="1 tries every attack; more try a few, in every round.")] = 1,
     page: Annotated[
         Path | None, typer.Option(help="A page with marks for the table, such as docs/security.md.")
     ] = None,
@@ -206,11 +281,17 @@ def main(
     partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
     users = users_apart(partitions, set(metadata.trained_on), clients + judges)
     judge = Judge(network, users[clients:])
-    table = measure(network, train_round(network, users[:clients], epochs), judge, [int(n) for n in hostile.split(",")])
-    file = f"byzantine-{name or dataset}"
+    counts = [int(count) for count in hostile.split(",")]
+    if rounds > 1:
+        table = measure_rounds(network, users[:clients], judge, counts, rounds, epochs)
+        last = table[table["round"] == rounds]
+        file = f"byzantine-rounds-{name or dataset}"
+    else:
+        table = last = measure(network, train_round(network, users[:clients], epochs), judge, counts)
+        file = f"byzantine-{name or dataset}"
     write_text_atomically(out / f"{file}.csv", table.to_csv(index=False, float_format="%.5f"))
     start = judge.accuracy(ExitLayout.of(network, "float32").arrays(network.exit_state()))
-    text = markdown(table, clients, start)
+    text = markdown(last, clients, start)
     Console().print(text, soft_wrap=True, highlight=False, markup=False)
     if page is not None:
         put_between(page, file, text)

@@ -9,6 +9,8 @@ is the report (metrics only), the trained exits, or the exits clipped and with n
 them. The attacks are those of `membership_attacks.py`; LiRA's shadows are trained on other random halves, so it is an
 attacker who knows the user's samples as no real one does.
 
+Beside that, label inference: what the figures say about how frequent each class is, as labels.py has it.
+
 Writes `membership-DATA.csv` (a row per release and attack) and the figure.
 """
 
@@ -28,8 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.evaluation import ExitOutputs, exit_metrics, run_exits
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
 from persephonee.data_partitions.opening import open_partitions
@@ -45,12 +49,15 @@ from persephonee.experiments.membership.attacks import (
     loss_scores,
 )
 from persephonee.experiments.membership.figure import draw_attacks, markdown, summarise
+from persephonee.experiments.membership.labels import infer_labels, label_markdown
 from persephonee.experiments.meta_learning.experiment import held_out_users
 from persephonee.experiments.results_page.page_marks import put_between
+from persephonee.fl_app.client_side.coarse_report import coarse_exit, step_for
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.differential_privacy import clipped
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
@@ -58,6 +65,10 @@ from persephonee.server.report.figure_style import figure_style, save_figure
 
 SEED = 0
 METRICS_ONLY, SHARED = "metrics only", "exits"
+ROUNDED = "metrics, rounded"
+"""What leaves a device that shares nothing: accuracy, loss and exit rate of each early exit, in steps."""
+THRESHOLD = 0.8
+"""Of the policy that the exit rates are of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +78,13 @@ class Release:
     Attributes:
         exits: the exits' log probabilities of the true classes, shape [E, N].
         report: the report's losses on the test part, shape [E].
+        rounded: accuracies, losses and exit rates on the test part as a device rounds them, shape [3 E].
         accuracy: mean over the early exits, on the test part.
     """
 
     exits: Floats
     report: Floats
+    rounded: Floats
     accuracy: float
 
 
@@ -102,6 +115,7 @@ class Victim:
         return Release(
             exits=self._log_probabilities(heads),
             report=tested.losses(truth)[:-1],
+            rounded=rounded_figures(tested, truth, self.network.costs),
             accuracy=float(tested.accuracies(truth)[:-1].mean()),
         )
 
@@ -109,6 +123,15 @@ class Victim:
         logits = run_exits(heads, self._features, self.pool).logits[:-1].double()
         truth = self._labels[self.pool].expand(len(logits), -1)
         return functional.log_softmax(logits, dim=2).gather(2, truth.unsqueeze(2)).squeeze(2).numpy()
+
+
+def rounded_figures(tested: ExitOutputs, truth: Tensor, costs: CostTable) -> Floats:
+    """Return what a metrics-only device says of its early exits on a test part [N]: 3 E figures in steps."""
+    last = len(costs.exit_costs) - 1
+    policy = ExitPolicy(threshold=THRESHOLD, exits_in_use=tuple(range(last)), num_exits=last)
+    measured = exit_metrics(tested, policy, truth, costs, Stage.AFTER)[:-1]
+    coarse = [coarse_exit(exit, step_for(len(truth))) for exit in measured]
+    return np.array([value for exit in coarse for value in (exit.accuracy, exit.loss, exit.exit_rate)])
 
 
 def halves(count: int, pairs: int, generator: np.random.Generator) -> Booleans:
@@ -171,6 +194,8 @@ def attack_user(
         loss=loss_scores(-base.exits),
         LiRA=likelihood_ratio_scores(seen.report[:, None], reports, members),
     )
+    sent = np.stack([shadow.rounded for shadow in shadows])[:, :, None]
+    note(ROUNDED, seen.accuracy, LiRA=likelihood_ratio_scores(seen.rounded[:, None], sent, members))
     of_exits(SHARED, seen, shadows)
     for privacy in privacies:
         z = privacy.dp_noise_multiplier
@@ -192,6 +217,7 @@ def main(
     noise: Annotated[str, typer.Option(help="Noise multipliers z, with commas.")] = "0,0.001,0.003,0.01,0.1",
     clipping_norm: Annotated[float, typer.Option(help="L2 norm that a change is clipped to.")] = 1.0,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
+    label_users: Annotated[int, typer.Option(help="Users whose class frequencies are guessed.")] = 40,
     page: Annotated[Path | None, typer.Option(help="A page with marks for the table, such as docs/privacy.md.")] = None,
 ) -> None:
     """Attack, draw and print."""
@@ -216,7 +242,8 @@ def main(
     with figure_style():
         title = f"{name or dataset}, {len(chosen)} users, clipping norm {clipping_norm:g}"
         save_figure(draw_attacks(table, title), out, file)
-    text = markdown(table)
+    guessed = held_out_users(partitions, set(metadata.trained_on), label_users)
+    text = f"{markdown(table)}\n\n{label_markdown(infer_labels(network, guessed, rounded_figures))}"
     Console().print(text, soft_wrap=True, highlight=False, markup=False)
     if page is not None:
         put_between(page, file, text)

@@ -38,11 +38,12 @@ def coarse_report(report: PersonalisationReport) -> PersonalisationReport:
         mean_macs=_rounded(report.mean_macs, macs_step),
         mean_macs_before=_rounded(report.mean_macs_before, macs_step),
         seconds_personalise=_rounded(report.seconds_personalise, 1.0),
-        exit_metrics=tuple(_coarse_exit(metrics, step) for metrics in report.exit_metrics),
+        exit_metrics=tuple(coarse_exit(metrics, step) for metrics in report.exit_metrics),
     )
 
 
-def _coarse_exit(metrics: ExitMetrics, step: float) -> ExitMetrics:
+def coarse_exit(metrics: ExitMetrics, step: float) -> ExitMetrics:
+    """Return an exit's figures, rounded to a step of `step_for`."""
     loss = min(metrics.loss, LARGEST_LOSS) if metrics.loss == metrics.loss else LARGEST_LOSS
     return replace(
         metrics,

@@ -51,9 +51,9 @@ class DeviceLines:
             }
             typer.echo(json.dumps(line))
             return
-        notes = "  explored" if answer.explored else ""
+        notes, key = "  explored" if answer.explored else "", printable(answer.key)
         typer.echo(
-            f"{self._time('%Y-%m-%d %H:%M')}  {answer.key:<18} {name:<8} {answer.confidence:6.1%}  exit {answer.exit}  "
+            f"{self._time('%Y-%m-%d %H:%M')}  {key:<18} {name:<8} {answer.confidence:6.1%}  exit {answer.exit}  "
             f"{answer.latency_ms:6.2f} ms{notes}"
         )
 
@@ -62,7 +62,7 @@ class DeviceLines:
         if self._as_json:
             typer.echo(json.dumps(event.as_json()))
         else:
-            typer.echo(f"{self._time('%Y-%m-%d %H:%M')}  * {event.kind}: {event.reason}")
+            typer.echo(f"{self._time('%Y-%m-%d %H:%M')}  * {printable(event.kind)}: {printable(event.reason)}")
 
     def _time(self, pattern: str) -> str:
         return datetime.fromtimestamp(self._clock.wall(), UTC).strftime(pattern)
@@ -77,7 +77,7 @@ def show_status(status: "DeviceStatus") -> None:
 
     console = Console()
     for line in _sentences(status):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     exits = Table(title="Samples by the exit that answered", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("exit", "samples", "share", "in use"):
         exits.add_column(name, justify="left" if name == "exit" else "right")
@@ -94,7 +94,7 @@ def show_status(status: "DeviceStatus") -> None:
         events.add_column(name, no_wrap=name != "reason")
     for event in status.events:
         # a reason names files and labels, whose brackets are no markup
-        events.add_row(event.time, event.kind, Text(event.reason))
+        events.add_row(event.time, Text(printable(event.kind)), Text(printable(event.reason)))
     console.print(events)
 
 

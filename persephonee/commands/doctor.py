@@ -46,8 +46,10 @@ def _show(findings: "Sequence[Finding]") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from persephonee.commands.errors import printable
+
     table = Table("", "check", "found", "what to do")
     for finding in findings:
         level = Text(finding.level, style=_COLOURS[finding.level])
-        table.add_row(level, finding.check, Text(finding.found), Text(finding.remedy))
+        table.add_row(level, finding.check, Text(printable(finding.found)), Text(printable(finding.remedy)))
     Console().print(table)

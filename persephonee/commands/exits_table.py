@@ -8,6 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from persephonee.commands.errors import printable
+
 if TYPE_CHECKING:
     from persephonee.multi_exit.network import MultiExitNetwork
 
@@ -23,7 +25,7 @@ def exits_table(network: "MultiExitNetwork", accuracies: Sequence[float] = ()) -
     title = f"{network.spec.backbone}, {shape} px, {network.num_classes} classes, {network.spec.head} heads"
     table = Table(
         # names that others gave may have brackets, which are no markup
-        title=Text(title, style="table.title"),
+        title=Text(printable(title), style="table.title"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -35,7 +37,7 @@ def exits_table(network: "MultiExitNetwork", accuracies: Sequence[float] = ()) -
     for number, cost in enumerate(network.costs.exit_costs):
         cells: list[str | Text] = [
             "last" if number == network.num_exits else str(number),
-            Text(cost.at),
+            Text(printable(cost.at)),
             f"{cost.share:.1%}",
             f"{cost.macs / 1e6:.2f}",
             f"{cost.params / 1e3:.1f}",

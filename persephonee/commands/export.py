@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persephonee.commands.errors import printable
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, source_names
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def export(
     if stored is None:
         raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")
     exported = export_onnx(network, stored, out, class_names=metadata.class_names, overwrite=overwrite)
-    typer.echo(_summary(exported, out))
+    typer.echo(printable(_summary(exported, out)))
 
 
 def _write_graphs(network: "MultiExitNetwork", model: Path) -> str:

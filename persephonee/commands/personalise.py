@@ -103,10 +103,11 @@ def _show(report: "PersonalisationReport", store: Path, promise: str) -> None:
     from rich.text import Text
 
     from persephonee.clients.personalisation.reports import Stage
+    from persephonee.commands.errors import printable
 
     title = f"User {report.client_id}, round {report.round}, {report.num_test} test samples, in %"
     # a user's id may have brackets, which are no markup
-    table = Table(title=Text(title, style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(printable(title), style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("exit")
     for name in ("MMAC", "before", "after", "leave here", "kept"):
         table.add_column(name, justify="right")

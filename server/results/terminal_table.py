@@ -31,7 +31,9 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     if summary.held_out:
         console.print(held_out_table(summary.held_out))
     for line in left_out_lines(summary):
-        console.print(line, highlight=False, markup=False)
+        # a client's words; a terminal obeys escapes
+        shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+        console.print(shown, highlight=False, markup=False)
 
 
 def exits_table(summary: Summary) -> Table:

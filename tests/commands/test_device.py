@@ -144,7 +144,10 @@ def test_a_store_of_another_user_is_refused(replay):
     assert "was made with user u01, not u00" in refused("device", "run", *replay, "--user", "u00")
 
 
-def test_a_watched_folder_is_answered_without_flower_and_ray_and_sigterm_stops_cleanly(tmp_path, with_model):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_watched_folder_is_answered_without_flower_and_ray_and_a_signal_stops_it_cleanly(
+    tmp_path, with_model, number
+):
     folder = tmp_path / "frames"
     folder.mkdir()
     images, _ = user_images(1, 6)
@@ -171,7 +174,7 @@ def test_a_watched_folder_is_answered_without_flower_and_ray_and_sigterm_stops_c
         (folder / ".late.tmp").rename(folder / "late.png")
         said.append(json.loads(process.stdout.readline()))
         time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         rest, _ = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -182,4 +185,10 @@ def test_a_watched_folder_is_answered_without_flower_and_ray_and_sigterm_stops_c
     assert skipped["large.png"] == "large.png is 99x99 px, expected 12x12: crop and scale it first."
     assert "no image that can be read" in skipped["broken.png"]
     stopped = json.loads(rest.splitlines()[-1])
-    assert (stopped["kind"], stopped["reason"]) == ("stopped", "SIGTERM came between two frames")
+    assert (stopped["kind"], stopped["reason"]) == ("stopped", f"{number.name} came between two frames")
+    # its images are nobody else's to see
+    assert (tmp_path / "S").stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "S").iterdir() if path.is_file()} == {
+        "device.sqlite": 0o600,
+        "lock": 0o600,
+    }

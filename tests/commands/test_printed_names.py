@@ -6,13 +6,17 @@ from types import SimpleNamespace
 from rich.console import Console
 
 from persephonee.clients.personalisation.reports import PersonalisationReport
+from persephonee.clients.runtime.device_settings import Prediction
+from persephonee.clients.runtime.device_state import ScriptedClock
 from persephonee.clients.runtime.device_status import DeviceStatus
 from persephonee.clients.runtime.event_log import Event
 from persephonee.clients.runtime.persistent_state import Counters
 from persephonee.clients.runtime.phases import OrchestratorState
-from persephonee.commands.device_output import show_status
+from persephonee.commands import doctor
+from persephonee.commands.device_output import DeviceLines, show_status
 from persephonee.commands.exits_table import exits_table
 from persephonee.commands.personalise import _show
+from persephonee.fl_app.deployment.findings import wrong
 from persephonee.fl_app.server_side.run_status import FAILED, RunStatus
 from persephonee.fl_app.simulation import run_progress
 
@@ -86,3 +90,22 @@ def test_why_a_run_failed(monkeypatch):
     with run_progress.shown_run() as show:
         show(RunStatus(state=FAILED, doing="runs/[/b]: no such file"))
     assert "runs/[/b]: no such file" in console.file.getvalue()
+
+
+ESCAPE = "\x1b]0;you\x07\x1b[2J"
+
+
+def test_names_with_escapes_do_not_reach_the_terminal(capsys):
+    event = Event(seq=1, wall=0.0, kind=f"skip{ESCAPE}", reason=f"a{ESCAPE}.png is no image", details={})
+    lines = DeviceLines((f"cat{ESCAPE}",), ScriptedClock(0.0), as_json=False, quiet=False)
+    lines.show_event(event)
+    lines.show_answer(
+        Prediction(key=f"b{ESCAPE}.png", label=0, confidence=0.5, exit=0, latency_ms=1.0, explored=False, stored=True)
+    )
+    state = OrchestratorState(threshold=0.9, asked=ESCAPE)
+    known = {"is_running": False, "exits": (0,), "validation": None, "samples": {}, "labelled": 0}
+    show_status(DeviceStatus(user=f"u{ESCAPE}", state=state, counters=Counters(exits=[0, 0]), events=(event,), **known))
+    doctor._show([wrong("data", f"no user {ESCAPE}", f"change {ESCAPE}")])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\x07" not in said
+    assert "a\ufffd]0;you" in said and "cat\ufffd" in said and "b\ufffd" in said

@@ -15,9 +15,20 @@ from persephonee.experiments.membership.attacks import (
     loss_scores,
     true_positive_rate,
 )
-from persephonee.experiments.membership.experiment import METRICS_ONLY, SHARED, Victim, attack_user, halves, protected
+from persephonee.experiments.membership.experiment import (
+    METRICS_ONLY,
+    ROUNDED,
+    SHARED,
+    Victim,
+    attack_user,
+    halves,
+    protected,
+    rounded_figures,
+)
 from persephonee.experiments.membership.figure import draw_attacks, markdown, summarise
+from persephonee.experiments.membership.labels import infer_labels, label_markdown
 from persephonee.experiments.meta_learning.experiment import held_out_users
+from persephonee.fl_app.client_side.coarse_report import step_for
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.multi_exit.building import build_network
 
@@ -100,8 +111,27 @@ def test_exits_give_members_away_and_a_report_or_noise_does_not(victim):
     # a random backbone's exits learn their few samples by heart
     assert table.auc[SHARED, "LiRA"] > 0.8
     assert table.auc[SHARED, "calibrated"] > 0.7
-    for release in (METRICS_ONLY, "exits, z = 10"):
+    for release in (METRICS_ONLY, ROUNDED, "exits, z = 10"):
         assert abs(table.auc[release, "LiRA"] - 0.5) < 0.2
     assert (table.samples == len(victim.pool)).all()
     assert draw_attacks(table.reset_index(), "test").axes
     assert f"1 users, {len(victim.pool)} samples" in markdown(table.reset_index())
+
+
+def test_a_crafted_model_tells_as_many_frequencies_as_it_has_exits_and_an_honest_one_none():
+    network = build_network("squeezenet1_1", num_exits=1, num_classes=62, input_size=28, head="pooled")
+    users = held_out_users(open_partitions(DataSettings(num_writers=5)), set(), 4)
+    truth = np.array([float((samples.labels[split.test] == 0).double().mean()) for samples, split in users])
+    told = []
+
+    def figures(outputs, labels, costs):
+        told.append(rounded_figures(outputs, labels, costs))
+        return told[-1]
+
+    table = infer_labels(network.freeze_backbone(), users, figures).set_index("guess")
+    # of each user the honest figures and the crafted ones, whose first is the accuracy of exit 0
+    crafted = np.array([values[0] for values in told[1::2]])
+    steps = np.array([step_for(len(split.test)) for _, split in users])
+    assert (np.abs(crafted - truth) <= steps / 2 + 1e-9).all()
+    assert (table.users == 4).all() and table.error.between(0, 1).all()
+    assert "4 users; error: total variation" in label_markdown(table.reset_index())
