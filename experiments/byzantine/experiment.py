@@ -231,10 +231,19 @@ def measure_rounds(
         for strategy, settings in strategies(count).items():
             if len(users) < settings.needed:
                 continue
-            more = {"hostile": count, "attack": attack}
-            length = {"rounds": rounds, "epochs": epochs}
-            found = several_rounds(network, users, judge, settings, **more, **length, features=features)
-            rows += [{"strategy": strategy, **more, "round": n, "accuracy": a} for n, a in enumerate(found, 1)]
+            found = several_rounds(
+                network,
+                users,
+                judge,
+                settings,
+                hostile=count,
+                attack=attack,
+                rounds=rounds,
+                epochs=epochs,
+                features=features,
+            )
+            own = {"strategy": strategy, "hostile": count, "attack": attack}
+            rows += [{**own, "round": number, "accuracy": accuracy} for number, accuracy in enumerate(found, 1)]
     return pd.DataFrame(rows)
 
 

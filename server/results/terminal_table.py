@@ -32,7 +32,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         console.print(held_out_table(summary.held_out))
     for line in left_out_lines(summary):
         # a client's words; a terminal obeys escapes
-        shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+        shown = "".join(letter if letter.isprintable() or letter == "\u00a0" else "\ufffd" for letter in line)
         console.print(shown, highlight=False, markup=False)
 
 

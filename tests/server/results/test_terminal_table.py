@@ -3,6 +3,7 @@ import io
 from rich.console import Console
 
 from persephonee.server.results.results import summarise
+from persephonee.server.results.table_schemas import make_table, write_table
 from persephonee.server.results.terminal_table import print_summary
 
 
@@ -24,6 +25,15 @@ def test_those_who_were_left_out_are_named(fake_run):
     text = printed(fake_run(users=3), width=200)
     assert "left out: f3001_11: too small: 8 samples" in text
     assert "left out: f3005_17: failed" in text
+
+
+def test_a_client_cannot_command_the_terminal_with_its_words(fake_run):
+    run = fake_run(users=3)
+    rows = run.tables().clients.to_pylist()
+    odd = {"round": 1, "client_id": "mallory\x1b[2J", "status": "refused: \x1b]0;you\x07"}
+    write_table(run.path, "clients", make_table("clients", [*rows, odd]))
+    text = printed(run, width=200)
+    assert "\x1b" not in text and "\x07" not in text and "mallory\ufffd[2J" in text
 
 
 def test_a_run_without_a_valid_user_prints_no_table(fake_run):
