@@ -27,7 +27,7 @@ from persephonee.clients.personalisation.exit_shifts import class_shifts, no_shi
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.labels import usable_labels
 from persephonee.clients.personalisation.personalise import personalise
-from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, Scheme, loss_weights
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Rule, Schedule, Scheme, loss_weights
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
@@ -61,6 +61,7 @@ def main(
     users: Annotated[int, typer.Option(help="How many personalise.")] = 40,
     schedule: Annotated[Schedule, typer.Option(help="Of the exit training.")] = "fast",
     temperature: Annotated[float, typer.Option(help="T of self-distillation.")] = 1.0,
+    rule: Annotated[Rule, typer.Option(help="Which rule chooses the policy.")] = "paper",
     adapt_last_exit: Annotated[bool, typer.Option(help="Let the policy's last exit count on the frequencies.")] = True,
     sources: Annotated[str, typer.Option(help="Where the model's backbone may come from.")] = "torchvision",
 ) -> None:
@@ -84,7 +85,7 @@ def main(
         if num_train is not None:
             order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(number))
             split = replace(split, train=split.train[order[:num_train]].sort().values)
-        settings = PersonalisationSettings(schedule=schedule, adapt_last_exit=adapt_last_exit)
+        settings = PersonalisationSettings(schedule=schedule, rule=rule, adapt_last_exit=adapt_last_exit)
         features = compute_features(network, samples.images)
         rows += user_rows(network, samples, split, features, settings, temperature, stranger)
         stranger = Judged(features=features, samples=split.test, truth=samples.labels[split.test])
