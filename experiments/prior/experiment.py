@@ -35,6 +35,7 @@ from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSet
 from persephonee.data_partitions.user_splits import SampleSplit, choose_users, split_samples
 from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import ComputeSettings, DeviceKind
 from persephonee.multi_exit.storage import load_network
 
 RESAMPLES = 2_000
@@ -63,11 +64,12 @@ def main(
     temperature: Annotated[float, typer.Option(help="T of self-distillation.")] = 1.0,
     rule: Annotated[Rule, typer.Option(help="Which rule chooses the policy.")] = "paper",
     adapt_last_exit: Annotated[bool, typer.Option(help="Let the policy's last exit count on the frequencies.")] = True,
+    device: Annotated[DeviceKind, typer.Option(help="What computes.")] = "auto",
     sources: Annotated[str, typer.Option(help="Where the model's backbone may come from.")] = "torchvision",
 ) -> None:
     """Compare the schemes over the users."""
     network, metadata = load_network(model, tuple(sources.split(",")))
-    network.freeze_backbone()
+    network.freeze_backbone().to(ComputeSettings(device=device).torch_device())
     data = DataSettings(
         dataset=dataset, data_path=data_path, image_size=image_size, label_skew_width=label_skew_width,
         samples_per_user=samples_per_user, num_users=users,
