@@ -8,6 +8,7 @@ import tempfile
 import time
 from dataclasses import replace
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,15 @@ def ours(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def listened_on(process: psutil.Process) -> set[str]:
+    """Return the addresses on which a process takes connections."""
+    try:
+        found = process.net_connections(kind="inet")
+    except psutil.Error:
+        return set()
+    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
+
+
 def test_two_clients_over_flower_and_ray_give_what_one_process_gives(
     small_run, simulated_nodes, make_grid, scratch, tmp_path, monkeypatch
 ):
@@ -93,8 +103,10 @@ def test_a_run_in_which_every_client_fails_raises_and_says_why(small_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_stopped_leaves_no_process(small_run, scratch, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_run_listens_on_loopback_alone_and_when_it_is_stopped_leaves_no_process_and_no_folder(
+    small_run, scratch, number
+):
     program = (
         "import sys, json; from persephonee.fl_app.settings.app_settings import AppSettings; "
         "from persephonee.fl_app.simulation.simulate import simulate\n"
@@ -105,10 +117,14 @@ def test_a_run_that_is_stopped_leaves_no_process(small_run, scratch, number):
     end = time.monotonic() + 300
     while not any("ray::" in " ".join(p.cmdline()) for p in ours(scratch)) and time.monotonic() < end:
         time.sleep(0.5)
-    assert ours(scratch)
+    everybody = ours(scratch)
+    listening = {address for one in everybody for address in listened_on(one)}
     process.send_signal(number)
     assert process.wait(timeout=60) != 0
     assert ours(scratch) == []
+    assert list(scratch.iterdir()) == []
+    assert any("raylet" in name for name in map(str, everybody))
+    assert listening and all(ip_address(address).is_loopback for address in listening)
 
 
 @pytest.mark.parametrize(
