@@ -7,6 +7,7 @@ OUT/shared/STUDY-DIGEST/
   users/ID/exits.parquet    a row per scheme, number of training samples and exit
   users/ID/policies.parquet a row per scheme: the whole early-exit policy
   users/ID/sweeps.parquet   a row per scheme, stage and threshold
+  users/ID/risks.parquet    a row per scheme, candidate policy and half of the calibration samples
   users/ID/time.parquet     one row: CPU seconds that the user took; written last: with it a user is done
   latency.parquet           a row per exit: times on this machine
 """
@@ -50,6 +51,7 @@ class Measured:
         policies: user, scheme, threshold, accuracy_original, accuracy_before, accuracy_after, mean_macs,
             mean_macs_before, original_macs, and per exit whether it is in use (kept_0 ...) and its rate (rate_0 ...).
         sweeps: user, scheme, stage, threshold, accuracy, mean_macs, and the exit rates rate_0 to rate_M.
+        risks: user, scheme, candidate, half, samples, believed, lost, cost, test_drop, test_cost; see `risk_tables`.
         latency: exit, macs, latency_ms, latency_p95_ms, stage_ms, head_ms, threads, and the machine's load average.
         cpu_seconds: what the model and the users took, in the calls that measured them.
     """
@@ -61,6 +63,7 @@ class Measured:
     exits: pd.DataFrame
     policies: pd.DataFrame
     sweeps: pd.DataFrame
+    risks: pd.DataFrame
     latency: pd.DataFrame
     cpu_seconds: float
 
@@ -77,7 +80,8 @@ def measure(study: Study, out: Path, processes: int = 1) -> Measured:
         DataError: the data is missing or broken.
         ServerError: the global model cannot be trained.
     """
-    folder = out / "shared" / f"{study.name}-{_digest(study)}"
+    # users whom an earlier version measured have no table of risks
+    folder = out / "shared" / f"{study.name}-{_digest((study, 'risks'))}"
     own = (study.model_folder, study.tuned_classifier, study.exit_loss, study.training_domain)
     makes_model = (study.pool, study.model, *own)
     model_folder = out / "shared" / "models" / _digest(makes_model)
@@ -97,6 +101,7 @@ def measure(study: Study, out: Path, processes: int = 1) -> Measured:
         _read(folder, users, "exits"),
         _read(folder, users, "policies"),
         _read(folder, users, "sweeps"),
+        _read(folder, users, "risks"),
         _latency(network, load_user(partitions, users[0]), folder / "latency.parquet"),
         _seconds([model_folder / TIME_NAME, *(folder / "users" / user / TIME_NAME for user in users)]),
     )

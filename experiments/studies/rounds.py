@@ -17,6 +17,7 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
+from persephonee.experiments.studies.risk_tables import risk_rows
 from persephonee.experiments.studies.studies import Study
 from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -33,13 +34,14 @@ def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -
     """Personalise for one user under each scheme of the study, and with fewer samples; return a user's rows.
 
     Returns:
-        "exits", "policies" and "sweeps"; `persephonee.experiments.studies.measurements.Measured` says their columns.
+        "exits", "policies", "sweeps" and "risks"; `experiments.studies.measurements.Measured` says their columns.
     """
     split = split_samples(samples, SplitSettings(), study.seed)
     features = compute_features(network, samples.images)
     exits: list[dict[str, Any]] = []
     policies: list[dict[str, Any]] = []
     sweeps: list[dict[str, Any]] = []
+    risks: list[pd.DataFrame] = []
 
     def unguarded(result: Personalisation) -> dict[int, float]:
         return _unguarded(network, result, features, split.test, samples.labels[split.test])
@@ -49,6 +51,7 @@ def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -
         exits += _exit_rows(network, result, name, unguarded(result), whole=True)
         policies.append(_policy_row(result, name))
         sweeps += _sweep_rows(network, samples, split, features, result, name)
+        risks.append(risk_rows(network, samples, _usable(split, SCHEMES[name]), result, name))
     order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(study.seed))
     for count in study.sample_counts:
         # with all samples the round has been measured above
@@ -56,7 +59,8 @@ def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -
             fewer = replace(split, train=split.train[order[:count]].sort().values)
             result = _personalise(study, network, samples, fewer, "supervised", features)
             exits += _exit_rows(network, result, "hard labels", unguarded(result), whole=False)
-    return {"exits": pd.DataFrame(exits), "policies": pd.DataFrame(policies), "sweeps": pd.DataFrame(sweeps)}
+    tables = {"exits": pd.DataFrame(exits), "policies": pd.DataFrame(policies), "sweeps": pd.DataFrame(sweeps)}
+    return {**tables, "risks": pd.concat(risks)}
 
 
 def _personalise(
@@ -67,11 +71,15 @@ def _personalise(
     scheme: Scheme,
     features: FeatureCache,
 ) -> Personalisation:
-    if scheme != "supervised":
-        split = replace(split, labelled=torch.zeros_like(split.labelled))
+    split = _usable(split, scheme)
     weights = loss_weights(scheme, labelled=0, temperature=study.temperature)
     settings = PersonalisationSettings(weights=weights, epochs=study.epochs, rule="paper")
     return personalise(network, samples, split, settings, seed=study.seed, features=features)
+
+
+def _usable(split: SampleSplit, scheme: Scheme) -> SampleSplit:
+    """Return the split as a device knows it that has labels only where the scheme learns from them."""
+    return split if scheme == "supervised" else replace(split, labelled=torch.zeros_like(split.labelled))
 
 
 def _unguarded(

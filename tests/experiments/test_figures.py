@@ -88,7 +88,7 @@ def a_study(accuracies, macs):
         for exit, (before, after) in enumerate(accuracies)
     ]  # fmt: skip
     empty = pd.DataFrame()
-    return Measured(None, None, None, 0, pd.DataFrame(rows), empty, empty, empty, 0.0)
+    return Measured(None, None, None, 0, pd.DataFrame(rows), empty, empty, empty, empty, 0.0)
 
 
 def test_the_factor_is_that_of_the_cheapest_exit_and_the_shortfall_is_measured_at_the_papers_factor():
