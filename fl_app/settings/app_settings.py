@@ -22,6 +22,7 @@ from persephonee.server.training.global_model_settings import GlobalModelSetting
 SMALL_RUN: dict[str, Value] = {
     "pretrain-epochs": 3,
     "pretrain-max-users": 40,
+    "pretrain-calibration-users": 40,
     # few samples make few steps: smaller batches make more of them
     "pretrain-batch-size": 64,
     "pretrain-learning-rate": 0.05,
