@@ -10,6 +10,7 @@ from persephonee.multi_exit.settings import LossWeights
 Cost = Literal["macs", "latency"]
 Rule = Literal["auto", "paper", "controlled", "federated"]
 Schedule = Literal["paper", "fast"]
+Statistics = Literal["frozen", "batch"]
 Scheme = Literal["auto", "supervised", "self-distillation", "self-supervision", "prior"]
 
 
@@ -83,6 +84,10 @@ class PersonalisationSettings:
     batch_size: int = 32
     """At least 2: BatchNorm needs two samples."""
 
+    head_statistics: Statistics = "frozen"
+    """What the heads' BatchNorm normalises by while they train: "frozen", the statistics of pretraining, or "batch",
+    those of each batch, which a user's few samples shake."""
+
     rule: Rule = "auto"
     """Who chooses the policy: "controlled" keeps the tolerance with the curves of users that ship with the model,
     "federated" with those of the other clients, "paper" on the user's own samples and without a promise; "auto" is
@@ -120,6 +125,8 @@ class PersonalisationSettings:
             parse_bytes(self.memory_budget)
         self._require("proximal_mu", 0 <= self.proximal_mu < math.inf, "a finite number >= 0")
         self._require("cost", self.cost in get_args(Cost), " or ".join(get_args(Cost)))
+        known = get_args(Statistics)
+        self._require("head_statistics", self.head_statistics in known, " or ".join(known))
         self._require("schedule", self.schedule in get_args(Schedule), " or ".join(get_args(Schedule)))
         plain = self.schedule == "paper" or self.proximal_mu == 0
         self._require("proximal_mu", plain, "0 with the fast schedule, whose exits are held by a pull of its own")

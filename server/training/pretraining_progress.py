@@ -46,11 +46,14 @@ class Estimate:
     def batch_done(self) -> str | None:
         """Count a batch; return the sentence where it is time for it, once."""
         self._done += 1
+        if self._done == 1:
+            # a GPU loads its programs in the first batch, which may take longer than the next hundred
+            self._begun = time.perf_counter()
         seconds = time.perf_counter() - self._begun
         if self._is_said or seconds < SECONDS_BEFORE_ESTIMATE:
             return None
         self._is_said = True
-        minutes = seconds / self._done * max(self._todo - self._done, 0) / 60
+        minutes = seconds / (self._done - 1) * max(self._todo - self._done, 0) / 60
         return f"the training takes about {max(minutes, 1):.0f} min more at most, and validation beside it"
 
 

@@ -79,7 +79,9 @@ def _train_step(
     current = {name: tensor[:active].detach() for name, tensor in state.items()}
     for name in momenta:
         current[name].requires_grad_()
-    logits = _run(users[0].head, current, maps, real)
+    # without samples that are real, BatchNorm keeps the statistics that it has
+    counted = real if settings.head_statistics == "batch" else None
+    logits = _run(users[0].head, current, maps, counted)
     trends = loss_trends(logits.detach(), last_logits, labels, settings.weights)
     logits.backward(trends * (real / counts[:, None])[:, :, None])
     with torch.no_grad():
@@ -98,8 +100,12 @@ def _stacked(heads: Sequence[nn.Module]) -> dict[str, Tensor]:
     return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
 
-def _run(head: nn.Module, state: dict[str, Tensor], maps: Tensor, real: Tensor) -> Tensor:
-    """Return the logits [U, B, K] of maps [U, B, C, H, W] in training mode; updates running statistics in `state`."""
+def _run(head: nn.Module, state: dict[str, Tensor], maps: Tensor, real: Tensor | None) -> Tensor:
+    """Return the logits [U, B, K] of maps [U, B, C, H, W].
+
+    BatchNorm takes the statistics of the samples that are `real`, [U, B], and updates those in `state`; None takes
+    those in `state`, which then stay.
+    """
     if isinstance(head, PooledHead):
         flat = maps.flatten(0, 1)
         blend = torch.sigmoid(state["blend"])[:, None, None]
@@ -135,7 +141,11 @@ def _convolve(maps: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
     return found.view(users, size, height, width, -1).permute(0, 1, 4, 2, 3)
 
 
-def _normalise(maps: Tensor, state: dict[str, Tensor], name: str, layer: nn.BatchNorm2d, real: Tensor) -> Tensor:
+def _normalise(maps: Tensor, state: dict[str, Tensor], name: str, layer: nn.BatchNorm2d, real: Tensor | None) -> Tensor:
+    if real is None:
+        scale = state[f"{name}.weight"] * torch.rsqrt(state[f"{name}.running_var"] + layer.eps)
+        shift = state[f"{name}.bias"] - scale * state[f"{name}.running_mean"]
+        return maps * scale[:, None, :, None, None] + shift[:, None, :, None, None]
     mask = real[:, :, None, None, None].to(maps.dtype)
     count = mask.sum(dim=(1, 3, 4)) * maps.shape[3] * maps.shape[4]
     mean = (maps * mask).sum(dim=(1, 3, 4)) / count

@@ -1,5 +1,7 @@
 """Exit training: Eq. (1) summed over the exits, on cached features; the backbone takes no part (Sec. 3.1.3)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ def _train_exit(
 ) -> None:
     optimiser = torch.optim.SGD(head.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
     origin = [p.detach().clone() for p in anchor.parameters()] if settings.proximal_mu else []
-    head.train()
+    head.train(settings.head_statistics == "batch")
     for epoch, chosen in enumerate(epochs):
         for batch in chosen:
             loss = personalisation_loss(head(maps[batch]), last_logits[batch], labels[batch], settings.weights)
@@ -79,9 +81,10 @@ def epoch_orders(samples: Tensor, settings: PersonalisationSettings, generator: 
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:
-    """Return the samples of one epoch, divided into batches of `size`; a batch of one joins the one before."""
-    divided = list(order.split(size))
-    # BatchNorm cannot normalise a single sample on a 1x1 map
-    if len(divided) > 1 and len(divided[-1]) == 1:
-        divided[-2:] = [torch.cat(divided[-2:])]
-    return divided
+    """Return the samples of one epoch in batches of `size` at most, equally large but for one sample.
+
+    A last batch of the few that are left over would weigh each of them many times as much as the others.
+    """
+    # BatchNorm cannot normalise a single sample on a 1x1 map: at least two in each, if need be three
+    count = max(1, min(math.ceil(len(order) / size), len(order) // 2))
+    return list(order.tensor_split(count))

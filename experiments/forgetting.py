@@ -1,0 +1,238 @@
+"""What personal exits forget, and what else a user's samples could have personalised.
+
+    python -m persephonee.experiments.forgetting MODEL [DATA] --users 20 --labels all
+
+For users whom the model has not seen, a row per way to personalise: the accuracy on the user's own test samples, on
+those of the other users, and on those of the others whose class the user's training samples lack; each as the mean of
+the early exits, raw and without the guard, and under the policy that the round chose. The first row is before training.
+
+Below them stand the baselines of `last_exit_baselines.py`, which have no policy.
+"""
+
+import copy
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
+from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.personalise import Personalisation, personalise
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.clients.personalisation.risk.policy_choice import choose_policy
+from persephonee.clients.personalisation.risk.risk_pools import BEFORE
+from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.commands.option_groups import with_groups
+from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, schedule_settings, source_names
+from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.settings import DataSettings, SplitSettings
+from persephonee.data_partitions.user_splits import SampleSplit, choose_users, split_samples
+from persephonee.experiments.last_exit_baselines import (
+    Scores,
+    classifier_of,
+    last_exit_baselines,
+    penultimate_of,
+)
+from persephonee.experiments.studies.development import development_users
+from persephonee.fl_app.settings.run_config import parse_labels
+from persephonee.multi_exit.exit_weights import load_exit_weights
+from persephonee.multi_exit.losses import UNLABELLED
+from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import load_network
+
+OTHERS_SAMPLES = 20
+"""Test samples of each other user."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _User:
+    """A user of the study: samples, their division, and the features that serve every way."""
+
+    samples: UserSamples
+    split: SampleSplit
+    features: FeatureCache
+    penultimate: Tensor
+    """What the last exit's classifier takes, shape [N, D]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judged:
+    """Features, labels and what the classifier takes of samples that judge a way."""
+
+    features: FeatureCache
+    penultimate: Tensor
+    labels: Tensor
+    chosen: Tensor
+
+
+@with_groups(data=data_settings, schedule=schedule_settings)
+def main(
+    model: Annotated[Path, typer.Argument(help="Folder of the global model.")],
+    *,
+    data: DataSettings,
+    schedule: PersonalisationSettings,
+    users: Annotated[int, typer.Option(help="Users, at least 2.", min=2)] = 20,
+    labels: Annotated[str, typer.Option(help="all, none or a fraction.")] = "all",
+    development: Annotated[bool, typer.Option("--development", help="Development users, not the figures'.")] = False,
+    sources: Sources = DEFAULT_SOURCES,
+) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    network, metadata = load_network(model, source_names(sources))
+    network.freeze_backbone()
+    partitions = open_partitions(data)
+    ids = partitions.client_ids
+    choose = development_users if development else lambda ids, out, count: choose_users(ids, count, 0, exclude=out)
+    labelled = parse_labels(labels)
+    weights = loss_weights("auto", labelled)
+    everyone = []
+    for name in choose(ids, metadata.trained_on, users):
+        samples = partitions.load_partition(ids.index(name))
+        split = split_samples(samples, SplitSettings(labels=labelled), 0)
+        everyone.append(_prepared(network, samples, split))
+    settings = PersonalisationSettings(
+        **{name: getattr(schedule, name) for name in vars(schedule) if name != "weights"}, weights=weights
+    )
+    rows: dict[str, list[list[float]]] = defaultdict(list)
+    for index, user in enumerate(everyone):
+        own = _Judged(
+            features=user.features,
+            penultimate=user.penultimate,
+            labels=user.samples.labels[user.split.test],
+            chosen=user.split.test,
+        )
+        others = [_few(other) for number, other in enumerate(everyone) if number != index]
+        known = set(user.samples.labels[user.split.train].tolist())
+        for name, row in _ways(network, user, own, others, known, settings).items():
+            rows[name].append(row)
+    _show(rows, len(everyone), labels)
+
+
+def _prepared(network: MultiExitNetwork, samples: UserSamples, split: SampleSplit) -> _User:
+    return _User(
+        samples=samples,
+        split=split,
+        features=compute_features(network, samples.images),
+        penultimate=penultimate_of(network, samples.images),
+    )
+
+
+def _few(user: _User) -> _Judged:
+    chosen = user.split.test[:OTHERS_SAMPLES]
+    return _Judged(
+        features=user.features, penultimate=user.penultimate, labels=user.samples.labels[chosen], chosen=chosen
+    )
+
+
+def _ways(
+    network: MultiExitNetwork,
+    user: _User,
+    own: _Judged,
+    others: list[_Judged],
+    known: set[int],
+    settings: PersonalisationSettings,
+) -> dict[str, list[float]]:
+    """Return a row for each way: own, others', unknown classes, first raw and then under the policy, and the cost."""
+    result = personalise(network, user.samples, user.split, settings, features=user.features)
+    trained, deployed = copy.deepcopy(network.heads), copy.deepcopy(network.heads)
+    load_exit_weights(trained, result.trained)
+    load_exit_weights(deployed, result.exit_weights)
+    before = _policy_before(network, user, result, settings)
+    found = {
+        "before": _row(network, own, others, known, network.heads, network.heads, before),
+        "personal exits": _row(network, own, others, known, trained, deployed, result.policy),
+    }
+    usable = user.split.train[user.split.labelled[user.split.train]]
+    if not len(usable):
+        return found
+    taught = user.penultimate[usable], user.features.last_logits[usable], user.samples.labels[usable]
+    for name, scores in last_exit_baselines(classifier_of(network), *taught).items():
+
+        def answer(judged: _Judged, scores: Scores = scores) -> Tensor:
+            logits = judged.features.last_logits[judged.chosen]
+            return scores(judged.penultimate[judged.chosen], logits).argmax(dim=1)
+
+        found[name] = [*_accuracies(answer, own, others, known), *(3 * [math.nan]), 1.0]
+    return found
+
+
+def _policy_before(
+    network: MultiExitNetwork, user: _User, result: Personalisation, settings: PersonalisationSettings
+) -> ExitPolicy:
+    usable = torch.where(user.split.labelled, user.samples.labels, UNLABELLED)[user.split.calibration]
+    return choose_policy(
+        result.outputs_before.calibration,
+        usable.numpy(),
+        network.costs.leaving_macs,
+        settings,
+        calibration=network.calibration,
+        shipped=network.risk_pools,
+        stage=BEFORE,
+    ).policy
+
+
+def _row(
+    network: MultiExitNetwork,
+    own: _Judged,
+    others: list[_Judged],
+    known: set[int],
+    raw: nn.ModuleList,
+    deployed: nn.ModuleList,
+    policy: ExitPolicy,
+) -> list[float]:
+    def early(judged: _Judged) -> Tensor:
+        # all early exits' answers, so that the mean over them is the mean accuracy
+        return torch.from_numpy(_outputs(raw, judged).predictions[:-1])
+
+    def under_policy(judged: _Judged) -> Tensor:
+        outputs = _outputs(deployed, judged)
+        exits = policy.exit_of(outputs.confidences)
+        return torch.from_numpy(outputs.predictions[exits, np.arange(len(exits))])
+
+    cost = apply_policy(_outputs(deployed, own), policy, own.labels, network.costs).mean_macs
+    return [
+        *_accuracies(early, own, others, known),
+        *_accuracies(under_policy, own, others, known),
+        cost / network.costs.original_macs,
+    ]
+
+
+def _outputs(heads: nn.ModuleList, judged: _Judged) -> ExitOutputs:
+    return run_exits(heads, judged.features, judged.chosen)
+
+
+def _accuracies(
+    answer: Callable[[_Judged], Tensor], own: _Judged, others: list[_Judged], known: set[int]
+) -> tuple[float, float, float]:
+    """Return the accuracy on the user's own samples, on the others', and on those of the others' unknown classes."""
+    mine = float((answer(own) == own.labels).float().mean())
+    # [exits, n] or [n] answers: for each sample the fraction of them that is right
+    right = torch.cat([(answer(o) == o.labels).float().reshape(-1, len(o.labels)).mean(dim=0) for o in others])
+    is_new = torch.tensor([int(label) not in known for label in torch.cat([other.labels for other in others])])
+    return mine, float(right.mean()), float(right[is_new].mean()) if bool(is_new.any()) else float("nan")
+
+
+def _show(rows: dict[str, list[list[float]]], users: int, labels: str) -> None:
+    print(f"{users} users, labels {labels}; accuracy in %: raw (mean of the early exits), then under the policy")
+    print(f"{'':22}{'own':>8}{'others':>8}{'unknown':>9} |{'own':>8}{'others':>8}{'unknown':>9} |{'MACs':>7}")
+    for name, found in rows.items():
+        with warnings.catch_warnings():
+            # a user who knows all classes has no accuracy on others, and a baseline none under a policy
+            warnings.simplefilter("ignore", RuntimeWarning)
+            own, others, new, *policy, cost = 100 * np.nanmean(np.array(found), axis=0)
+        raw = f"{own:8.2f}{others:8.2f}{new:9.2f}"
+        under = "".join(f"{value:{width}.2f}" for value, width in zip(policy, (8, 8, 9), strict=True))
+        print(f"{name:22}{raw} |{under} |{cost:6.1f}%")
+
+
+if __name__ == "__main__":
+    typer.run(main)

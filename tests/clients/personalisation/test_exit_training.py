@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from persephonee.clients.errors import ClientError
+from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.clients.personalisation.training.exit_training import batches
+from persephonee.multi_exit.building import build_network
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [
+        (227, 32, [29] * 3 + [28] * 5),
+        (33, 32, [17, 16]),
+        (32, 32, [32]),
+        (2, 32, [2]),
+        # no batch of one
+        (3, 2, [3]),
+        (5, 2, [3, 2]),
+    ],
+)
+def test_batches_of_an_epoch_differ_by_one_sample_at_most_and_leave_none_out(count, size, sizes):
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    divided = batches(order, size)
+    assert [len(batch) for batch in divided] == sizes
+    assert torch.equal(torch.cat(divided), order)
+
+
+@pytest.mark.parametrize(("statistics", "stay"), [("frozen", True), ("batch", False)])
+def test_frozen_statistics_of_the_heads_stay_those_of_pretraining(toy_network, user, split, statistics, stay):
+    network = build_network(
+        toy_network.spec.backbone,
+        num_exits=2,
+        num_classes=toy_network.num_classes,
+        input_size=16,
+        allowed=("toy_backbones_of_the_tests",),
+        head="msdnet",
+        stem="stride-1",
+    )
+    before = network.exit_state()
+    settings = PersonalisationSettings(epochs=1, head_statistics=statistics)
+    trained = personalise(network, user, split, settings).trained
+    names = [name for name in before if "running" in name or "num_batches" in name]
+    assert names
+    assert all(torch.equal(before[name], trained[name]) is stay for name in names)
+    assert not any(torch.equal(before[name], trained[name]) for name in before if name.endswith("weight"))
+
+
+def test_statistics_of_another_kind_are_refused():
+    with pytest.raises(ClientError, match="head_statistics=none is out of range: expected frozen or batch"):
+        PersonalisationSettings(head_statistics="none")
