@@ -111,7 +111,7 @@ class Judged:
     @property
     def raw_predictions(self) -> Tensor:
         """What the original network answers."""
-        return self.features.last_logits[self.samples].argmax(dim=1)
+        return self.features.last_logits[self.samples].argmax(dim=1).cpu()
 
 
 def user_rows(
@@ -150,6 +150,7 @@ def user_rows(
             "policy": done.report.accuracy_after,
             "macs": done.report.mean_macs / done.report.original_macs,
             "rolled_back": len(done.report.rolled_back_exits),
+            "seconds": done.report.seconds_personalise,
         }
         if stranger is not None:
             # the early exits in force have theirs in their weights already
@@ -196,8 +197,9 @@ def changes(table: pd.DataFrame, num_exits: int) -> pd.DataFrame:
 
 
 def policies(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what is deployed, a row per case: accuracies in %, the cost as a fraction of the original's, the time."""
-    names = ["policy", "original", "stranger_policy", "stranger_original", "rolled_back", "macs", "prior_ms"]
+    """Return what is deployed, a row per case: accuracies in %, the cost as a fraction of the original's, the
+    milliseconds of the prior, and the seconds of the round on features that are there."""
+    names = ["policy", "original", "stranger_policy", "stranger_original", "rolled_back", "macs", "prior_ms", "seconds"]
     found = table.groupby("case", sort=False)[names].mean()
     percent = ["policy", "original", "stranger_policy", "stranger_original"]
     return found.assign(**{name: 100 * found[name] for name in percent})
