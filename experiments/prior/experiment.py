@@ -197,8 +197,11 @@ def changes(table: pd.DataFrame, num_exits: int) -> pd.DataFrame:
 
 
 def policies(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what is deployed, a row per case: accuracies in %, the cost as a fraction of the original's, the
-    milliseconds of the prior, and the seconds of the round on features that are there."""
+    """Return what is deployed, a row per case.
+
+    Accuracies are in %, the cost is a fraction of the original's, `prior_ms` the time of the estimate, and `seconds`
+    that of the round on features that are there.
+    """
     names = ["policy", "original", "stranger_policy", "stranger_original", "rolled_back", "macs", "prior_ms", "seconds"]
     found = table.groupby("case", sort=False)[names].mean()
     percent = ["policy", "original", "stranger_policy", "stranger_original"]
