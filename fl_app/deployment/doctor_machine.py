@@ -15,7 +15,8 @@ MIB = 2**20
 MIN_MEMORY_MIB, GOOD_MEMORY_MIB = 900, 1800
 MIN_DISK_MIB, GOOD_DISK_MIB = 300, 1024
 MIN_PYTHON = (3, 11)
-FLOWER = "1.41"
+FLOWER = ("1.41", "1.42")
+"""The releases that were tried; pyproject.toml allows the same."""
 
 _TORCH = """\
 import torch, torchvision
@@ -112,6 +113,8 @@ def flower_finding() -> Finding:
         found = version("flwr")
     except PackageNotFoundError:
         return wrong("Flower", "not installed", 'install it with pip install "persephonee[flower]"')
-    if found.rsplit(".", 1)[0] != FLOWER:
-        return wrong("Flower", found, f'install {FLOWER} with pip install "persephonee[flower]"; the server has it too')
+    if found.rsplit(".", 1)[0] not in FLOWER:
+        return wrong(
+            "Flower", found, f'install {FLOWER[-1]} with pip install "persephonee[flower]"; the server has it too'
+        )
     return ok("Flower", found)

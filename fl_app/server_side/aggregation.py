@@ -23,13 +23,13 @@ from flwr.serverapp.strategy import (
     Krum,
 )
 from flwr.serverapp.strategy.fedopt import FedOpt
-from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from persephonee.fl_app.server_side.client_bounds import bounded_changes, bounded_weights
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire.differential_privacy import clipped, noisy_mean, secret_noise
 from persephonee.fl_app.wire.exit_arrays import STATISTICS, ExitArrays, exit_of
+from persephonee.fl_app.wire.flower_private import TaskIdentity
 
 log = logging.getLogger("persephonee.server")
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import httpx
 from flwr.app import Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+
+from persephonee.fl_app.wire.flower_private import ErrorCode, InMemoryGrid
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WORDS = {

@@ -17,18 +17,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from flwr.supercore.differential_privacy import add_gaussian_noise_inplace, compute_clip_model_update
-from flwr.supercore.privacy_accounting import (
-    GaussianPrivacyEvent,
-    NeighboringRelation,
-    PrivacyConfig,
-    SamplingMethod,
-)
-from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
 from persephonee.data_partitions.seeds import digest_of
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.exit_arrays import ExitArrays
+from persephonee.fl_app.wire.flower_private import (
+    GaussianPrivacyEvent,
+    NeighboringRelation,
+    PrivacyConfig,
+    RdpAccountant,
+    SamplingMethod,
+    add_gaussian_noise_inplace,
+    compute_clip_model_update,
+)
 from persephonee.multi_exit.checked_json import write_with_digest
 
 PRIVACY_NAME = "privacy.json"

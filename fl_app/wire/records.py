@@ -24,11 +24,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
 
 from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
 from persephonee.clients.personalisation.risk.policy_choice import OUTCOMES
 from persephonee.fl_app.errors import WireError
+from persephonee.fl_app.wire.flower_private import recorddict_to_proto
 from persephonee.fl_app.wire.foreign_bytes import refusing
 from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES, ID_CHARACTERS, WORDS_CHARACTERS
 from persephonee.fl_app.wire.record_keys import (
