@@ -15,6 +15,9 @@ TIMM = "timm"
 DEFAULT_SOURCES = (TORCHVISION, TIMM)
 """Where a backbone may come from unless the owner of the machine allows more (`package.module`, in full)."""
 
+StemKind = Literal["auto", "original", "stride-1"]
+"""What becomes of a network's first layers: see `build_network`."""
+
 HeadKind = Literal["auto", "msdnet", "pooled"]
 """msdnet is the paper's head; pooled is much cheaper; auto takes the first that is cheap beside the backbone."""
 

@@ -1,11 +1,13 @@
 """The global model that a run personalises."""
 
+import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from persephonee.data_partitions.opening import open_partitions
@@ -36,6 +38,27 @@ def obtain_model(settings: AppSettings, folder: Path, progress: PretrainProgress
     """
     if settings.paths.model is not None:
         return folder
+    with _alone(folder):
+        return _found_or_pretrained(settings, folder, progress)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one run at a time make the model that several runs of the same settings share; the others wait for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Another run is pretraining %s: waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _found_or_pretrained(settings: AppSettings, folder: Path, progress: PretrainProgress | None) -> Path:
     if (folder / MODEL_NAME).exists():
         log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)
         return folder

@@ -24,8 +24,8 @@ from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report.report_page import draw_report
+from persephonee.server.results.run_folder import CHANGED, RunFolder
 from persephonee.server.results.run_folder import MAY_DIFFER as ANY_RUN_MAY_DIFFER
-from persephonee.server.results.run_folder import RunFolder
 from persephonee.server.training.pretraining_progress import LogProgress
 
 log = logging.getLogger("persephonee.server")
@@ -35,7 +35,7 @@ app = ServerApp()
 # Where a run happens and how it is started, as opposed to what determines its numbers.
 _NOT_RECORDED = PATH_KEYS | {"resume", "overwrite", "round-deadline", "node-wait"}
 # A run may be continued for more rounds, too.
-MAY_DIFFER = ANY_RUN_MAY_DIFFER | {"rounds"}
+MAY_DIFFER = ANY_RUN_MAY_DIFFER | {"rounds", CHANGED}
 
 
 @app.main()
@@ -82,8 +82,10 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path) -> Path
 
 def config_of(settings: AppSettings, network: MultiExitNetwork) -> dict[str, Any]:
     """Return what config.json records: everything that determines the run."""
+    defaults, recorded = AppSettings().to_run_config(), settings.to_run_config()
     return {
-        **{key: value for key, value in settings.to_run_config().items() if key not in _NOT_RECORDED},
+        **{key: value for key, value in recorded.items() if key not in _NOT_RECORDED},
+        CHANGED: sorted(key for key in recorded if key not in _NOT_RECORDED and recorded[key] != defaults[key]),
         "data-path": str(settings.data.data_path or ""),
         "model": network.fingerprint,
         "network": network.spec.to_json(),

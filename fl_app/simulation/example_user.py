@@ -1,21 +1,16 @@
-"""One user of a simulation shown as an example: the test images whose answer personalisation changed.
+"""One user of a simulation shown as an example: the test images whose answer the personal policy changed.
 
 Only `persephonee simulate` can make this picture, since it runs on the machine that owns the data and the simulated
 clients' stores; in a federation no sample reaches the server.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.features import compute_features
-from persephonee.data_partitions.samples import UserSamples
+from persephonee.clients.personalisation.policy import ExitPolicy
+from persephonee.data_partitions.samples import UserSamples, to_float
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.client_side.client_node import store_of
-from persephonee.fl_app.server_side.checkpoint import Checkpoint
-from persephonee.fl_app.server_side.exit_sharing import ExitSharing
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.fl_app.wire.records import OK
@@ -30,7 +25,9 @@ MOST_EXAMPLES = 24
 def example_user_of(
     settings: AppSettings, network: MultiExitNetwork, metadata: ModelMetadata, tables: RunTables
 ) -> ExampleUser | None:
-    """Return the user and the early exit with the largest gain in accuracy, and the images that changed there.
+    """Return the user who gains most by the policy, and the images that it mended.
+
+    A user whose policy keeps an early exit: elsewhere nothing differs from the original network.
 
     Args:
         settings: of the simulation that has ended.
@@ -41,10 +38,9 @@ def example_user_of(
     Returns:
         None where no user gained, or the clients' stores are not on this machine.
     """
-    found = _largest_gain(tables, network.num_exits)
-    if found is None:
+    client_id = _largest_gain(tables, network.num_exits)
+    if client_id is None:
         return None
-    client_id, exit = found
     stores = settings.paths.client_store or settings.run_folder(0) / "clients"
     stored = ExitStore(store_of(stores, client_id)).load(network.backbone_fingerprint, client_id)
     if stored is None:
@@ -52,48 +48,42 @@ def example_user_of(
     partitions = open_fitting(settings.data, network, metadata)
     samples = partitions.load_partition(partitions.client_ids.index(client_id))
     test = split_samples(samples, settings.split, settings.seed, stored.parts).test
-    network.load_exit_state(global_exits_of(settings, network, max(tables.round_numbers)))
-    before = _answers(network, samples, test, exit)
     network.load_exit_state(stored.exit_weights)
-    after = _answers(network, samples, test, exit)
+    answers = _answers(network, samples, test, stored.policy)
     names = partitions.class_names or tuple(str(k) for k in range(partitions.num_classes))
-    return _example_user(client_id, exit, samples, test, (before, after), names)
+    return _example_user(client_id, samples, test, answers, names)
 
 
-def global_exits_of(settings: AppSettings, network: MultiExitNetwork, number: int) -> dict[str, torch.Tensor]:
-    """Return the global exits that a round began with: the model's own, or what the rounds before had merged."""
-    if not settings.sharing.share_exits or number == 1:
-        return network.exit_state()
-    checkpoint = Checkpoint.read(settings.run_folder(0), number - 1)
-    sharing = ExitSharing(network, settings.sharing, settings.privacy, checkpoint.secret)
-    sharing.load_state(checkpoint.arrays, checkpoint.info)
-    return sharing.exit_state()
-
-
-def _largest_gain(tables: RunTables, num_exits: int) -> tuple[str, int] | None:
+def _largest_gain(tables: RunTables, num_exits: int) -> str | None:
     last = max((row["round"] for row in tables.rounds.to_pylist()), default=0)
-    ok = {c["client_id"] for c in tables.clients_of(last) if c["status"] == OK}
-    rows = [r for r in tables.exits.to_pylist() if r["round"] == last and r["client_id"] in ok]
-    accuracy: Mapping[Any, float] = {(r["client_id"], r["exit"], r["stage"]): r["accuracy"] for r in rows}
+    keeping = {
+        row["client_id"]
+        for row in tables.exits.to_pylist()
+        if row["round"] == last and row["stage"] == "after" and row["kept"] and row["exit"] < num_exits
+    }
     gains = [
-        (accuracy[client, exit, "after"] - accuracy[client, exit, "before"], client, exit)
-        for client in sorted(ok)
-        for exit in range(num_exits)
+        (row["accuracy_after"] - row["accuracy_original"], row["client_id"])
+        for row in tables.clients_of(last)
+        if row["status"] == OK and row["client_id"] in keeping
     ]
-    gain, client, exit = max(gains, key=lambda g: (g[0], -g[2]), default=(0.0, "", 0))
-    return (client, exit) if gain > 0 else None
+    gain, client = max(gains, key=lambda g: (g[0], g[1]), default=(0.0, ""))
+    return client if gain > 0 else None
 
 
 @torch.no_grad()
-def _answers(network: MultiExitNetwork, samples: UserSamples, test: torch.Tensor, exit: int) -> torch.Tensor:
-    maps = compute_features(network, samples.images[test]).maps[exit][torch.arange(len(test))]
-    predictions: torch.Tensor = network.heads[exit](maps).argmax(dim=1)
-    return predictions
+def _answers(
+    network: MultiExitNetwork, samples: UserSamples, test: torch.Tensor, policy: ExitPolicy
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the original network and the policy answer to the test images, shape [n] each."""
+    logits = network.eval()(to_float(samples.images[test]))
+    confidences = torch.stack([one.softmax(dim=1).max(dim=1).values for one in logits])
+    predictions = torch.stack([one.argmax(dim=1) for one in logits])
+    leaves = torch.from_numpy(policy.exit_of(confidences.double().numpy()))
+    return predictions[-1], predictions.gather(0, leaves[None])[0]
 
 
 def _example_user(
     client_id: str,
-    exit: int,
     samples: UserSamples,
     test: torch.Tensor,
     predictions: tuple[torch.Tensor, torch.Tensor],
@@ -114,5 +104,5 @@ def _example_user(
         for i in shown
     )
     return ExampleUser(
-        client_id=client_id, exit=exit, examples=examples, corrected=int(corrected.sum()), worsened=int(worsened.sum())
+        client_id=client_id, examples=examples, corrected=int(corrected.sum()), worsened=int(worsened.sum())
     )

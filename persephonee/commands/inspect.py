@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SMALL_INPUT_PX = 48
 
 
-@with_groups(wanted=OptionGroup(f"{GLOBAL_MODEL}:GlobalModelSettings", only=("num_exits", "head")))
+@with_groups(wanted=OptionGroup(f"{GLOBAL_MODEL}:GlobalModelSettings", only=("num_exits", "head", "stem")))
 def inspect(
     *,
     model: Annotated[
@@ -52,6 +52,7 @@ def inspect(
             in_channels=in_channels or (3 if input_size > SMALL_INPUT_PX else 1),
             input_size=input_size,
             head=wanted.head,
+            stem=wanted.stem,
             allowed=source_names(sources, source_of(backbone)),
             seed=seed,
         )

@@ -34,8 +34,8 @@ PAGE_VARIABLES = {
 
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "persephonee",  # element ids are random without it, and the same tables would give other bytes
-    "svg.fonttype": "path",
-    "font.family": ["DejaVu Sans"],
+    "svg.fonttype": "none",  # text stays text, to be searched, copied and read aloud
+    "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9.5,
     "text.color": ORIGINAL,
     "axes.labelcolor": ORIGINAL,

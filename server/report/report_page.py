@@ -18,7 +18,7 @@ from persephonee.server.report.example_user_section import ExampleUser, keep_exa
 from persephonee.server.report.sharing_section import draw_held_out, held_out_text, sharing_part
 from persephonee.server.report.template import STYLE, TEMPLATE
 from persephonee.server.results.results import summarise
-from persephonee.server.results.run_folder import RunFolder
+from persephonee.server.results.run_folder import CHANGED, RunFolder
 from persephonee.server.results.summary import ExitSummary, Spread, Summary
 from persephonee.server.results.summary_text import (
     UNKNOWN,
@@ -125,7 +125,7 @@ def render_page(
         example_user=example_user,
         sharing=sharing,
         left_out=_left_out_part(summary),
-        config=list(_flat(config)),
+        **_settings_part(config),
     )
 
 
@@ -185,10 +185,12 @@ def _exit_cells(entry: ExitSummary) -> list[str]:
 
 
 def _example_user_part(shown: Mapping[str, Any], tables: RunTables, summary: Summary) -> dict[str, Any]:
-    where = "the whole policy" if shown["exit"] is None else f"exit {shown['exit']}"
+    answers, order = f"answers of exit {shown['exit']}", "before → after"
+    if shown["exit"] is None:
+        answers, order = "the policy beside the original network", "of the original → of the personal policy"
     words = (
-        f"User {shown['client_id']}, answers of {where}: {shown['corrected']} test images went from wrong to right and "
-        f"{shown['worsened']} from right to wrong. Under each image: the answer before → after."
+        f"User {shown['client_id']}, {answers}: {shown['corrected']} test images went from wrong to right and "
+        f"{shown['worsened']} from right to wrong. Under each image: the answer {order}."
     )
     own = [row for row in tables.clients_of(summary.round) if row["client_id"] == shown["client_id"]]
     if own and own[0]["status"] == "ok":
@@ -229,6 +231,16 @@ def _left_out_part(summary: Summary) -> dict[str, Any]:
             status = f"exit {number} kept its earlier weights"
             rows.append({"client_id": ", ".join(users), "status": f"{status} ({len(users)} users)"})
     return {"words": words, "rows": rows}
+
+
+def _settings_part(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return the settings that differ from their defaults, what identifies the run among them, and all others."""
+    flat = _flat({key: value for key, value in config.items() if key != CHANGED})
+    shown = {*config.get(CHANGED, ()), "model", "backbone", "dataset", "seed", "clients", "rounds", "labels"}
+    return {
+        "changed": [(key, value) for key, value in flat if key in shown],
+        "config": [(key, value) for key, value in flat if key not in shown],
+    }
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

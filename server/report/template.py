@@ -56,8 +56,17 @@ table.words td:first-child { width: 30%; }
   width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; background: #ffffff;
   border: 1px solid var(--line); border-radius: 6px; display: block; margin-bottom: 4px;
 }
+details { margin-top: 12px; } summary { cursor: pointer; color: var(--dim); margin-bottom: 8px; }
 footer { margin-top: 44px; color: var(--dim); font-size: 13px; }
-@media (max-width: 700px) { .tiles { grid-template-columns: repeat(2, 1fr); } }
+@media (max-width: 700px) {
+  .tiles { grid-template-columns: repeat(2, 1fr); }
+  main { padding: 24px 12px 48px; }
+  h1 { font-size: 24px; } p.headline { font-size: 18px; } p.more { font-size: 16px; }
+  .card { padding: 10px; }
+  /* a figure keeps its size and is moved sideways: shrunk to a telephone its words would be 4 px high */
+  section.whole > .card { overflow-x: auto; }
+  .card svg { min-width: 620px; }
+}
 @media print {
   :root {
     --page: #ffffff; --card: #ffffff; --ink: #222222; --dim: #5c6370; --line: #d0d4da; --grid: #dddddd;
@@ -197,10 +206,18 @@ data, adds one.</p>
 
 <section>
 <h2>The settings of this run</h2>
+<p class="see">Those that differ from the defaults, and what identifies the run.</p>
+<div class="card wide"><table class="words config"><tbody>
+{% for key, value in changed %}<tr><td>{{ key }}</td><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+<details>
+<summary>All other settings, versions and the machine</summary>
 <div class="card wide"><table class="words config"><tbody>
 {% for key, value in config %}<tr><td>{{ key }}</td><td>{{ value }}</td></tr>
 {% endfor %}
 </tbody></table></div>
+</details>
 </section>
 
 <footer>Accuracies are of each user's own held-out test samples.

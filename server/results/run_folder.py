@@ -48,6 +48,8 @@ OWN_FILES = (
 OWN_FOLDERS = ("figures", "model", "clients", "checkpoint")
 # A run may be continued on another machine; all else has to stay as it was, or the caller says what need not.
 MAY_DIFFER = frozenset({"versions", "machine"})
+CHANGED = "changed"
+"""The key of config.json that lists the settings which differ from their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,7 @@ def make_global_model(
         in_channels=channels,
         input_size=max(height, width),
         head=settings.head,
+        stem=settings.stem,
         weights=settings.weights,
         mean=settings.mean,
         std=settings.std,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from persephonee.data_partitions.settings import PAPER_PERSONAL_FRACTION
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, HeadKind
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, HeadKind, StemKind
 from persephonee.server.errors import PretrainingError
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
@@ -72,6 +72,10 @@ class GlobalModelSettings:
     head: HeadKind = "auto"
     """Kind of the early exits: msdnet as in the paper, the much cheaper pooled, or auto, which takes msdnet where it
     costs at most half of the network up to the exit, and pooled elsewhere."""
+
+    stem: StemKind = "auto"
+    """What becomes of the network's first layers: original leaves them, stride-1 keeps the resolution of small images,
+    and auto does so up to 48 px for untrained torchvision and timm networks alone."""
 
     weights: Path | None = None
     """Trained weights of the backbone (.safetensors or .pth), so that only the exits learn; by default

@@ -149,3 +149,28 @@ def test_weights_that_nobody_published_are_refused_in_one_sentence(backbone, wei
     with pytest.raises(BackboneError) as caught:
         build_network(backbone, num_exits=1, num_classes=10, weights=weights)
     assert weights in one_sentence(caught)
+
+
+def test_timm_s_weights_come_from_the_hub_s_file_with_their_normalisation(tmp_path, monkeypatch):
+    timm, hub = pytest.importorskip("timm"), pytest.importorskip("huggingface_hub")
+    torch.manual_seed(4)
+    published = timm.create_model("lcnet_050", num_classes=1000).eval()
+    # what the hub keeps of a timm model: its tensors by name, as safetensors
+    safetensors.torch.save_file(published.state_dict(), tmp_path / "model.safetensors")
+    asked = []
+
+    def fetched(repository, name):
+        asked.append((repository, name))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", fetched)
+    settings = {"num_exits": 1, "num_classes": 1000, "in_channels": 3, "input_size": 64}
+    network = build_network("timm/lcnet_050", weights="DEFAULT", **settings)
+    assert asked == [("timm/lcnet_050.ra2_in1k", "model.safetensors")]
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(timm.get_pretrained_cfg("lcnet_050").to_dict()[k]).view(3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images)[-1], published((images - mean) / std))
+    assert network.spec.stem == "original"
+    build_network("timm/lcnet_050", weights="ra2_in1k", **settings)
+    assert asked[1] == asked[0]

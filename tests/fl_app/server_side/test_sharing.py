@@ -12,7 +12,6 @@ from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.client_side import client_app
 from persephonee.fl_app.settings.app_settings import AppSettings
-from persephonee.fl_app.simulation import example_user as example_user
 from persephonee.fl_app.wire import records as wire
 from persephonee.multi_exit.storage import load_network
 from tests.fl_app.whole_runs import changed, run, table
@@ -106,18 +105,6 @@ def test_only_exits_travel_down_and_only_once_some_were_merged(sharing, device_n
     request = wire.content_bytes(nodes[0].received[-1].content) - exits.count_bytes()
     assert down == {exits.count_bytes() + request}
     assert set(exits) == {"0.parameters", "1.parameters"}
-
-
-def test_the_exits_that_a_round_began_with_can_be_had_again_for_the_example_user(
-    sharing, simulated_nodes, make_grid, tmp_path
-):
-    one_round = changed(sharing, rounds=1, run_dir=str(tmp_path / "one"))
-    merged = merged_model(run(make_grid(simulated_nodes(3), one_round), one_round), sharing)[0].exit_state()
-    run(make_grid(simulated_nodes(3), sharing), sharing)
-    network = initial_model(sharing)
-    first, second = (example_user.global_exits_of(sharing, network, number) for number in (1, 2))
-    assert all(torch.equal(first[name], tensor) for name, tensor in network.exit_state().items())
-    assert all(torch.equal(second[name], tensor) for name, tensor in merged.items())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

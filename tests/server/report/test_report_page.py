@@ -11,7 +11,7 @@ from PIL import Image
 
 from persephonee.server.errors import ServerError
 from persephonee.server.report.example_user_section import Example, ExampleUser
-from persephonee.server.report.report_page import draw_report
+from persephonee.server.report.report_page import _settings_part, draw_report
 from persephonee.server.results.run_folder import RunFolder
 
 FIGURES = ("accuracy-per-exit", "users-over-accuracy", "accuracy-against-cost", "exit-rates", "rounds")
@@ -162,3 +162,10 @@ def test_what_is_no_run_is_refused_in_one_sentence(tmp_path, fake_run):
 def test_an_image_whose_answer_did_not_change_is_refused():
     with pytest.raises(ServerError, match="answer changed"):
         Example(image=np.zeros((4, 4), np.uint8), label="a", before="a", after="a")
+
+
+def test_settings_that_differ_from_the_defaults_stand_before_the_others_which_are_folded_away():
+    config = {"seed": 7, "epochs": 30, "momentum": 0.9, "versions": {"torch": "2"}, "changed": ["epochs"]}
+    parts = _settings_part(config)
+    assert parts["changed"] == [("seed", "7"), ("epochs", "30")]
+    assert parts["config"] == [("momentum", "0.9"), ("versions.torch", "2")]

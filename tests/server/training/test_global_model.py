@@ -144,3 +144,10 @@ def test_what_a_kill_in_the_first_write_left_is_cleaned_up(tmp_path, resume, ove
     (tmp_path / ".checkpoint.safetensors.abcdefgh.persephonee.tmp").write_bytes(b"half")
     prepare_folder(tmp_path, resume=resume, overwrite=overwrite)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stem_is_altered_where_the_settings_ask_for_it(tmp_path):
+    for stem, expected in (("auto", "original"), ("stride-1", "stride-1")):
+        make_global_model(replace(SETTINGS, stem=stem), TinyUsers(), tmp_path / stem)
+        network, _ = load_network(tmp_path / stem, (SOURCE,))
+        assert network.spec.stem == expected
