@@ -27,7 +27,7 @@ class ExitPolicy:
         if not 0 <= self.threshold <= 1:
             raise ClientSettingsError(f"threshold={self.threshold} is out of range: expected a number in [0, 1].")
         in_use = set(self.exits_in_use)
-        if list(self.exits_in_use) != sorted(in_use) or not in_use <= set(range(self.num_exits)):
+        if list(self.exits_in_use) != sorted(in_use) or not all(0 <= exit < self.num_exits for exit in in_use):
             raise ClientSettingsError(
                 f"exits_in_use={self.exits_in_use} does not fit: expected increasing numbers from 0 to "
                 f"{self.num_exits - 1}."
@@ -44,8 +44,10 @@ class ExitPolicy:
         Raises:
             KeyError, TypeError, ValueError: it holds something else.
         """
-        in_use = values["exits_in_use"] if "exits_in_use" in values else values["exits"]
-        return cls(threshold=values["threshold"], exits_in_use=tuple(in_use), num_exits=values["num_exits"])
+        in_use = tuple(values["exits_in_use"] if "exits_in_use" in values else values["exits"])
+        if not all(type(number) is int for number in (*in_use, values["num_exits"])):
+            raise TypeError("the number of an exit is none")
+        return cls(threshold=values["threshold"], exits_in_use=in_use, num_exits=values["num_exits"])
 
     def exit_of(self, confidences: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the exit that answers each sample.

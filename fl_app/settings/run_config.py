@@ -182,7 +182,7 @@ def parse_labels(value: Value) -> float:
     try:
         share = {"all": 1.0, "none": 0.0}.get(str(value))
         share = float(value) if share is None and not isinstance(value, bool) else share
-    except ValueError:
+    except (TypeError, ValueError):
         share = None
     if share is None or not 0 <= share <= 1:
         raise RunConfigError(f"labels={value!r} is not known; say all, none, or a fraction in [0, 1].")
