@@ -4,7 +4,8 @@
 
 For users whom the model has not seen, a row per way to personalise: the accuracy on the user's own test samples, on
 those of the other users, and on those of the others whose class the user's training samples lack; each as the mean of
-the early exits, raw and without the guard, and under the policy that the round chose. The first row is before training.
+the early exits, raw, without the guard and without the user's class frequencies, and under the policy that the round
+chose, with all of them. The first row is before training.
 
 Below them stand the baselines of `last_exit_baselines.py`, which have no policy.
 """
@@ -24,6 +25,7 @@ import typer
 from torch import Tensor, nn
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
+from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.features import FeatureCache, compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
@@ -149,7 +151,7 @@ def _ways(
     before = _policy_before(network, user, result, settings)
     found = {
         "before": _row(network, own, others, known, network.heads, network.heads, before),
-        "personal exits": _row(network, own, others, known, trained, deployed, result.policy),
+        "personal exits": _row(network, own, others, known, trained, deployed, result.policy, result.shifts),
     }
     usable = user.split.train[user.split.labelled[user.split.train]]
     if not len(usable):
@@ -188,17 +190,21 @@ def _row(
     raw: nn.ModuleList,
     deployed: nn.ModuleList,
     policy: ExitPolicy,
+    shifts: Tensor | None = None,
 ) -> list[float]:
+    # the early exits in force carry the user's class frequencies in their biases, the last exit beside it
+    last_shift = None if shifts is None else shifts[-1]
+
     def early(judged: _Judged) -> Tensor:
         # all early exits' answers, so that the mean over them is the mean accuracy
         return torch.from_numpy(_outputs(raw, judged).predictions[:-1])
 
     def under_policy(judged: _Judged) -> Tensor:
-        outputs = _outputs(deployed, judged)
+        outputs = _outputs(deployed, judged, last_shift)
         exits = policy.exit_of(outputs.confidences)
         return torch.from_numpy(outputs.predictions[exits, np.arange(len(exits))])
 
-    cost = apply_policy(_outputs(deployed, own), policy, own.labels, network.costs).mean_macs
+    cost = apply_policy(_outputs(deployed, own, last_shift), policy, own.labels, network.costs).mean_macs
     return [
         *_accuracies(early, own, others, known),
         *_accuracies(under_policy, own, others, known),
@@ -206,8 +212,8 @@ def _row(
     ]
 
 
-def _outputs(heads: nn.ModuleList, judged: _Judged) -> ExitOutputs:
-    return run_exits(heads, judged.features, judged.chosen)
+def _outputs(heads: nn.ModuleList, judged: _Judged, last_shift: Tensor | None = None) -> ExitOutputs:
+    return run_exits(heads, with_last_shift(judged.features, last_shift), judged.chosen)
 
 
 def _accuracies(

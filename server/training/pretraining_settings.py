@@ -48,8 +48,8 @@ class PretrainSettings:
 
     precision: Precision = "auto"
     """What products are computed in: "bfloat16" computes those of the forward and backward pass in it (automatic mixed
-    precision), at the same accuracy and faster on a GPU; "auto" does so on a GPU that can. Weights, losses and every
-    evaluation stay in float32."""
+    precision), which pays for large networks and costs a 28 px one a little; "auto" does so on a GPU that can. Weights,
+    losses and every evaluation stay in float32."""
 
     max_samples: int | None = None
     """Train on a random choice of at most this many samples; by default on all."""
