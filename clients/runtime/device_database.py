@@ -191,6 +191,8 @@ def _lock(folder: Path) -> int:
 def _connect(folder: Path | None) -> sqlite3.Connection:
     path = ":memory:" if folder is None else str(folder / NAME)
     if folder is not None:
+        if (folder / NAME).exists() and not (folder / NAME).is_file():
+            raise StoreError(f"{folder / NAME} is no regular file: remove it, or use another folder.")
         # SQLite gives its other files the mode of this one; it holds private images
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         Path(path).chmod(0o600)

@@ -1,5 +1,7 @@
 import hashlib
 import math
+import os
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,34 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     database, store = opened(tmp_path, **LOOSE)
     assert store.keys() == [*(f"{i}" for i in range(20)), *stored, "later"]
     database.close()
+
+
+def test_a_pipe_in_place_of_the_database_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "device.sqlite")
+    with pytest.raises(StoreError, match="is no regular file"):
+        DeviceDatabase(tmp_path)
+
+
+def test_a_file_of_version_1_is_read_and_has_digests_from_then_on(tmp_path):
+    database, store = opened(tmp_path)
+    store.add(image(1), "one", label=2)
+    database.close()
+    older = sqlite3.connect(tmp_path / "device.sqlite")
+    for (trigger,) in older.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        older.execute(f"DROP TRIGGER {trigger}")
+    older.executescript("DROP TABLE digests; PRAGMA user_version = 1;")
+    older.close()
+    database, store = opened(tmp_path)
+    assert store.keys() == ["one"]
+    assert store.set_label("one", 3) and store.add(image(2), "two") is not None
+    database.close()
+    damage = sqlite3.connect(tmp_path / "device.sqlite")
+    damage.execute("DROP TRIGGER samples_update")
+    damage.execute("UPDATE samples SET label = 1 WHERE key = 'one'")
+    damage.commit()
+    damage.close()
+    with pytest.raises(StoreError, match="damaged"):
+        DeviceDatabase(tmp_path)
 
 
 def test_nothing_of_a_transaction_that_fails_is_remembered():

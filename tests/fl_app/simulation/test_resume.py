@@ -325,6 +325,8 @@ def test_a_checkpoint_is_private_and_a_flipped_bit_in_it_is_noticed(tmp_path):
     before = checkpoint.Checkpoint(round=1, arrays={"exits": np.ones(4, dtype=np.float32)})
     before.write(tmp_path)
     (path,) = (tmp_path / "checkpoint").iterdir()
+    resuming.keep_settings(AppSettings(), tmp_path)
+    assert (tmp_path / "checkpoint" / "settings.json").stat().st_mode & 0o777 == 0o600
     assert (path.parent.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
     assert checkpoint.Checkpoint.read(tmp_path, 1).secret == before.secret
     data = bytearray(path.read_bytes())
