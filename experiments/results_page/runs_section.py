@@ -16,6 +16,8 @@ DATA_OPTIONS = {
 """The options that say which data, and their defaults."""
 
 RUN_OPTIONS = {
+    "rule": "auto",
+    "delta": 0.1,
     "scheme": "auto",
     "epochs": 10,
     "learning-rate": 0.01,
@@ -83,7 +85,8 @@ def render_models(sources: Sources) -> list[str]:
 
 def simulate_text(run: Run, models: Mapping[str, tuple[str, dict[str, Any]]]) -> list[str]:
     """Return the command that makes a run again, from its config.json."""
-    config = run.config
+    # earlier versions had one rule and did not say so
+    config = {"rule": "paper", **run.config}
     model = models.get(config.get("model", ""), ("MODEL", {}))[0]
     words = ["persephonee simulate", f"--model models/{model}", *_settings(config, DATA_OPTIONS)]
     words += [f"--clients {config['clients']}", f"--rounds {config.get('rounds', config.get('num-server-rounds'))}"]
