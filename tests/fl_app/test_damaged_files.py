@@ -182,9 +182,11 @@ def test_a_damaged_note_of_who_runs(product, tmp_path, count):
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_damaged_checkpoint_of_a_pretraining(tmp_path, data_words, count):
+def test_a_damaged_checkpoint_of_a_pretraining(tmp_path, data_words, count, monkeypatch):
+    # what follows the training takes seconds, and reads no checkpoint
+    monkeypatch.setattr("persephonee.commands.pretrain.write_graphs_if_possible", lambda *_: None)
     network = ("--backbone", f"{MODULE}:build", "--num-exits", 2, "--head", "pooled")
-    words = ("pretrain", *network, *data_words, "--epochs", 2, "--batch-size", 32)
+    words = ("pretrain", *network, *data_words, "--epochs", 2, "--batch-size", 32, "--calibration-users", 0)
 
     def read(folder):
         ran(call(*words, "--out", folder, "--resume"))
