@@ -5,6 +5,7 @@ Start reading here: `personalise` is the way of a user's samples, a step a line,
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -73,6 +74,11 @@ class Personalisation:
     network: MultiExitNetwork
     profile: Profile | None = None
 
+    @property
+    def last_shift(self) -> Tensor | None:
+        """What the user's class frequencies add to the last exit's logits, [K]; an inference engine takes it."""
+        return None if self.shifts is None else self.shifts[-1]
+
     def personal_network(self) -> MultiExitNetwork:
         """Return a copy of the network with the personal exits, for inference with the policy."""
         personal = copy.deepcopy(self.network)
@@ -95,6 +101,7 @@ def personalise(
     global_exit_weights: dict[str, Tensor] | None = None,
     run: str = "",
     pool: RiskPool | None = None,
+    tell: Callable[[str], None] = lambda step: None,
 ) -> Personalisation:
     """Retrain the early exits on one user's samples, choose the threshold, prune, and report.
 
@@ -115,6 +122,7 @@ def personalise(
         global_exit_weights: what a federation merged. The round then starts from them, and the guard still compares
             with the user's own; None takes the network's for comparison and starts from the user's own.
         run: of a federation; a round of the same run and number starts from what it started from before.
+        tell: called with each step that may take long, in words.
         pool: of the other clients' risk curves, for the federated rule; None takes what ships with the model.
 
     Returns:
@@ -142,6 +150,8 @@ def personalise(
 
     # 1 features: one pass through the frozen backbone serves training, calibration and test (3.1.3)
     if features is None:
+        macs = network.costs.original_macs / 1e6
+        tell(f"computing the features of {len(samples)} images of {user}, {macs:.0f} MMAC each")
         features = compute_features(network, samples.images, _plan(network, len(samples), settings))
 
     # 2 prior: the user's class frequencies, which the exits, their teacher and the policy's last exit count on
@@ -154,6 +164,7 @@ def personalise(
 
     # 3 exit training: Eq. (1); the backbone never moves (3.1.3)
     if trained is None:
+        tell(f"training {network.num_exits} exits on {len(split.train)} images, {passes(settings)}")
         generator = torch_generator(seed, user, round_number, "exit training")
         trained = train(exits, teacher, labels, split, settings, generator)
     outputs_trained = JudgedOutputs.of(trained.logits, last_exit, split)
@@ -165,6 +176,7 @@ def personalise(
         exits.logits_of_previous(trained.start_logits, features, split.judged), last_exit, split
     )
 
+    tell(f"choosing the policy on {len(split.calibration)} images, and testing it on {len(split.test)}")
     # 4 guard: an exit that got significantly worse goes back
     guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, given, expected)
 
@@ -249,6 +261,11 @@ def build_for(model: nn.Module, samples: UserSamples) -> MultiExitNetwork:
     if height != width:
         raise ClientSettingsError(f"the images are {width}x{height} px: expected squares, so crop or pad them first.")
     return build_network(model, num_exits=None, in_channels=channels, input_size=height)
+
+
+def passes(settings: PersonalisationSettings) -> str:
+    """Return in words how often the training goes over the samples."""
+    return "by the fast schedule" if settings.schedule == "fast" else f"{settings.epochs} epochs"
 
 
 def _refuse_misfits(network: MultiExitNetwork, samples: UserSamples) -> None:

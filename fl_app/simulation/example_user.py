@@ -49,7 +49,7 @@ def example_user_of(
     samples = partitions.load_partition(partitions.client_ids.index(client_id))
     test = split_samples(samples, settings.split, settings.seed, stored.parts).test
     network.load_exit_state(stored.exit_weights)
-    answers = _answers(network, samples, test, stored.policy)
+    answers = _answers(network, samples, test, stored.policy, stored.last_shift)
     names = partitions.class_names or tuple(str(k) for k in range(partitions.num_classes))
     return _example_user(client_id, samples, test, answers, names)
 
@@ -72,14 +72,21 @@ def _largest_gain(tables: RunTables, num_exits: int) -> str | None:
 
 @torch.no_grad()
 def _answers(
-    network: MultiExitNetwork, samples: UserSamples, test: torch.Tensor, policy: ExitPolicy
+    network: MultiExitNetwork,
+    samples: UserSamples,
+    test: torch.Tensor,
+    policy: ExitPolicy,
+    last_shift: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the original network and the policy answer to the test images, shape [n] each."""
-    logits = network.eval()(to_float(samples.images[test]))
+    logits = list(network.eval()(to_float(samples.images[test])))
+    original = logits[-1].argmax(dim=1)
+    if last_shift is not None:
+        logits[-1] = logits[-1] + last_shift
     confidences = torch.stack([one.softmax(dim=1).max(dim=1).values for one in logits])
     predictions = torch.stack([one.argmax(dim=1) for one in logits])
     leaves = torch.from_numpy(policy.exit_of(confidences.double().numpy()))
-    return predictions[-1], predictions.gather(0, leaves[None])[0]
+    return original, predictions.gather(0, leaves[None])[0]
 
 
 def _example_user(

@@ -1,6 +1,7 @@
 """`persephonee personalise`: one user's round on this machine, without a server."""
 
 import json
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.network import MultiExitNetwork
     from persephonee.multi_exit.settings import ComputeSettings
     from persephonee.multi_exit.storage import ModelMetadata
+
+
+log = logging.getLogger("persephonee.personalise")
 
 
 @with_groups(
@@ -71,6 +75,7 @@ def personalise(
         store=exit_store,
         round_number=earlier.round + 1 if earlier else 1,
         seed=seed,
+        tell=log.info,
     )
     if as_json:
         typer.echo(json.dumps(asdict(result.report), indent=2))

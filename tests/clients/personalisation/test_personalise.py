@@ -184,3 +184,11 @@ def test_a_cnn_of_ones_own_is_cut_for_the_users_images_and_comes_back_with_the_p
     images = user.images[:4] / 255
     with torch.no_grad():
         torch.testing.assert_close(personal(images)[-1], model(images))
+
+
+def test_each_step_that_may_take_long_is_told(toy_network, user):
+    told = []
+    personalise(toy_network, user, settings=SETTINGS, tell=told.append)
+    assert [step.split()[0] for step in told] == ["computing", "training", "choosing"]
+    assert "120 images of f0001_01" in told[0]
+    assert "10 epochs" in told[1]

@@ -48,8 +48,11 @@ def test_answers_are_those_of_the_original_network_and_of_the_policy():
         client_id="ada", images=torch.zeros(2, 1, 2, 2, dtype=torch.uint8), labels=torch.zeros(2).long()
     )
     policy = ExitPolicy(threshold=0.9, exits_in_use=(0,), num_exits=1)
-    original, after = _answers(Network(), samples, torch.arange(2), policy)
+    original, after = _answers(Network(), samples, torch.arange(2), policy, None)
     assert (original.tolist(), after.tolist()) == ([1, 1], [0, 1])
+    # the user's class frequencies belong to the policy, not to the original network
+    original, after = _answers(Network(), samples, torch.arange(2), policy, torch.tensor([5.0, 0.0]))
+    assert (original.tolist(), after.tolist()) == ([1, 1], [0, 0])
 
 
 def test_mended_images_come_first_and_unchanged_ones_are_not_shown():
