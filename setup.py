@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 FOLDERS = ("multi_exit", "data_partitions", "clients", "server", "fl_app")
 
 packages = ["persephonee", "persephonee.commands"]
+packages += [f"persephonee.commands.{room}" for room in find_packages("persephonee/commands")]
 for folder in FOLDERS:
     packages += [f"persephonee.{folder}", *(f"persephonee.{folder}.{room}" for room in find_packages(folder))]
 
