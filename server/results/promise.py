@@ -63,7 +63,8 @@ def summarise_promise(ok: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 def promise_text(promise: PromiseSummary) -> str:
     """Return in a sentence or two which rule chose the policies, what it promises, and what was measured."""
     users = sum(promise.rules.values())
-    points = f"{100 * promise.tolerance:g} points"
+    size = f"{100 * promise.tolerance:g}"
+    points = f"{size} point" if size == "1" else f"{size} points"
     promises = {
         "controlled": f"with probability {1 - promise.delta:g}, users like these lose at most {points} on average "
         "against their last exit",

@@ -114,7 +114,8 @@ def _as_the_paper_says(
 
 def promise_in_words(chosen_by: str, tolerance: float, delta: float) -> str:
     """Return what a policy that was chosen in this way promises, as half a sentence."""
-    points = f"{100 * tolerance:g} points of accuracy against the last exit"
+    size = f"{100 * tolerance:g}"
+    points = f"{size} {'point' if size == '1' else 'points'} of accuracy against the last exit"
     if chosen_by == CONTROLLED:
         return f"with probability {1 - delta:g} users like this one lose at most {points} on average"
     if chosen_by == FEDERATED:

@@ -58,4 +58,4 @@ def test_the_page_says_which_rule_chose_and_what_it_promises(tmp_path):
     run.append_round(**one)
     page = draw_report(run.path).read_text()
     assert "the rule federated chose the policy of" in page
-    assert "is expected to lose at most 1 points against the last exit" in page
+    assert "is expected to lose at most 1 point against the last exit" in page

@@ -93,5 +93,5 @@ def test_no_rule_but_the_papers_lets_an_exit_answer_without_an_even_chance_of_be
 @pytest.mark.parametrize("chosen_by", choice.OUTCOMES)
 def test_every_outcome_says_what_it_promises(chosen_by):
     words = choice.promise_in_words(chosen_by, 0.01, 0.1)
-    assert ("1 points" in words) == (chosen_by in (choice.CONTROLLED, choice.FEDERATED))
+    assert ("1 point of accuracy" in words) == (chosen_by in (choice.CONTROLLED, choice.FEDERATED))
     assert ("no promise" in words) == (chosen_by == choice.PAPER)
