@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from persephonee.server.results.run_folder import RunFolder
+from tests.server.conftest import CONFIG, made_up_round
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = "--num-writers 12"
 PRETRAIN = f"pretrain --backbone squeezenet1_1 --num-exits 2 {DATA} --epochs 1 --max-samples 200 --out model"
 PERSONALISE = f"personalise --model model {DATA} --user USER --store store --schedule fast"
 VERBS = {
     "": [PRETRAIN, PERSONALISE],
-    "report": ["figures 3a --scale smoke --out figures"],
+    "report": ["report run"],
     "device": [PRETRAIN, PERSONALISE, "export --model model --store store --out onnx"],
     "datasets": [PRETRAIN],
     "flower": ["server init --out server --host 127.0.0.1"],
@@ -53,6 +56,8 @@ def test_an_extra_works_in_an_empty_environment(extra, tmp_path):
     assert "pretrain" in run(tmp_path, [persephonee, "--help"])
     said = run(tmp_path, [persephonee, "inspect", "--backbone", "resnet18", "--head", "deep"], expected=2)
     assert "'deep' is not one of" in said
+    if extra == "report":
+        RunFolder.create(tmp_path / "run", CONFIG).append_round(**made_up_round(1))
     for verb in VERBS[extra]:
         run(tmp_path, [persephonee, *(word.replace("USER", _held_out(tmp_path)) for word in shlex.split(verb))])
 
