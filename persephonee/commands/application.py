@@ -24,6 +24,8 @@ from persephonee.commands.personalise import personalise
 from persephonee.commands.pretrain import pretrain
 from persephonee.commands.report import report
 from persephonee.commands.results.compare import compare
+from persephonee.commands.results.evaluate import evaluate
+from persephonee.commands.results.predict import predict
 from persephonee.commands.server import server_group
 from persephonee.commands.simulate import simulate
 from persephonee.fl_app.settings.run_config import RENAMED
@@ -39,7 +41,7 @@ app = typer.Typer(
     # scripts that were written for version 0.1 go on
     context_settings={"token_normalize_func": lambda name: _RENAMED_OPTIONS.get(name, name)},
 )
-for verb in (pretrain, calibrate, inspect, personalise, report, compare, export, figures):
+for verb in (pretrain, calibrate, inspect, personalise, report, compare, evaluate, predict, export, figures):
     app.command()(verb)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(simulate)
 for verb in (enrol, doctor):
