@@ -18,7 +18,7 @@ STAMP := .venv/.installed
 
 # torch and torchvision have to come from one place, or torchvision does not import
 PAIR = $$($(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*(name for name in project["dependencies"] if name.startswith("torch")))')
+	print(*(name for name in project["optional-dependencies"]["train"] if name.startswith("torch")))')
 # a pair that the machine brings along (a Jetson's own build) is used; a virtual environment's cannot be
 HAS_PAIR := import sys, torch, torchvision; sys.exit(sys.prefix != sys.base_prefix)
 

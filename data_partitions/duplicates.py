@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.data_partitions.known_parts import digests
 from persephonee.data_partitions.perceptual_hash import distances, fingerprints
@@ -19,13 +18,13 @@ The hash alone also finds plain digits such as ones, which one hand writes alike
 Indices = NDArray[np.int64]
 
 
-def first_of_same(images: Tensor) -> Indices:
+def first_of_same(images: NDArray[np.uint8]) -> Indices:
     """Return for each image the index of the first that is identical to it; uint8 [N, C, H, W] gives int64 [N]."""
     _, first, place = np.unique(digests(images), return_index=True, return_inverse=True)
     return np.asarray(first[place], dtype=np.int64)
 
 
-def near_duplicates(images: Tensor, tested: Indices, others: Indices) -> list[tuple[int, int]]:
+def near_duplicates(images: NDArray[np.uint8], tested: Indices, others: Indices) -> list[tuple[int, int]]:
     """Return those of the tested images that are nearly the same as another, each with the first such one.
 
     Args:
@@ -37,7 +36,7 @@ def near_duplicates(images: Tensor, tested: Indices, others: Indices) -> list[tu
     pairs = []
     for index in tested:
         alike = others[distances(hashes[index], hashes[others]) <= NEAR_BITS]
-        differences = (images[alike].float() - images[index].float()).abs().flatten(1).mean(dim=1).numpy()
+        differences = np.abs(images[alike].astype(np.float32) - images[index]).mean(axis=(1, 2, 3))
         near = alike[differences <= NEAR_LEVELS]
         if len(near):
             pairs.append((int(index), int(near[0])))

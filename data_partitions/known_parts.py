@@ -11,7 +11,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 TRAIN, CALIBRATION, TEST = 1, 2, 4
 """One bit each; of several parts that an image has had, the lowest one tells."""
@@ -23,6 +22,7 @@ _PARTS = np.uint64(7)
 
 Digests = NDArray[np.uint64]
 Parts = NDArray[np.uint8]
+Indices = NDArray[np.int64]
 
 
 def _no_entries() -> Digests:
@@ -39,7 +39,7 @@ class KnownParts:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def keep(self, images: Tensor, drawn: Parts) -> Parts:
+    def keep(self, images: NDArray[np.uint8], drawn: Parts) -> Parts:
         """Return the parts of N samples: known images keep theirs, new ones get what was drawn.
 
         A draw that agrees with all that is known is taken as it is: the same round again is the same bits. An older
@@ -58,11 +58,11 @@ class KnownParts:
         lowest = np.select([had & part > 0 for part in (TRAIN, CALIBRATION)], [TRAIN, CALIBRATION], TEST)
         return np.where(known, lowest, drawn).astype(np.uint8)
 
-    def after(self, images: Tensor, train: Tensor, calibration: Tensor, test: Tensor) -> "KnownParts":
+    def after(self, images: NDArray[np.uint8], train: Indices, calibration: Indices, test: Indices) -> "KnownParts":
         """Return what is known after a round in which these samples, by their indices, had these parts."""
         parts = np.zeros(len(images), dtype=np.uint8)
         for part, indices in ((TRAIN, train), (CALIBRATION, calibration), (TEST, test)):
-            parts[indices.numpy()] |= part
+            parts[indices] |= part
         found, place = np.unique(digests(images), return_inverse=True)
         had = self._of(found)
         np.bitwise_or.at(had, place, parts)
@@ -94,8 +94,8 @@ class KnownParts:
         return found
 
 
-def digests(images: Tensor) -> Digests:
+def digests(images: NDArray[np.uint8]) -> Digests:
     """Return 61 bits of a digest of each image, above three that are 0; uint64 [N] of uint8 [N, C, H, W]."""
-    rows = (image.tobytes() for image in images.numpy())
+    rows = (image.tobytes() for image in images)
     whole = [int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little") for row in rows]
     return np.asarray(whole, dtype=np.uint64) & ~_PARTS

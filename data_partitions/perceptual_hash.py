@@ -6,10 +6,7 @@ most; the nearest other character by the same hand is 6 to 12 bits away in the m
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 GRID = 8
 DEAD_BAND = 2.0
@@ -21,19 +18,29 @@ WORDS = 2 * GRID * GRID // 64
 Fingerprint = NDArray[np.uint64]
 
 
-def fingerprint(image: Tensor) -> Fingerprint:
+def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
     """Return the hash of an image, uint8 [C, H, W], as uint64 words, shape [WORDS]."""
     own: Fingerprint = fingerprints(image[None])[0]
     return own
 
 
-def fingerprints(images: Tensor) -> NDArray[np.uint64]:
+def fingerprints(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Return the hashes of images, uint8 [N, C, H, W], shape [N, WORDS]."""
-    grey = images.float().mean(dim=1, keepdim=True)
-    across = functional.interpolate(grey, (GRID, GRID + 1), mode="area")[:, 0]
-    down = functional.interpolate(grey, (GRID + 1, GRID), mode="area")[:, 0]
-    bits = [(across.diff(dim=2) > DEAD_BAND).flatten(1), (down.diff(dim=1) > DEAD_BAND).flatten(1)]
-    return np.packbits(torch.cat(bits, dim=1).numpy(), axis=1).view(np.uint64)
+    grey = images.mean(axis=1, dtype=np.float64)
+    height, width = grey.shape[1:]
+    across = _cells(height, GRID) @ grey @ _cells(width, GRID + 1).T
+    down = _cells(height, GRID + 1) @ grey @ _cells(width, GRID).T
+    bits = [np.diff(across, axis=2) > DEAD_BAND, np.diff(down, axis=1) > DEAD_BAND]
+    return np.packbits(np.concatenate([one.reshape(len(images), -1) for one in bits], axis=1), axis=1).view(np.uint64)
+
+
+def _cells(side: int, count: int) -> NDArray[np.float64]:
+    """Return the matrix [count, side] that takes the means over `count` cells, from the first pixel to the last."""
+    means = np.zeros((count, side))
+    for cell in range(count):
+        begin, end = cell * side // count, -(-(cell + 1) * side // count)
+        means[cell, begin:end] = 1 / (end - begin)
+    return means
 
 
 def distances(one: Fingerprint, others: NDArray[np.uint64]) -> NDArray[np.int64]:

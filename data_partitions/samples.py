@@ -1,17 +1,23 @@
-"""One user's samples, and the interface through which every source of data gives them."""
+"""One user's samples, and the interface through which every source of data gives them.
+
+NumPy alone: a device need not have PyTorch.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import BrokenDataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UserSamples:
-    """All samples of one user.
+    """All samples of one user. PyTorch's tensors are taken too, as the arrays that lie behind them.
 
     Raises:
         BrokenDataError: shapes, types or lengths do not fit together.
@@ -20,29 +26,32 @@ class UserSamples:
     client_id: str
     """The user's natural id (a writer, a person); stable over files, seeds and runs."""
 
-    images: Tensor
+    images: NDArray[np.uint8]
     """uint8, shape [N, C, H, W]; for handwriting white paper is 255."""
 
-    labels: Tensor
+    labels: NDArray[np.int64]
     """int64, shape [N], in [0, num_classes)."""
 
     domain: str | None = None
     """Where the user comes from (FEMNIST: `hsf_id=4` are high-school students), None where nothing says so."""
 
-    fixed_test: Tensor | None = None
+    fixed_test: NDArray[np.bool_] | None = None
     """bool, shape [N]: the test part that the data set itself prescribes (LEAF), None where it prescribes none."""
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels", "fixed_test"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name)))
         count = len(self.labels)
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) != count:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) != count:
             raise BrokenDataError(
                 f"User {self.client_id}: expected uint8 images [{count}, C, H, W], "
                 f"got {self.images.dtype} {list(self.images.shape)}."
             )
-        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+        if self.labels.dtype != np.int64 or self.labels.ndim != 1:
             raise BrokenDataError(f"User {self.client_id}: expected int64 labels [N], got {self.labels.dtype}.")
         fixed = self.fixed_test
-        if fixed is not None and (fixed.dtype != torch.bool or fixed.shape != self.labels.shape):
+        if fixed is not None and (fixed.dtype != np.bool_ or fixed.shape != self.labels.shape):
             raise BrokenDataError(f"User {self.client_id}: expected a bool mask [{count}] for the fixed test part.")
 
     def __len__(self) -> int:
@@ -101,6 +110,8 @@ def check_index(index: int, num_partitions: int) -> None:
         raise IndexError(f"Partition {index} is not in [0, {num_partitions}).")
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1], same shape."""
-    return images.to(torch.float32) / 255.0
+def to_float(images: "NDArray[np.uint8] | Tensor") -> "Tensor":
+    """Return uint8 images as a tensor of float32 in [0, 1], same shape, on their device."""
+    import torch
+
+    return torch.as_tensor(images).to(torch.float32) / 255.0

@@ -4,9 +4,12 @@ Another purpose, client or round never shifts what is drawn for this one, and a 
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def digest_of(seed: object, *purpose: object) -> bytes:
@@ -19,8 +22,10 @@ def digest_of(seed: object, *purpose: object) -> bytes:
     return hashlib.sha256("/".join(map(str, (seed, *purpose))).encode()).digest()
 
 
-def torch_generator(seed: object, *purpose: object) -> torch.Generator:
+def torch_generator(seed: object, *purpose: object) -> "torch.Generator":
     """Return a PyTorch generator on the CPU for this purpose."""
+    import torch
+
     return torch.Generator().manual_seed(int.from_bytes(digest_of(seed, *purpose)[:8], "little") >> 1)
 
 

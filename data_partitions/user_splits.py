@@ -9,9 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.data_partitions.duplicates import first_of_same, near_duplicates
 from persephonee.data_partitions.errors import DataSettingsError, NotEnoughUsersError, UserTooSmallError
@@ -41,22 +39,26 @@ class UserSplit:
 class SampleSplit:
     """Which of a user's N samples serve what; train, calibration and test are disjoint and together all N."""
 
-    train: Tensor
+    train: NDArray[np.int64]
     """int64 indices, sorted."""
 
-    calibration: Tensor
+    calibration: NDArray[np.int64]
     """int64 indices, sorted."""
 
-    test: Tensor
+    test: NDArray[np.int64]
     """int64 indices, sorted."""
 
-    labelled: Tensor
+    labelled: NDArray[np.bool_]
     """bool, shape [N]: whose label the device may use; False in the test part, whose labels serve evaluation only."""
 
+    def __post_init__(self) -> None:
+        for name in ("train", "calibration", "test", "labelled"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+
     @property
-    def judged(self) -> Tensor:
+    def judged(self) -> NDArray[np.int64]:
         """int64 indices of the samples on which exits are judged: the calibration part, and then the test part."""
-        return torch.cat([self.calibration, self.test])
+        return np.concatenate([self.calibration, self.test])
 
 
 def split_users(
@@ -151,14 +153,14 @@ def split_samples(
     total = len(samples)
     if total < settings.min_samples:
         raise UserTooSmallError(samples.client_id, total, f"at least {settings.min_samples} are needed")
-    labels = samples.labels.numpy()
+    labels = samples.labels
     first = first_of_same(samples.images)
     originals = np.unique(first)
     if samples.fixed_test is None:
         num_tests = _test_count(len(originals), settings)
         test = _stratified(originals, labels, num_tests, _generator(seed, samples, "test"))
     else:
-        test = np.unique(first[samples.fixed_test.numpy()])
+        test = np.unique(first[samples.fixed_test])
     rest = np.setdiff1d(originals, test)
     num_calibration = _share(settings.calibration_fraction, len(rest))
     calibration = _stratified(rest, labels, num_calibration, _generator(seed, samples, "calibration"))
@@ -177,11 +179,8 @@ def split_samples(
     shuffled = _generator(seed, samples, "labelled").permutation(rest)
     labelled = np.zeros(total, dtype=bool)
     labelled[shuffled[: math.floor(settings.labels * len(rest) + 0.5)]] = True
-    as_tensor = torch.from_numpy
     _name_near_duplicates(samples, test, rest)
-    return SampleSplit(
-        train=as_tensor(train), calibration=as_tensor(calibration), test=as_tensor(test), labelled=as_tensor(labelled)
-    )
+    return SampleSplit(train=train, calibration=calibration, test=test, labelled=labelled)
 
 
 def _name_near_duplicates(samples: UserSamples, test: NDArray[np.int64], rest: NDArray[np.int64]) -> None:

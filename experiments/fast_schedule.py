@@ -15,15 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
 
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache, embed
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.clients.personalisation.training.exit_training import train_exits
-from persephonee.clients.personalisation.training.fast_training import embed, fit_classifiers
+from persephonee.clients.personalisation.training.fast_training import fit_classifiers
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
 from persephonee.data_partitions.opening import open_partitions
@@ -117,11 +119,11 @@ def main(
         cache = compute_features(network.freeze_backbone(), samples.images)
         for seed in range(seeds):
             split = split_samples(samples, SplitSettings(labels=share), seed)
-            given = torch.where(split.labelled, samples.labels, UNLABELLED)
+            given = torch.as_tensor(np.where(split.labelled, samples.labels, UNLABELLED))
             for name, train in WAYS.items():
                 heads = copy.deepcopy(network.heads).requires_grad_(True)
                 begin = time.process_time()
-                train(heads, cache, given, split.train, settings, seed)
+                train(heads, cache, given, torch.as_tensor(split.train), settings, seed)
                 seconds[name] += time.process_time() - begin
                 predictions = run_exits(heads, cache, split.test).accuracies(samples.labels[split.test])
                 accuracies[name].append(torch.from_numpy(predictions))

@@ -22,11 +22,13 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.risk.policy_choice import choose_policy
@@ -109,8 +111,8 @@ def main(
         own = _Judged(
             features=user.features,
             penultimate=user.penultimate,
-            labels=user.samples.labels[user.split.test],
-            chosen=user.split.test,
+            labels=torch.from_numpy(user.samples.labels[user.split.test]),
+            chosen=torch.from_numpy(user.split.test),
         )
         others = [_few(other) for number, other in enumerate(everyone) if number != index]
         known = set(user.samples.labels[user.split.train].tolist())
@@ -124,14 +126,17 @@ def _prepared(network: MultiExitNetwork, samples: UserSamples, split: SampleSpli
         samples=samples,
         split=split,
         features=compute_features(network, samples.images),
-        penultimate=penultimate_of(network, samples.images),
+        penultimate=penultimate_of(network, torch.from_numpy(samples.images)),
     )
 
 
 def _few(user: _User) -> _Judged:
-    chosen = user.split.test[:OTHERS_SAMPLES]
+    chosen = torch.from_numpy(user.split.test[:OTHERS_SAMPLES])
     return _Judged(
-        features=user.features, penultimate=user.penultimate, labels=user.samples.labels[chosen], chosen=chosen
+        features=user.features,
+        penultimate=user.penultimate,
+        labels=torch.from_numpy(user.samples.labels)[chosen],
+        chosen=chosen,
     )
 
 
@@ -156,7 +161,7 @@ def _ways(
     usable = user.split.train[user.split.labelled[user.split.train]]
     if not len(usable):
         return found
-    taught = user.penultimate[usable], user.features.last_logits[usable], user.samples.labels[usable]
+    taught = user.penultimate[usable], user.features.last_logits[usable], torch.from_numpy(user.samples.labels[usable])
     for name, scores in last_exit_baselines(classifier_of(network), *taught).items():
 
         def answer(judged: _Judged, scores: Scores = scores) -> Tensor:
@@ -170,10 +175,10 @@ def _ways(
 def _policy_before(
     network: MultiExitNetwork, user: _User, result: Personalisation, settings: PersonalisationSettings
 ) -> ExitPolicy:
-    usable = torch.where(user.split.labelled, user.samples.labels, UNLABELLED)[user.split.calibration]
+    usable = np.where(user.split.labelled, user.samples.labels, UNLABELLED)[user.split.calibration]
     return choose_policy(
         result.outputs_before.calibration,
-        usable.numpy(),
+        usable,
         network.costs.leaving_macs,
         settings,
         calibration=network.calibration,
@@ -190,7 +195,7 @@ def _row(
     raw: nn.ModuleList,
     deployed: nn.ModuleList,
     policy: ExitPolicy,
-    shifts: Tensor | None = None,
+    shifts: NDArray[np.float32] | None = None,
 ) -> list[float]:
     # the early exits in force carry the user's class frequencies in their biases, the last exit beside it
     last_shift = None if shifts is None else shifts[-1]
@@ -204,7 +209,7 @@ def _row(
         exits = policy.exit_of(outputs.confidences)
         return torch.from_numpy(outputs.predictions[exits, np.arange(len(exits))])
 
-    cost = apply_policy(_outputs(deployed, own, last_shift), policy, own.labels, network.costs).mean_macs
+    cost = apply_policy(_outputs(deployed, own, last_shift), policy, own.labels.numpy(), network.costs).mean_macs
     return [
         *_accuracies(early, own, others, known),
         *_accuracies(under_policy, own, others, known),
@@ -212,7 +217,7 @@ def _row(
     ]
 
 
-def _outputs(heads: nn.ModuleList, judged: _Judged, last_shift: Tensor | None = None) -> ExitOutputs:
+def _outputs(heads: nn.ModuleList, judged: _Judged, last_shift: NDArray[np.float32] | None = None) -> ExitOutputs:
     return run_exits(heads, with_last_shift(judged.features, last_shift), judged.chosen)
 
 

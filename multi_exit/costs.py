@@ -3,10 +3,10 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,14 @@ class CostTable:
         return self.exit_costs[exit].params + self.exit_costs[exit].head_params
 
 
-def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
+def count_macs(module: "nn.Module", shape: tuple[int, int, int]) -> int:
     """Return the multiply-adds of a forward pass for one input of `shape` (C, H, W).
 
     Counted by torch.utils.flop_counter, which counts two operations per multiply-add, on the meta device.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         copy.deepcopy(module).to("meta").eval()(torch.empty(1, *shape, device="meta"))

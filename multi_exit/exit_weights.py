@@ -1,12 +1,23 @@
-"""The exits' weights as a flat dictionary, `heads.<exit>.<name>` to tensor: what is stored, shared and loaded again."""
+"""The exits' weights as a flat dictionary, `heads.<exit>.<name>` to array: what is stored, shared and loaded again.
 
-from collections.abc import Mapping
+They are NumPy arrays wherever a device without PyTorch deals with them, and tensors where a network of PyTorch does.
+"""
 
-from torch import Tensor, nn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from persephonee.multi_exit.errors import ModelFileError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 _PREFIX = "heads."
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+ExitWeights = dict[str, NDArray[Any]]
 
 
 def exit_weight_name(exit: int, name: str) -> str:
@@ -14,21 +25,89 @@ def exit_weight_name(exit: int, name: str) -> str:
     return f"{_PREFIX}{exit}.{name}"
 
 
-def exit_weights_of(heads: nn.ModuleList) -> dict[str, Tensor]:
-    """Return copies of all tensors of the heads, buffers included, on the CPU: they are stored, sent, merged."""
-    return {f"{_PREFIX}{name}": t.detach().to("cpu", copy=True) for name, t in heads.state_dict().items()}
+def as_arrays(weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> ExitWeights:
+    """Return the weights as NumPy arrays; a tensor's memory is shared, not copied."""
+    return {name: np.asarray(value) for name, value in weights.items()}
 
 
-def load_exit_weights(heads: nn.ModuleList, weights: Mapping[str, Tensor]) -> None:
-    """Load tensors that `exit_weights_of` returned.
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the weights' names in the order of PyTorch's modules, which a file need not keep."""
+    return sorted(names, key=_place)
+
+
+def _place(name: str) -> tuple[tuple[tuple[int, str], ...], int, str]:
+    *modules, leaf = name.split(".")
+    path = tuple((int(part), "") if part.isdecimal() else (-1, part) for part in modules)
+    return path, _LEAVES.index(leaf) if leaf in _LEAVES else -1, leaf
+
+
+def weights_of_exit(weights: Mapping[str, NDArray[Any]], exit: int) -> ExitWeights:
+    """Return those of the weights that belong to one exit."""
+    prefix = f"{_PREFIX}{exit}."
+    return {name: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def classifier_names(weights: Mapping[str, NDArray[Any]], exit: int) -> tuple[str, str]:
+    """Return what the weight [K, D] and the bias [K] of an exit's linear classifier are called.
 
     Raises:
-        ModelFileError: a tensor is missing, unknown, or of another shape.
+        ModelFileError: the exit has no classifier, or several.
     """
-    own = {f"{_PREFIX}{name}": tensor for name, tensor in heads.state_dict().items()}
-    wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+    found = [name for name, value in weights_of_exit(weights, exit).items() if value.ndim == 2]
+    bias = found[0].removesuffix("weight") + "bias" if found else ""
+    if len(found) != 1 or bias not in weights or weights[bias].shape != weights[found[0]].shape[:1]:
+        raise ModelFileError(f"exit {exit} has no linear classifier at its end: use a head of this project.")
+    return found[0], bias
+
+
+def classifiers_of(weights: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
+    """Return each exit's classifier with its bias as the last column, [K, D_i + 1]."""
+    names = [classifier_names(weights, exit) for exit in range(num_exits_of(weights))]
+    return tuple(np.column_stack([weights[weight], weights[bias]]) for weight, bias in names)
+
+
+def with_classifiers(weights: Mapping[str, NDArray[Any]], matrices: Sequence[NDArray[np.float32]]) -> ExitWeights:
+    """Return the weights with other classifiers, as `classifiers_of` returns them."""
+    changed = dict(weights)
+    for exit, matrix in enumerate(matrices):
+        weight, bias = classifier_names(weights, exit)
+        changed[weight], changed[bias] = np.ascontiguousarray(matrix[:, :-1]), np.ascontiguousarray(matrix[:, -1])
+    return changed
+
+
+def num_exits_of(weights: Iterable[str]) -> int:
+    """Return M, the number of exits whose weights these are."""
+    return 1 + max((int(name.split(".")[1]) for name in weights), default=-1)
+
+
+def require_fit(own: "Mapping[str, Any]", weights: "Mapping[str, Any]") -> None:
+    """Refuse weights of other exits than one's own.
+
+    Raises:
+        ModelFileError: one is missing, unknown, or of another shape.
+    """
+    wrong = sorted(own.keys() ^ weights.keys()) or [
+        name for name in own if tuple(own[name].shape) != tuple(weights[name].shape)
+    ]
     if wrong:
         raise ModelFileError(
             f"the exits' weights do not fit this network, first at {wrong[0]!r}: use exits of the same model."
         )
-    heads.load_state_dict({name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()})
+
+
+def exit_weights_of(heads: "nn.ModuleList") -> "dict[str, Tensor]":
+    """Return copies of all tensors of the heads, buffers included, on the CPU: they are stored, sent, merged."""
+    return {f"{_PREFIX}{name}": t.detach().to("cpu", copy=True) for name, t in heads.state_dict().items()}
+
+
+def load_exit_weights(heads: "nn.ModuleList", weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> None:
+    """Load tensors that `exit_weights_of` returned, or their arrays.
+
+    Raises:
+        ModelFileError: a tensor is missing, unknown, or of another shape.
+    """
+    import torch
+
+    own = {f"{_PREFIX}{name}": tensor for name, tensor in heads.state_dict().items()}
+    require_fit(own, weights)
+    heads.load_state_dict({name.removeprefix(_PREFIX): torch.as_tensor(value) for name, value in weights.items()})

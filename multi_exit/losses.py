@@ -8,10 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.settings import UNLABELLED as UNLABELLED
 from persephonee.multi_exit.settings import LossWeights
-
-UNLABELLED = -1
-"""The label of a sample that has none."""
 
 
 def personalisation_loss(

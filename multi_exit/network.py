@@ -1,78 +1,17 @@
 """The multi-exit network: stages of a frozen or trainable backbone, and an exit head behind each but the last."""
 
 import hashlib
-import json
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from persephonee.multi_exit.checked_json import parse_json_object
 from persephonee.multi_exit.costs import CostTable
-from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkSpec:
-    """All that is needed to build the network again, apart from its weights.
-
-    Attributes:
-        backbone: a torchvision name, `timm/NAME`, `package.module:function`, or `nn.Module:CLASS` of one in memory.
-        num_classes: K.
-        in_channels: 1 or 3.
-        input_size: side of the square images, in px.
-        stem: "original", or "stride-1" where the stem keeps the resolution.
-        head: "auto", "msdnet" or "pooled".
-        cuts: the nodes of the traced graph behind which the M exits sit.
-        mean: per channel, subtracted from images in [0, 1] inside the network; empty for none. Three, where
-            in_channels is 1, make grey images colour.
-        std: per channel, divides the difference; empty for none.
-    """
-
-    backbone: str
-    num_classes: int
-    in_channels: int
-    input_size: int
-    stem: str
-    head: str
-    cuts: tuple[str, ...]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def to_json(self) -> str:
-        """Return the specification as canonical JSON: sorted keys, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the specification that `to_json` wrote.
-
-        Raises:
-            ModelFileError: a key is missing, unknown, or of another type.
-        """
-        try:
-            values = parse_json_object(text)
-            lists = {key: tuple(values[key]) for key in ("cuts", "mean", "std")}
-            spec = cls(**{**values, **lists})
-            spec._check_types()
-            return spec
-        except (ValueError, TypeError, KeyError) as error:
-            raise ModelFileError(
-                f"the network's specification cannot be read ({error}): save the model again."
-            ) from None
-
-    def _check_types(self) -> None:
-        numbers = (self.num_classes, self.in_channels, self.input_size)
-        words = (self.backbone, self.stem, self.head, *self.cuts)
-        fits = all(type(n) is int for n in numbers) and all(isinstance(w, str) for w in words)
-        if not fits or not all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)):
-            raise TypeError("a value is of another type")
-        if not self.cuts or len(set(self.cuts)) < len(self.cuts):
-            raise ValueError("its cuts are none, or one of them stands there twice")
+from persephonee.multi_exit.settings import NetworkSpec as NetworkSpec
 
 
 class MultiExitNetwork(nn.Module):
@@ -167,8 +106,8 @@ class MultiExitNetwork(nn.Module):
         """Return copies of all tensors of the exit heads, as a flat dictionary."""
         return exit_weights_of(self.heads)
 
-    def load_exit_state(self, state: dict[str, Tensor]) -> None:
-        """Load tensors that `exit_state` returned.
+    def load_exit_state(self, state: Mapping[str, Tensor] | Mapping[str, NDArray[Any]]) -> None:
+        """Load tensors that `exit_state` returned, or their arrays.
 
         Raises:
             ModelFileError: a tensor is missing, unknown, or of another shape.

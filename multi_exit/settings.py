@@ -1,11 +1,12 @@
-"""The settings of the network and its losses. PyTorch is not loaded: the command line reads them for --help."""
+"""What a network consists of, and the settings of its losses. Without PyTorch: a device need not have it."""
 
+import json
 import math
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
-from persephonee.multi_exit.errors import NoGPUError, SettingsError
+from persephonee.multi_exit.errors import ModelFileError, NoGPUError, SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +19,14 @@ DEFAULT_SOURCES = (TORCHVISION, TIMM)
 StemKind = Literal["auto", "original", "stride-1"]
 """What becomes of a network's first layers: see `build_network`."""
 
+UNLABELLED = -1
+"""The label of a sample that has none."""
+
 HeadKind = Literal["auto", "msdnet", "pooled"]
 """msdnet is the paper's head; pooled is much cheaper; auto takes the first that is cheap beside the backbone."""
 
 DeviceKind = Literal["auto", "cpu", "cuda"]
+Runtime = Literal["auto", "onnx", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,40 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """On what a device runs the network.
+
+    Raises:
+        SettingsError: a setting is out of its range.
+    """
+
+    runtime: Runtime = "auto"
+    """onnx runs the graphs that the model carries on ONNX Runtime, and needs no PyTorch; torch runs PyTorch; auto takes
+    onnx where the model carries graphs and the schedule is fast, or where PyTorch is not installed."""
+
+    providers: str = "CPU"
+    """ONNX Runtime's execution providers, with commas, such as XNNPACK,CPU or TensorRT,CUDA,CPU: the first that can run
+    an operator runs it."""
+
+    threads: int = 0
+    """How many threads ONNX Runtime gives an operator; 0 takes one for each core."""
+
+    def __post_init__(self) -> None:
+        if self.runtime not in get_args(Runtime):
+            raise SettingsError(f"runtime={self.runtime!r} is unknown; use one of {', '.join(get_args(Runtime))}.")
+        if self.threads < 0:
+            raise SettingsError(f"threads={self.threads} is out of range; give 0 or more.")
+        if not self.provider_names:
+            raise SettingsError("providers names none; give one at least, such as CPU.")
+
+    @property
+    def provider_names(self) -> tuple[str, ...]:
+        """The providers by ONNX Runtime's own names."""
+        short = (name.strip().removesuffix("ExecutionProvider") for name in self.providers.split(","))
+        return tuple(f"{name}ExecutionProvider" for name in short if name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossWeights:
     """The weights of Eq. (1): alpha CE(y_i, y) + beta KL_T(y_i, y_last) + gamma CE(y_i, argmax y_last).
 
@@ -106,3 +145,65 @@ class LossWeights:
     def is_learning(self) -> bool:
         """Whether the exits are trained at all; with three zeros they are not, as in the scheme `prior`."""
         return self.alpha > 0 or self.beta > 0 or self.gamma > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """All that is needed to build the network again, apart from its weights.
+
+    Attributes:
+        backbone: a torchvision name, `timm/NAME`, `package.module:function`, or `nn.Module:CLASS` of one in memory.
+        num_classes: K.
+        in_channels: 1 or 3.
+        input_size: side of the square images, in px.
+        stem: "original", or "stride-1" where the stem keeps the resolution.
+        head: "auto", "msdnet" or "pooled".
+        cuts: the nodes of the traced graph behind which the M exits sit.
+        mean: per channel, subtracted from images in [0, 1] inside the network; empty for none. Three, where
+            in_channels is 1, make grey images colour.
+        std: per channel, divides the difference; empty for none.
+    """
+
+    backbone: str
+    num_classes: int
+    in_channels: int
+    input_size: int
+    stem: str
+    head: str
+    cuts: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the specification as canonical JSON: sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the specification that `to_json` wrote.
+
+        Raises:
+            ModelFileError: a key is missing, unknown, or of another type.
+        """
+        # --help reads these settings and asks for no JSON
+        from persephonee.multi_exit.checked_json import parse_json_object
+
+        try:
+            values = parse_json_object(text)
+            lists = {key: tuple(values[key]) for key in ("cuts", "mean", "std")}
+            spec = cls(**{**values, **lists})
+            spec._check_types()
+            return spec
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelFileError(
+                f"the network's specification cannot be read ({error}): save the model again."
+            ) from None
+
+    def _check_types(self) -> None:
+        numbers = (self.num_classes, self.in_channels, self.input_size)
+        words = (self.backbone, self.stem, self.head, *self.cuts)
+        fits = all(type(n) is int for n in numbers) and all(isinstance(w, str) for w in words)
+        if not fits or not all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)):
+            raise TypeError("a value is of another type")
+        if not self.cuts or len(set(self.cuts)) < len(self.cuts):
+            raise ValueError("its cuts are none, or one of them stands there twice")

@@ -3,27 +3,30 @@
 `network.json` is replaced last and names the weights, so a folder always holds the old model or the new one.
 """
 
+import hashlib
 import json
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
 from persephonee.multi_exit.atomic_files import write_bytes_atomically
-from persephonee.multi_exit.building import rebuild_network
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
-from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
-from persephonee.multi_exit.settings import DEFAULT_SOURCES
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from persephonee.multi_exit.network import MultiExitNetwork
 
 FORMAT = 1
+_STAGES = "stages."
 _WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 GRAPH_NAME = re.compile(r"graph-\d+-[0-9a-f]{12}\.onnx")
 
@@ -51,39 +54,96 @@ class ModelMetadata:
     risk_pools: dict[str, Any] = field(default_factory=dict)
 
 
-def save_network(network: MultiExitNetwork, folder: Path, metadata: ModelMetadata) -> str:
+def save_network(network: "MultiExitNetwork", folder: Path, metadata: ModelMetadata) -> str:
     """Write the network to `folder`, atomically, and return its fingerprint.
 
     Raises:
         OSError: the folder cannot be written; what it held before is untouched.
     """
+    import safetensors.torch
+    import torch
+
     fingerprint = network.fingerprint
-    weights = f"weights-{fingerprint[:12]}.safetensors"
     # copies: a module that serves in two stages would be stored by reference, which safetensors refuses
     tensors = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
     }
-    write_bytes_atomically(folder / weights, safetensors.torch.save(tensors))
-    description = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "backbone_fingerprint": network.backbone_fingerprint,
-        "weights": weights,
-        "spec": asdict(network.spec),
-        "metadata": asdict(metadata),
-    }
-    write_with_digest(folder / "network.json", description)
-    for stale in folder.iterdir():
-        # graphs belong to the weights that they were made of (multi_exit/graphs)
-        is_stale_weights = _WEIGHTS_NAME.fullmatch(stale.name) and stale.name != weights
-        if is_stale_weights or GRAPH_NAME.fullmatch(stale.name):
-            stale.unlink(missing_ok=True)
+    data, fingerprints = safetensors.torch.save(tensors), (fingerprint, network.backbone_fingerprint)
+    _write(folder, data, fingerprints, network.spec, metadata, _graphs_in(folder, fingerprint))
     return fingerprint
 
 
+def save_arrays(
+    spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]], folder: Path, metadata: ModelMetadata, graphs: dict[str, Any]
+) -> None:
+    """Write a network that came as arrays, without PyTorch.
+
+    Args:
+        spec: of the network.
+        arrays: named as its state_dict names them.
+        folder: that holds its graphs.
+        metadata: what is known of it.
+        graphs: what `network.json` is to say of them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    import safetensors.numpy
+
+    backbone = {name.removeprefix(_STAGES): array for name, array in arrays.items() if name.startswith(_STAGES)}
+    fingerprints = (fingerprint_of(spec, arrays), fingerprint_of(spec, backbone))
+    _write(folder, safetensors.numpy.save(dict(arrays)), fingerprints, spec, metadata, graphs)
+
+
+def fingerprint_of(spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return what `MultiExitNetwork.fingerprint` is for a network of these arrays."""
+    digest = hashlib.sha256(spec.to_json().encode())
+    for name in sorted(arrays):
+        # it speaks of PyTorch's types
+        digest.update(f"{name} torch.{arrays[name].dtype} {tuple(arrays[name].shape)}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def _write(
+    folder: Path,
+    data: bytes,
+    fingerprints: tuple[str, str],
+    spec: NetworkSpec,
+    metadata: ModelMetadata,
+    graphs: dict[str, Any] | None,
+) -> None:
+    weights = f"weights-{fingerprints[0][:12]}.safetensors"
+    write_bytes_atomically(folder / weights, data)
+    description = {
+        "format": FORMAT,
+        "fingerprint": fingerprints[0],
+        "backbone_fingerprint": fingerprints[1],
+        "weights": weights,
+        "spec": asdict(spec),
+        "metadata": asdict(metadata),
+    }
+    # graphs belong to the weights that they were made of (multi_exit/graphs)
+    write_with_digest(folder / "network.json", {**description, **({"graphs": graphs} if graphs else {})})
+    for stale in folder.iterdir():
+        is_stale_weights = _WEIGHTS_NAME.fullmatch(stale.name) and stale.name != weights
+        if is_stale_weights or (GRAPH_NAME.fullmatch(stale.name) and not graphs):
+            stale.unlink(missing_ok=True)
+
+
+def _graphs_in(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return what a folder says of the graphs of the network with this fingerprint; None where it has none."""
+    try:
+        description = read_description(folder)
+    except ModelFileError:
+        return None
+    graphs = description.get("graphs") if description["fingerprint"] == fingerprint else None
+    return graphs if isinstance(graphs, dict) else None
+
+
 def load_network(
-    folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES, backbone: nn.Module | None = None
-) -> tuple[MultiExitNetwork, ModelMetadata]:
+    folder: Path, allowed: tuple[str, ...] = DEFAULT_SOURCES, backbone: "nn.Module | None" = None
+) -> "tuple[MultiExitNetwork, ModelMetadata]":
     """Return the network in `folder`, in eval() mode and with its calibration, and what is known of it.
 
     Args:
@@ -95,9 +155,10 @@ def load_network(
         ModelFileError: the folder is missing, cut off, or its weights do not match its description.
         BackboneError: the backbone is not allowed or not known here.
     """
+    from persephonee.multi_exit.building import rebuild_network
+
     description = read_description(folder)
-    spec = NetworkSpec.from_json(json.dumps(description["spec"]))
-    metadata = _metadata(description["metadata"], folder, spec.num_classes)
+    spec, metadata = read_spec(folder, description)
     network = rebuild_network(spec, allowed, backbone)
     load_tensors(network, _read_tensors(folder / description["weights"]), folder)
     if network.fingerprint != description["fingerprint"]:
@@ -136,7 +197,17 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load_tensors(network: MultiExitNetwork, tensors: dict[str, Tensor], source: Path | str) -> None:
+def read_spec(folder: Path, description: dict[str, Any]) -> tuple[NetworkSpec, ModelMetadata]:
+    """Return what the description of a model says of the network, and what is known of it besides.
+
+    Raises:
+        ModelFileError: it says something else.
+    """
+    spec = NetworkSpec.from_json(json.dumps(description["spec"]))
+    return spec, _metadata(description["metadata"], folder, spec.num_classes)
+
+
+def load_tensors(network: "MultiExitNetwork", tensors: "dict[str, Tensor]", source: Path | str) -> None:
     """Load all tensors of the network.
 
     Raises:
@@ -160,7 +231,9 @@ def load_tensors(network: MultiExitNetwork, tensors: dict[str, Tensor], source: 
     network.load_state_dict(tensors)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> "dict[str, Tensor]":
+    import safetensors.torch
+
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("it is no regular file")

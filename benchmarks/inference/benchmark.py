@@ -19,6 +19,7 @@ import onnxruntime
 import pandas as pd
 import torch
 import typer
+from numpy.typing import NDArray
 
 from persephonee.benchmarks.inference import engine_overhead
 from persephonee.benchmarks.inference.engine_overhead import overhead_rows, policy_of
@@ -41,6 +42,7 @@ from persephonee.data_partitions.samples import Partitions, UserSamples, to_floa
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.exit_weights import as_arrays
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
@@ -145,8 +147,8 @@ def subjects_of(
     return subjects
 
 
-def _subject(stored: StoredExits, labels: str, samples: UserSamples, test: torch.Tensor) -> Subject:
-    images, truth = to_float(samples.images[test]).numpy(), samples.labels[test].numpy()
+def _subject(stored: StoredExits, labels: str, samples: UserSamples, test: NDArray[np.int64]) -> Subject:
+    images, truth = to_float(samples.images[test]).numpy(), samples.labels[test]
     return Subject(stored=stored, labels=labels, images=images, truth=truth)
 
 
@@ -186,7 +188,7 @@ def main(
         unpersonal = replace(
             subjects[0].stored,
             policy=policy_of(network, 1.0, ()),
-            exit_weights=network.exit_state(),
+            exit_weights=as_arrays(network.exit_state()),
             client_id="original",
         )
         export_onnx(network, unpersonal, Path(folder))

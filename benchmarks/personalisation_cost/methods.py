@@ -24,12 +24,13 @@ from persephonee.benchmarks.personalisation_cost.training_macs import (
     fast_macs,
     whole_training_macs,
 )
+from persephonee.clients.personalisation.feature_cache import FeatureCache, embed
 from persephonee.clients.personalisation.feature_plan import plan_features
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
-from persephonee.clients.personalisation.training.fast_training import embed, fit_classifiers
+from persephonee.clients.personalisation.training.fast_training import fit_classifiers
 from persephonee.data_partitions.samples import to_float
 from persephonee.multi_exit.network import MultiExitNetwork
 

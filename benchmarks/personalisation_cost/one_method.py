@@ -74,12 +74,12 @@ def measure_way(settings: MethodSettings) -> list[dict[str, Any]]:
 
 def _measure_user(settings: MethodSettings, network: MultiExitNetwork, samples: UserSamples) -> dict[str, Any]:
     split = split_samples(samples, SplitSettings(), settings.seed)
-    train = split.train[: settings.max_train]
+    train = torch.as_tensor(split.train[: settings.max_train])
     task = Task(
         network=network,
         exits=(0,) if settings.only_first else tuple(range(network.num_exits)),
-        images=samples.images[train],
-        labels=samples.labels[train],
+        images=torch.as_tensor(samples.images)[train],
+        labels=torch.as_tensor(samples.labels)[train],
         settings=PersonalisationSettings(epochs=settings.epochs, batch_size=settings.batch_size),
         steps=settings.steps,
         seed=settings.seed,
@@ -111,10 +111,12 @@ def _accuracy(
     """Return the mean accuracy of the trained exits on test samples, or None where training was not finished."""
     if not cost.trained:
         return None
-    test = split.test[:at_most]
-    logits = [network(to_float(samples.images[piece])) for piece in test.split(32)]
+    test = torch.as_tensor(split.test[:at_most])
+    logits = [network(to_float(samples.images[piece.numpy()])) for piece in test.split(32)]
     predictions = [torch.cat([batch[exit] for batch in logits]).argmax(dim=1) for exit in cost.trained]
-    return float(torch.stack([answer == samples.labels[test] for answer in predictions]).float().mean())
+    return float(
+        torch.stack([answer == torch.as_tensor(samples.labels)[test] for answer in predictions]).float().mean()
+    )
 
 
 def to_json(settings: MethodSettings) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from persephonee.clients.personalisation.training.fast_training import STEPS
+from persephonee.clients.personalisation.training.linear_fit import STEPS
 from persephonee.multi_exit.network import MultiExitNetwork
 
 

@@ -91,8 +91,7 @@ def load_population(data: DataSettings, users: int, seed: int, trained_on: Seque
         chosen = tuple(user for user, size in sizes if size >= least)
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         loaded = pool.map(functools.partial(_load, data), chosen, chunksize=16)
-    as_tensor = torch.from_numpy
-    everyone = [UserSamples(client_id=u, images=as_tensor(images), labels=as_tensor(y)) for u, images, y in loaded]
+    everyone = [UserSamples(client_id=u, images=images, labels=y) for u, images, y in loaded]
     # users of like sizes waste the least padding
     everyone.sort(key=len)
     return [BatchUser(samples=s, split=split_samples(s, SplitSettings(), seed)) for s in everyone]
@@ -129,7 +128,7 @@ def train_population(
 def _load(data: DataSettings, user: str) -> tuple[str, Any, Any]:
     torch.set_num_threads(1)
     samples = load_user(_opened(data), user)
-    return user, samples.images.numpy(), samples.labels.numpy()
+    return user, samples.images, samples.labels
 
 
 @functools.lru_cache

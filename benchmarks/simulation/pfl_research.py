@@ -99,7 +99,8 @@ def make_user(path: str, settings: TaskSettings, user: str) -> DatasetSplit:
     split = split_samples(samples, SplitSettings(), settings.seed)
     images = to_float(samples.images)
     parts = [
-        PyTorchTensorDataset((images[part], samples.labels[part]), user_id=user) for part in (split.train, split.test)
+        PyTorchTensorDataset((images[part], torch.as_tensor(samples.labels[part])), user_id=user)
+        for part in (split.train, split.test)
     ]
     return DatasetSplit(*parts)
 

@@ -105,11 +105,11 @@ def _round(
 
 def _pool(everyone: list[UserSamples], size: int) -> UserSamples:
     """Return one user with the samples of several, as many as asked for where there are so many."""
-    images = torch.cat([samples.images for samples in everyone])
-    labels = torch.cat([samples.labels for samples in everyone])
+    images = np.concatenate([samples.images for samples in everyone])
+    labels = np.concatenate([samples.labels for samples in everyone])
     while len(labels) < size:
         # no writer has 800 characters, and which they are plays no part in the cost
-        images, labels = torch.cat([images, images]), torch.cat([labels, labels])
+        images, labels = np.concatenate([images, images]), np.concatenate([labels, labels])
     return UserSamples(client_id="many", images=images[:size], labels=labels[:size])
 
 

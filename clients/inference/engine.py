@@ -266,3 +266,10 @@ def check_fits(policy: ExitPolicy, num_exits: int) -> None:
             f"the policy is for {policy.num_exits} early exits and the network has {num_exits}: "
             "use the policy that was calibrated with this network."
         )
+
+
+def top_1_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the top-1 softmax, in [0, 1], of logits [B, K], computed in float64."""
+    precise = logits.astype(np.float64)
+    confidences: NDArray[np.float64] = 1 / np.exp(precise - precise.max(axis=1, keepdims=True)).sum(axis=1)
+    return confidences

@@ -41,7 +41,7 @@ class InferenceEngine(StagedEngine[Tensor]):
         network: MultiExitNetwork,
         policy: ExitPolicy,
         *,
-        last_shift: Tensor | None = None,
+        last_shift: NDArray[np.float32] | Tensor | None = None,
         explores: bool = True,
     ) -> None:
         super().__init__(policy, network.input_shape, network.num_classes)
@@ -111,7 +111,7 @@ class _Shifted(nn.Module):
         return logits + self.shift
 
 
-def merge(network: MultiExitNetwork, span: range, last_shift: Tensor | None = None) -> nn.Module:
+def merge(network: MultiExitNetwork, span: range, last_shift: NDArray[np.float32] | Tensor | None = None) -> nn.Module:
     """Return consecutive stages of the network as one module, which shares their weights.
 
     Args:
@@ -121,5 +121,5 @@ def merge(network: MultiExitNetwork, span: range, last_shift: Tensor | None = No
     """
     stages = [network.stages[i] for i in span]
     if last_shift is not None and span[-1] == network.num_exits:
-        stages.append(_Shifted(last_shift))
+        stages.append(_Shifted(torch.as_tensor(last_shift).to(next(network.parameters()).device)))
     return stages[0] if len(stages) == 1 else nn.Sequential(*stages)

@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from persephonee.clients.errors import ExportError
-from persephonee.clients.inference.engine import StagedEngine
+from persephonee.clients.inference.engine import StagedEngine, top_1_softmax
 from persephonee.clients.inference.exported_network import read_exported, read_graph
 
 
@@ -80,10 +80,3 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
         except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that fraction no other base
             reason = str(error).splitlines()[0][:160]
             raise ExportError(f"ONNX Runtime refuses {self._folder / name} ({reason}): export it again.") from None
-
-
-def top_1_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the top-1 softmax, in [0, 1], of logits [B, K], computed in float64."""
-    precise = logits.astype(np.float64)
-    confidences: NDArray[np.float64] = 1 / np.exp(precise - precise.max(axis=1, keepdims=True)).sum(axis=1)
-    return confidences

@@ -7,7 +7,9 @@ import copy
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from persephonee.clients.errors import ExportError
@@ -80,7 +82,7 @@ def export_onnx(
 
 
 def _write_graphs(
-    network: MultiExitNetwork, spans: tuple[range, ...], last_shift: Tensor | None, folder: Path
+    network: MultiExitNetwork, spans: tuple[range, ...], last_shift: NDArray[np.float32] | None, folder: Path
 ) -> tuple[ExportedStep, ...]:
     # two images: a batch of one would be taken for a constant
     features = torch.zeros(2, *network.input_shape)

@@ -1,32 +1,34 @@
 """Many users' personalisation rounds at once over the one frozen backbone, on the network's device (Sec. 3.1)."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from persephonee.clients.errors import NonFiniteLossError
-from persephonee.clients.personalisation.evaluation import exit_logits
 from persephonee.clients.personalisation.exit_shifts import class_shifts, with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache, embed, fill_cache
 from persephonee.clients.personalisation.labels import usable_labels
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.starting_exits import StartingExits, starting_exits
 from persephonee.clients.personalisation.training.batched_training import ExitOfUser, train_exit_of_users
 from persephonee.clients.personalisation.training.exit_training import epoch_orders
-from persephonee.clients.personalisation.training.fast_training import add_to_classifiers, classify, embed, solve
+from persephonee.clients.personalisation.training.fast_training import add_to_classifiers, classify
+from persephonee.clients.personalisation.training.linear_fit import solve
 from persephonee.clients.personalisation.training.schedules import TrainedExits, train
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import torch_generator
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.losses import UNLABELLED
+from persephonee.multi_exit.exit_weights import as_arrays, exit_weights_of
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import UNLABELLED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,11 +63,13 @@ def personalise_batch(
         ClientError: as `personalise`.
     """
     network.freeze_backbone()
-    whole = compute_features(network, torch.cat([user.samples.images for user in users]))
+    whole = fill_cache(network, np.concatenate([user.samples.images for user in users]))
     sizes = [len(user.samples) for user in users]
     logits = whole.last_logits.split(sizes)
     maps = zip(*(cast(Tensor, one).split(sizes) for one in whole.maps), strict=True)
-    caches = [FeatureCache(maps=own, last_logits=last) for own, last in zip(maps, logits, strict=True)]
+    caches = [
+        FeatureCache(maps=own, last_logits=last, heads=network.heads) for own, last in zip(maps, logits, strict=True)
+    ]
     exits = [starting_exits(network, user.samples.client_id, user.store) for user in users]
     labels = [usable_labels(user.samples, user.split, settings) for user in users]
     shifts = [
@@ -76,7 +80,7 @@ def personalise_batch(
     teachers = [with_last_shift(cache, own[-1]) for cache, own in zip(caches, shifts, strict=True)]
     if not settings.weights.is_learning:
         trained = [
-            train(one, cache, own_labels, user.split, settings, torch.Generator())
+            train(one, cache, own_labels, user.split, settings, torch.Generator)
             for user, one, cache, own_labels in zip(users, exits, teachers, labels, strict=True)
         ]
     elif settings.schedule == "fast":
@@ -84,7 +88,7 @@ def personalise_batch(
     else:
         orders = [
             epoch_orders(
-                user.split.train,
+                torch.as_tensor(user.split.train),
                 settings,
                 torch_generator(seed, user.samples.client_id, round_number, "exit training"),
             )
@@ -92,7 +96,7 @@ def personalise_batch(
         ]
         trained = _train(users, exits, teachers, labels, orders, settings)
     for user, one in zip(users, trained, strict=True):
-        if not all(torch.isfinite(parameter).all() for parameter in one.heads.parameters()):
+        if not all(np.isfinite(array).all() for array in one.exits.values()):
             raise NonFiniteLossError(
                 f"the training of user {user.samples.client_id!r} diverged: the round is refused and the previous "
                 f"exits stay; use a learning rate below {settings.learning_rate}."
@@ -118,30 +122,33 @@ def _train(
     users: Sequence[BatchUser],
     exits: Sequence[StartingExits],
     caches: Sequence[FeatureCache],
-    labels: Sequence[Tensor],
+    labels: Sequence[NDArray[np.int64]],
     orders: Sequence[list[Tensor]],
     settings: PersonalisationSettings,
 ) -> list[TrainedExits]:
     device = caches[0].last_logits.device
-    heads = [copy.deepcopy(one.start).requires_grad_(True) for one in exits]
+    heads = [cache.heads_with(one.start).requires_grad_(True) for one, cache in zip(exits, caches, strict=True)]
+    anchors = [cache.heads_with(one.anchor) for one, cache in zip(exits, caches, strict=True)]
     for exit in range(len(heads[0])):
         members = [
             ExitOfUser(
                 head=trained[exit],
                 maps=cast(Tensor, cache.maps[exit]),
                 last_logits=cache.last_logits,
-                labels=own_labels.to(device),
+                labels=torch.as_tensor(own_labels).to(device),
                 orders=[order.to(device) for order in own_orders],
-                anchor=one.anchor[exit],
+                anchor=anchor[exit],
             )
-            for trained, one, cache, own_labels, own_orders in zip(heads, exits, caches, labels, orders, strict=True)
+            for trained, anchor, cache, own_labels, own_orders in zip(
+                heads, anchors, caches, labels, orders, strict=True
+            )
         ]
         train_exit_of_users(members, settings)
     return [
         TrainedExits(
-            heads=trained,
-            start_logits=exit_logits(one.start, cache, user.split.judged),
-            logits=exit_logits(trained, cache, user.split.judged),
+            exits=as_arrays(exit_weights_of(trained)),
+            start_logits=cache.exit_logits(one.start, user.split.judged),
+            logits=cache.exit_logits(trained, user.split.judged),
         )
         for user, trained, one, cache in zip(users, heads, exits, caches, strict=True)
     ]
@@ -155,7 +162,7 @@ def _embedded(
     shared = embed(network.heads, whole) if any(one.start_is_global for one in exits) else None
     pieces = list(zip(*(rows.split(sizes) for rows in shared), strict=True)) if shared else [()] * len(exits)
     return [
-        piece if one.start_is_global else embed(one.start, cache)
+        piece if one.start_is_global else embed(cache.heads_with(one.start), cache)
         for one, cache, piece in zip(exits, caches, pieces, strict=True)
     ]
 
@@ -166,7 +173,7 @@ def _fit(
     exits: Sequence[StartingExits],
     whole: FeatureCache,
     caches: Sequence[FeatureCache],
-    labels: Sequence[Tensor],
+    labels: Sequence[NDArray[np.int64]],
     settings: PersonalisationSettings,
 ) -> list[TrainedExits]:
     embedded = _embedded(network, exits, whole, caches)
@@ -174,20 +181,25 @@ def _fit(
     rows = [[one[chosen] for one in own] for own, chosen in zip(embedded, train, strict=True)]
     num_exits, device = len(rows[0]), caches[0].last_logits.device
     last_logits = _padded([cache.last_logits[chosen] for cache, chosen in zip(caches, train, strict=True)], num_exits)
-    given = [one[chosen].to(device) for one, chosen in zip(labels, train, strict=True)]
-    heads = [copy.deepcopy(one.start).requires_grad_(True) for one in exits]
-    early = [classify(trained, own) for trained, own in zip(heads, rows, strict=True)]
+    given = [torch.as_tensor(one[chosen]).to(device) for one, chosen in zip(labels, train, strict=True)]
+    starts = [cache.heads_with(one.start) for one, cache in zip(exits, caches, strict=True)]
+    early = [classify(start, own) for start, own in zip(starts, rows, strict=True)]
     logits = pad_sequence([exit for own in early for exit in own], batch_first=True)
     grams = torch.stack([_padded_gram(one, logits.shape[1]) for own in rows for one in own])
-    found = solve(grams, logits, last_logits, _padded(given, num_exits, UNLABELLED), settings.weights)
+    found = solve(torch, grams, logits, last_logits, _padded(given, num_exits, UNLABELLED), settings.weights)
     results = []
-    for user, one, trained, own, chosen, coefficients in zip(
-        users, exits, heads, embedded, rows, found.unflatten(0, (len(users), num_exits)), strict=True
+    for user, start, own, chosen, coefficients in zip(
+        users, starts, embedded, rows, found.unflatten(0, (len(users), num_exits)), strict=True
     ):
-        add_to_classifiers(trained, chosen, coefficients[:, : len(chosen[0])])
         judged = [exit[user.split.judged] for exit in own]
+        before = classify(start, judged)
+        add_to_classifiers(start, chosen, coefficients[:, : len(chosen[0])])
         results.append(
-            TrainedExits(heads=trained, start_logits=classify(one.start, judged), logits=classify(trained, judged))
+            TrainedExits(
+                exits=as_arrays(exit_weights_of(start)),
+                start_logits=before.cpu().numpy(),
+                logits=classify(start, judged).cpu().numpy(),
+            )
         )
     return results
 

@@ -3,21 +3,27 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
 from persephonee.clients.personalisation.calibration import exit_rates
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.features import Features, Indices, Logits, features_of
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
 from persephonee.multi_exit.costs import CostTable
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from persephonee.clients.personalisation.feature_cache import FeatureCache
+    from persephonee.clients.personalisation.features import Network
+
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,31 +36,36 @@ class ExitOutputs:
         confidences: top-1 softmax, shape [M+1, N], in [0, 1].
     """
 
-    logits: Tensor
+    logits: Logits
     predictions: NDArray[np.int64]
     confidences: NDArray[np.float64]
 
     @classmethod
-    def of(cls, logits: Tensor) -> "ExitOutputs":
+    def of(cls, logits: "Logits | Tensor") -> "ExitOutputs":
         """Return the outputs that belong to logits [M+1, N, K]."""
+        logits = np.asarray(logits)
         # in float64, since in float32 a sure exit's softmax rounds to 1
-        logits = logits.cpu()
-        confidences, predictions = functional.softmax(logits.double(), dim=2).max(dim=2)
-        return cls(logits, predictions.numpy(), confidences.numpy())
+        precise = logits.astype(np.float64)
+        confidences = 1 / np.exp(precise - precise.max(axis=2, keepdims=True)).sum(axis=2)
+        return cls(logits, logits.argmax(axis=2), confidences)
 
     def replaced(self, exits: Sequence[int], by: "ExitOutputs") -> "ExitOutputs":
         """Return the same with what another set of heads answers at these exits."""
-        logits = self.logits.clone()
+        logits = self.logits.copy()
         logits[list(exits)] = by.logits[list(exits)]
         return self.of(logits)
 
-    def losses(self, reference: Tensor) -> NDArray[np.float64]:
+    def losses(self, reference: "Labels | Tensor") -> NDArray[np.float64]:
         """Return each exit's mean cross-entropy against classes [N], shape [M+1], in nats."""
-        return np.array([functional.cross_entropy(exit, reference).item() for exit in self.logits])
+        reference, precise = np.asarray(reference), self.logits.astype(np.float64)
+        top = precise.max(axis=2)
+        sums = top + np.log(np.exp(precise - top[:, :, None]).sum(axis=2))
+        losses: NDArray[np.float64] = (sums - precise[:, np.arange(len(reference)), reference]).mean(axis=1)
+        return losses
 
-    def accuracies(self, reference: Tensor) -> NDArray[np.float64]:
+    def accuracies(self, reference: "Labels | Tensor") -> NDArray[np.float64]:
         """Return each exit's fraction of answers equal to classes [N], shape [M+1], in [0, 1]."""
-        accuracies: NDArray[np.float64] = (self.predictions == reference.numpy()).mean(axis=1)
+        accuracies: NDArray[np.float64] = (self.predictions == np.asarray(reference)).mean(axis=1)
         return accuracies
 
 
@@ -71,41 +82,39 @@ class JudgedOutputs:
     test: ExitOutputs
 
     @classmethod
-    def of(cls, early: Tensor, features: FeatureCache, split: SampleSplit) -> "JudgedOutputs":
+    def of(cls, early: Logits, features: Features, split: SampleSplit) -> "JudgedOutputs":
         """Return the outputs that belong to the early exits' logits [M, n, K] on the n samples `split.judged`."""
-        return cls.parted(early, features.last_logits[split.judged], len(split.calibration))
+        return cls.parted(early, features.last_exit_logits[split.judged], len(split.calibration))
 
     @classmethod
-    def parted(cls, early: Tensor, last: Tensor, num_calibration: int) -> "JudgedOutputs":
+    def parted(cls, early: Logits, last: Logits, num_calibration: int) -> "JudgedOutputs":
         """Return the outputs that belong to logits [M, n, K] and [n, K], of which the first calibrate."""
-        logits = torch.cat([early, last[None]])
+        logits = np.concatenate([early, last[None]])
         return cls(ExitOutputs.of(logits[:, :num_calibration]), ExitOutputs.of(logits[:, num_calibration:]))
 
     @property
     def all(self) -> ExitOutputs:
         """On both, calibration samples first."""
-        return ExitOutputs.of(torch.cat([self.calibration.logits, self.test.logits], dim=1))
+        return ExitOutputs.of(np.concatenate([self.calibration.logits, self.test.logits], axis=1))
 
     def replaced(self, exits: Sequence[int], by: "JudgedOutputs") -> "JudgedOutputs":
         """Return the same with what another set of heads answers at these exits."""
         return JudgedOutputs(self.calibration.replaced(exits, by.calibration), self.test.replaced(exits, by.test))
 
 
-def run_exits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> ExitOutputs:
-    """Return what the heads and the last exit answer on the cached samples with indices `samples`, [n]."""
-    return ExitOutputs.of(torch.cat([exit_logits(heads, features, samples), features.last_logits[None, samples]]))
+def run_exits(
+    exits: "ExitWeights | nn.ModuleList", features: "Features | FeatureCache", samples: "Indices | Tensor"
+) -> ExitOutputs:
+    """Return what the exits and the last exit answer on the samples with indices `samples`, [n].
 
-
-@torch.no_grad()
-def exit_logits(heads: nn.ModuleList, features: FeatureCache, samples: Tensor) -> Tensor:
-    """Return the heads' logits on the cached samples with indices `samples`, [n]; shape [M, n, K]."""
-    heads.eval()
-    # in pieces, so that no second copy of all maps stands beside the cache
-    early = [
-        torch.cat([head(maps[piece]) for piece in samples.split(features.chunk)])
-        for head, maps in zip(heads, features.maps, strict=True)
-    ]
-    return torch.stack(early)
+    Args:
+        exits: their weights; beside PyTorch's features also the heads themselves.
+        features: of all samples.
+        samples: indices.
+    """
+    samples = np.asarray(samples)
+    early = features.exit_logits(exits, samples)  # type: ignore[arg-type]
+    return ExitOutputs.of(np.concatenate([early, features.last_exit_logits[None, samples]]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +132,21 @@ class PolicyResult:
     exit_rates: tuple[float, ...]
 
 
-def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Tensor, costs: CostTable) -> PolicyResult:
+def apply_policy(outputs: ExitOutputs, policy: ExitPolicy, reference: Labels, costs: CostTable) -> PolicyResult:
     """Return what the policy achieves against classes [N]."""
     exit_indices = policy.exit_of(outputs.confidences)
     predictions = outputs.predictions[exit_indices, np.arange(len(exit_indices))]
     rates = exit_rates(exit_indices, policy.num_exits)
     leaving = np.array(costs.leaving_macs(policy.exits_in_use), dtype=np.float64)
     return PolicyResult(
-        accuracy=float((predictions == reference.numpy()).mean()),
+        accuracy=float((predictions == reference).mean()),
         mean_macs=float(rates[[*policy.exits_in_use, policy.num_exits]] @ leaving),
         exit_rates=tuple(rates.tolist()),
     )
 
 
 def exit_metrics(
-    outputs: ExitOutputs, policy: ExitPolicy, labels: Tensor, costs: CostTable, stage: Stage
+    outputs: ExitOutputs, policy: ExitPolicy, labels: Labels, costs: CostTable, stage: Stage
 ) -> tuple[ExitMetrics, ...]:
     """Return a row for each of the M+1 exits, measured against the labels [N] of the test samples."""
     rates = apply_policy(outputs, policy, labels, costs).exit_rates
@@ -160,7 +169,7 @@ def exit_metrics(
 def report_round(
     samples: UserSamples,
     split: SampleSplit,
-    truth: Tensor,
+    truth: Labels,
     costs: CostTable,
     *,
     outputs_before: ExitOutputs,
@@ -184,6 +193,7 @@ def report_round(
         policy_before: chosen for them.
         outputs_after: of the personal exits and of the last exit as the policy uses it.
         policy_after: chosen for them.
+        chosen_by: which rule chose it, one of `risk.policy_choice.OUTCOMES`.
         round_number: from 1.
         labels: as `labelled_fraction` says it.
         rolled_back: exits that the guard put back.
@@ -218,17 +228,17 @@ def report_round(
 
 
 def evaluate_exits(
-    network: MultiExitNetwork, heads: nn.ModuleList, images: Tensor, labels: Tensor
+    network: "Network", exits: "ExitWeights | nn.ModuleList", images: NDArray[np.uint8], labels: Labels
 ) -> tuple[ExitMetrics, ...]:
     """Return a row "before" for each of the M+1 exits, trained by nobody and under no policy, so without exit rates.
 
     Args:
         network: its backbone.
-        heads: M exit heads.
+        exits: weights of M exits, or heads of PyTorch.
         images: of the test samples, uint8, shape [N, C, H, W].
         labels: class indices, shape [N].
     """
-    outputs = run_exits(heads, compute_features(network, images), torch.arange(len(images)))
+    outputs = run_exits(exits, features_of(network, images), np.arange(len(images)))
     accuracies, losses = outputs.accuracies(labels), outputs.losses(labels)
     return tuple(
         ExitMetrics(
@@ -241,5 +251,5 @@ def evaluate_exits(
             macs=network.costs.alone_macs(exit),
             num_test=len(labels),
         )
-        for exit in range(len(heads) + 1)
+        for exit in range(network.num_exits + 1)
     )

@@ -5,41 +5,40 @@ on top. On the raw logits z_i that is T_i log(w / g), the *shift* of exit i, whi
 its bias. The last exit's classifier belongs to the frozen backbone, so there the shift is added to what it returns.
 """
 
-import copy
-from dataclasses import replace
-from typing import Protocol, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from persephonee.clients.personalisation.features import FeatureCache
 from persephonee.clients.personalisation.prior import Floats, calibrated_probabilities, estimate_class_prior
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.seeds import numpy_generator
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names, num_exits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from persephonee.clients.personalisation.features import Features, Network
+
+Shifts = NDArray[np.float32]
+AnyFeatures = TypeVar("AnyFeatures", bound="Features")
 
 
-class _Classifying(Protocol):
-    """A head, as multi_exit/heads.py has them."""
-
-    classifier: nn.Linear
-
-
-def no_shifts(network: MultiExitNetwork) -> Tensor:
+def no_shifts(network: "Network") -> Shifts:
     """Return the shifts of a user whose class frequencies are the global ones: zeros, shape [M+1, K]."""
-    return torch.zeros(network.num_exits + 1, network.num_classes)
+    return np.zeros((network.num_exits + 1, network.num_classes), dtype=np.float32)
 
 
 def class_shifts(
-    network: MultiExitNetwork,
-    features: FeatureCache,
-    labels: Tensor,
+    network: "Network",
+    features: "Features",
+    labels: NDArray[np.int64],
     split: SampleSplit,
     settings: PersonalisationSettings,
     *purpose: object,
-) -> Tensor:
+) -> Shifts:
     """Return the shift of each of the M+1 exits, float32 [M+1, K]; zeros where the samples do not show any.
 
     Args:
@@ -53,46 +52,41 @@ def class_shifts(
     calibration = network.calibration
     if calibration is None or not settings.use_prior:
         return no_shifts(network)
-    raw = features.last_logits[split.train].double().cpu().numpy()
+    raw = features.last_exit_logits[split.train].astype(np.float64)
     probabilities = calibrated_probabilities(raw, calibration.temperatures[-1], np.array(calibration.biases[-1]))
     frequencies = np.array(calibration.frequencies)
     generator = numpy_generator(*purpose, "class frequencies")
-    prior = estimate_class_prior(probabilities, frequencies, generator, labels[split.train].cpu().numpy())
-    return torch.from_numpy(np.outer(calibration.temperatures, prior.shift)).float()
+    prior = estimate_class_prior(probabilities, frequencies, generator, labels[split.train])
+    return np.outer(calibration.temperatures, prior.shift).astype(np.float32)
 
 
-def shifted(heads: nn.ModuleList, shifts: Tensor) -> nn.ModuleList:
-    """Return copies of M heads that add their rows of shifts [M or more, K] to their logits; the same without any."""
-    if not shifts[: len(heads)].any():
-        return heads
-    heads = copy.deepcopy(heads)
-    with torch.no_grad():
-        for head, shift in zip(heads, shifts, strict=False):
-            bias = cast(_Classifying, head).classifier.bias
-            bias.add_(shift.to(bias.device))
-    return heads
+def shifted(exits: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]", shifts: Shifts) -> ExitWeights:
+    """Return the weights of M exits that add their rows of shifts [M or more, K] to their logits."""
+    weights = as_arrays(exits)
+    if not shifts[: num_exits_of(weights)].any():
+        return weights
+    biases = [classifier_names(weights, exit)[1] for exit in range(num_exits_of(weights))]
+    return {**weights, **{bias: weights[bias] + shift for bias, shift in zip(biases, shifts, strict=False)}}
 
 
-def without_shifts(logits: Tensor, shifts: Tensor) -> Tensor:
+def without_shifts(logits: Shifts, shifts: Shifts) -> Shifts:
     """Return what M early exits answer without their rows of shifts [M+1, K]; logits are [M, n, K]."""
-    return logits - shifts[:-1, None].to(logits.device)
+    return logits - shifts[:-1, None]
 
 
-def with_last_shift(features: FeatureCache, last_shift: Tensor | None) -> FeatureCache:
+def with_last_shift(features: AnyFeatures, last_shift: Shifts | None) -> AnyFeatures:
     """Return the features with a shift [K] added to the last exit's logits; None adds nothing."""
-    if last_shift is None:
-        return features
-    return replace(features, last_logits=features.last_logits + last_shift.to(features.last_logits.device))
+    return features if last_shift is None else features.with_last_shift(last_shift)
 
 
-def last_exit_probabilities(network: MultiExitNetwork, last_logits: Tensor) -> Floats:
+def last_exit_probabilities(network: "Network", last_logits: Shifts) -> Floats:
     """Return what the last exit gives to each class, float64 [n, K], calibrated where the server has calibrated it.
 
     Args:
         network: the calibration stands in it.
         last_logits: of the last exit, raw or with the user's shift, shape [n, K].
     """
-    logits = last_logits.double().cpu().numpy()
+    logits = last_logits.astype(np.float64)
     calibration = network.calibration
     if calibration is None:
         return calibrated_probabilities(logits, 1.0, np.zeros(logits.shape[1]))

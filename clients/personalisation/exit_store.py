@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import safetensors
-import safetensors.torch
-from torch import Tensor
+import safetensors.numpy
+from numpy.typing import NDArray
 
 from persephonee.clients.errors import StoreError
 from persephonee.clients.personalisation.policy import ExitPolicy
@@ -32,6 +33,7 @@ from persephonee.multi_exit.atomic_files import (
     write_bytes_atomically,
 )
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays
 
 FORMAT = 2
 """Format 1 knew nothing of the user's class frequencies, and is read too."""
@@ -54,7 +56,7 @@ class StoredExits:
         round: the round that made them.
         backbone_fingerprint: of the backbone that they belong to.
         policy: in force.
-        exit_weights: tensors named as `MultiExitNetwork.exit_state` names them.
+        exit_weights: arrays named as `MultiExitNetwork.exit_state` names them; its tensors are taken too.
         run: the federated run that the round belonged to; empty for a round of the device's own.
         parts: what the user's samples have served for, in this round and before.
         shifts: what the user's class frequencies add to the logits of the M+1 exits, float32 [M+1, K]: the early exits'
@@ -65,13 +67,16 @@ class StoredExits:
     round: int
     backbone_fingerprint: str
     policy: ExitPolicy
-    exit_weights: dict[str, Tensor]
+    exit_weights: ExitWeights
     run: str = ""
     parts: KnownParts = field(default_factory=KnownParts)
-    shifts: Tensor | None = None
+    shifts: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exit_weights", as_arrays(self.exit_weights))
 
     @property
-    def last_shift(self) -> Tensor | None:
+    def last_shift(self) -> NDArray[np.float32] | None:
         """What is added to the last exit's logits, [K]; None where nothing is."""
         return None if self.shifts is None else self.shifts[-1]
 
@@ -141,7 +146,7 @@ class ExitStore:
 
     def _write(self, stored: StoredExits) -> None:
         shifts = {} if stored.shifts is None else {_SHIFTS: stored.shifts}
-        tensors = safetensors.torch.save({**stored.exit_weights, **shifts})
+        tensors = safetensors.numpy.save(as_arrays({**stored.exit_weights, **shifts}))
         # the digest: another run's round of the same number must not overwrite what state.json still names
         name = f"exits-{stored.round:06d}-{_digest(tensors)}.safetensors"
         before = next(iter(self._entries((stored.run, stored.round))), None) if stored.run else None
@@ -251,7 +256,7 @@ class ExitStore:
             shifts=shifts,
         )
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
+    def _tensors(self, name: str) -> ExitWeights:
         digest = _EXITS_NAME.fullmatch(name)
         path = self.folder / name
         if digest is None or (path.exists() and not path.is_file()):
@@ -259,7 +264,7 @@ class ExitStore:
         data = path.read_bytes()
         if _digest(data) != digest[1]:
             raise ValueError(f"{name} has been changed or damaged, its content is not that of the digest in its name")
-        return safetensors.torch.load(data)
+        return safetensors.numpy.load(data)
 
     def _damaged(self, error: Exception) -> StoreError:
         return StoreError(

@@ -1,50 +1,99 @@
-"""The feature cache: what the exit heads see, from one pass through the frozen backbone (Sec. 3.1.3).
+"""What a round knows of a user's images: one pass through the frozen part of the network (Sec. 3.1.3).
 
-The backbone never changes on the device, so its output for a sample is the same in every epoch and is computed once.
+With PyTorch that is the backbone, and exits learn from its maps (`feature_cache.py`). On a model's graphs it is the
+heads' convolutions too, and what is left of an exit is one linear layer on an embedding. Whatever comes after is NumPy.
 """
 
-import os
-import tempfile
-import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from persephonee.clients.personalisation.feature_plan import BATCH_SIZE, FeaturePlan
-from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
-from persephonee.data_partitions.samples import to_float
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights, classifiers_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from typing_extensions import TypeIs
+
+    from persephonee.clients.personalisation.feature_cache import FeatureCache
+    from persephonee.clients.personalisation.feature_plan import FeaturePlan
+    from persephonee.multi_exit.graphs.network import GraphNetwork
+    from persephonee.multi_exit.network import MultiExitNetwork
+
+    Network = MultiExitNetwork | GraphNetwork
+    """Whatever a device has of the model."""
+
+Logits = NDArray[np.float32]
+Indices = NDArray[np.int64]
 
 
-class Maps(Protocol):
-    """What one head takes of N samples; a tensor [N, C, H, W] is one."""
+class Features(Protocol):
+    """What a round asks of N images."""
 
-    def __getitem__(self, samples: Tensor, /) -> Tensor:
-        """Return the maps of samples [n], float32, shape [n, C, H, W]."""
+    @property
+    def last_exit_logits(self) -> Logits:
+        """Logits of the last exit, [N, K]."""
+
+    def exit_logits(self, exits: ExitWeights, samples: Indices) -> Logits:
+        """Return what M exits answer on the images with indices `samples`, [M, n, K]."""
+
+    def embed(self, exits: ExitWeights) -> tuple[Logits, ...]:
+        """Return what each exit's classifier takes, with a 1 for its bias: [N, D_i + 1]."""
+
+    def with_last_shift(self, shift: Logits) -> Self:
+        """Return the same with a shift [K] added to the last exit's logits."""
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureCache:
-    """Cached features of N samples.
+class EmbeddingCache:
+    """What a model's graphs make of N images.
 
     Attributes:
-        maps: what each of the M heads takes, shape [N, C_i, H_i, W_i], float32; tensors unless a plan says otherwise.
-        last_logits: logits of the last exit, shape [N, K], float32.
-        chunk: how many samples to take at a time.
+        embedded: what each of the M classifiers takes, with a 1 for its bias, [N, D_i + 1].
+        last_exit_logits: [N, K].
     """
 
-    maps: Sequence[Maps]
-    last_logits: Tensor
-    chunk: int = 256
+    embedded: tuple[Logits, ...]
+    last_exit_logits: Logits
+
+    def exit_logits(self, exits: ExitWeights, samples: Indices) -> Logits:
+        """Return what M exits answer; see `Features`."""
+        matrices = classifiers_of(exits)
+        return np.stack([rows[samples] @ matrix.T for rows, matrix in zip(self.embedded, matrices, strict=True)])
+
+    def embed(self, exits: ExitWeights) -> tuple[Logits, ...]:
+        """Return what each exit's classifier takes, whatever its weights."""
+        return self.embedded
+
+    def with_last_shift(self, shift: Logits) -> Self:
+        """Return the same with a shift added to the last exit's logits."""
+        return replace(self, last_exit_logits=self.last_exit_logits + shift)
 
 
-@torch.no_grad()
-def compute_features(network: MultiExitNetwork, images: Tensor, plan: FeaturePlan | None = None) -> FeatureCache:
-    """Return the features of `images`, uint8 [N, C, H, W], with the backbone in eval().
+def runs_on_graphs(network: "Network") -> "TypeIs[GraphNetwork]":
+    """Return whether a network is a model's graphs, which need no PyTorch."""
+    return hasattr(network, "graphs")
+
+
+def is_multi_exit(network: "Network | nn.Module") -> "TypeIs[Network]":
+    """Return whether a network has exits; a plain CNN has none yet."""
+    return hasattr(network, "backbone_fingerprint")
+
+
+def backbone_fingerprint(network: "Network") -> str:
+    """Return the fingerprint of a network's backbone, which is computed once where its weights stay as they are."""
+    if runs_on_graphs(network):
+        return network.backbone_fingerprint
+    from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
+
+    return frozen_backbone(network).fingerprint
+
+
+def compute_features(
+    network: "MultiExitNetwork", images: "NDArray[np.uint8] | Tensor", plan: "FeaturePlan | None" = None
+) -> "FeatureCache":
+    """Return the features of images, uint8 [N, C, H, W], computed and kept by PyTorch on the network's device.
 
     The network must be frozen (`freeze_backbone`), else a later train() would make the cache stale.
 
@@ -56,99 +105,26 @@ def compute_features(network: MultiExitNetwork, images: Tensor, plan: FeaturePla
     Raises:
         OSError: a temporary file cannot be written.
     """
-    network.eval()
-    backbone, device = frozen_backbone(network), next(network.parameters()).device
-    paths = plan.paths if plan else ("memory",) * network.num_exits
-    chunk = plan.chunk if plan else BATCH_SIZE
-    maps = [
-        _room(place, len(images), shape, device) for place, shape in zip(paths, network.feature_shapes, strict=True)
-    ]
-    last_logits = torch.empty(len(images), network.num_classes, device=device)
-    for first in range(0, len(images), chunk):
-        piece = slice(first, min(first + chunk, len(images)))
-        found, last_logits[piece] = backbone.features(to_float(images[piece].to(device)))
-        for room, rows in zip(maps, found, strict=True):
-            if isinstance(room, Tensor | _Half | _File):
-                room[piece] = rows
-        del found, rows
-    kept: list[Maps] = []
-    source: Maps = _Images(images, device)
-    stages: list[nn.Module] = []
-    for room, stage in zip(maps, backbone.stages, strict=False):
-        stages.append(stage)
-        kept.append(room if room is not None else _Recomputed(source, list(stages), chunk))
-        if room is not None:
-            source, stages = room, []
-    return FeatureCache(maps=tuple(kept), last_logits=last_logits, chunk=chunk if plan else 256)
+    from persephonee.clients.personalisation.feature_cache import fill_cache
+
+    return fill_cache(network, images, plan)
 
 
-def _room(place: str, count: int, shape: tuple[int, int, int], device: torch.device) -> "Tensor | _Half | _File | None":
-    if place == "memory":
-        return torch.empty(count, *shape, device=device, memory_format=torch.channels_last)
-    if place == "half":
-        return _Half(count, shape, device)
-    return _File(shape, device) if place == "file" else None
+def features_of(network: "Network", images: NDArray[np.uint8], plan: "FeaturePlan | None" = None) -> Features:
+    """Return the features of images, uint8 [N, C, H, W], by whatever the network runs on.
 
+    Args:
+        network: frozen.
+        images: uint8, shape [N, C, H, W].
+        plan: where PyTorch keeps them; embeddings take a few hundred numbers an image and stay in memory.
 
-class _Half:
-    """Maps in float16."""
-
-    def __init__(self, count: int, shape: tuple[int, int, int], device: torch.device) -> None:
-        self._rows = torch.empty(count, *shape, dtype=torch.float16, device=device, memory_format=torch.channels_last)
-
-    def __setitem__(self, samples: slice, rows: Tensor) -> None:
-        self._rows[samples] = rows.half()
-
-    def __getitem__(self, samples: Tensor) -> Tensor:
-        return self._rows[samples].float()
-
-
-class _File:
-    """Maps in a temporary file without a name, so that nothing of the user's stays; only the rows asked for are read.
-
-    A mapping of the file would count as memory of this process as soon as it is touched.
+    Raises:
+        OSError: a temporary file cannot be written.
+        ModelFileError: a graph is missing or refused.
     """
-
-    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
-        channels, height, width = shape
-        self._shape, self._device = (height, width, channels), device
-        self._bytes = 4 * channels * height * width
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, it lives as long as the cache
-        weakref.finalize(self, self._file.close)
-
-    def __setitem__(self, samples: slice, rows: Tensor) -> None:
-        content = rows.cpu().permute(0, 2, 3, 1).contiguous().numpy()
-        self._file.seek(samples.start * self._bytes)
-        # one write may stop early where the disk is nearly full; the next one then says so
-        left = content.data.cast("B")
-        while left:
-            left = left[self._file.write(left) :]
-
-    def __getitem__(self, samples: Tensor) -> Tensor:
-        rows = np.empty((len(samples), *self._shape), dtype=np.float32)
-        for row, sample in zip(rows, samples.tolist(), strict=True):
-            if os.preadv(self._file.fileno(), [row.data], sample * self._bytes) != self._bytes:
-                raise OSError("the temporary file of features was cut off.")
-        return torch.from_numpy(rows).permute(0, 3, 1, 2).to(self._device)
-
-
-class _Images:
-    """The images as floats, for what is computed from the start."""
-
-    def __init__(self, images: Tensor, device: torch.device) -> None:
-        self._images, self._device = images, device
-
-    def __getitem__(self, samples: Tensor) -> Tensor:
-        rows = to_float(self._images[samples].to(self._device))
-        return rows.contiguous(memory_format=torch.channels_last)
-
-
-class _Recomputed:
-    """Maps that are computed from those of a stage before, whenever they are asked for."""
-
-    def __init__(self, source: Maps, stages: list[nn.Module], chunk: int) -> None:
-        self._source, self._stages, self._chunk = source, stages, chunk
-
-    @torch.no_grad()
-    def __getitem__(self, samples: Tensor) -> Tensor:
-        return torch.cat([nn.Sequential(*self._stages)(self._source[piece]) for piece in samples.split(self._chunk)])
+    if not runs_on_graphs(network):
+        return compute_features(network, images, plan)
+    found = network.embed(images)
+    ones = np.ones((len(images), 1), dtype=np.float32)
+    embedded = tuple(np.concatenate([rows, ones], axis=1) for rows in found.exits)
+    return EmbeddingCache(embedded=embedded, last_exit_logits=found.last_logits)

@@ -7,15 +7,15 @@ chance, which the test counts in. An exit that corrects an unsure last exit is t
 alone.
 """
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, JudgedOutputs
 from persephonee.clients.personalisation.prior import Floats
-from persephonee.multi_exit.losses import UNLABELLED
+from persephonee.multi_exit.exit_weights import ExitWeights, weights_of_exit
+from persephonee.multi_exit.settings import UNLABELLED
 
 CERTAINTY = 1.645
 """Standard errors by which the mean score has to fall: 95 % of a one-sided test."""
@@ -26,43 +26,45 @@ class GuardedExits:
     """What the guard lets into force.
 
     Attributes:
-        heads: M exit heads.
-        outputs: of these heads.
+        exits: weights of M exits.
+        outputs: of these exits.
         rolled_back: exits that went back to the weights in force before the round.
     """
 
-    heads: nn.ModuleList
+    exits: ExitWeights
     outputs: JudgedOutputs
     rolled_back: tuple[int, ...]
 
 
 def guard(
-    trained: nn.ModuleList,
+    trained: ExitWeights,
     outputs_trained: JudgedOutputs,
-    previous: nn.ModuleList,
+    previous: ExitWeights,
     outputs_previous: JudgedOutputs,
-    labels: Tensor,
+    labels: NDArray[np.int64],
     expected: Floats,
 ) -> GuardedExits:
     """Return the trained exits, with the previous one in the place of each that got worse.
 
     Args:
-        trained: M heads as training left them; they stay as they are.
+        trained: weights of M exits as training left them; they stay as they are.
         outputs_trained: of them.
-        previous: M heads in force before the round.
+        previous: those in force before the round.
         outputs_previous: of them.
         labels: of the calibration samples, int64 [n], -1 where there is none.
         expected: what the last exit gives to each class on these samples, [n, K].
     """
     rolled_back = worse_exits(outputs_trained.calibration, outputs_previous.calibration, labels, expected)
-    heads = copy.deepcopy(trained)
+    exits = dict(trained)
     for exit in rolled_back:
-        heads[exit].load_state_dict(previous[exit].state_dict())
+        exits.update(weights_of_exit(previous, exit))
     outputs = outputs_trained.replaced(rolled_back, outputs_previous)
-    return GuardedExits(heads=heads, outputs=outputs, rolled_back=rolled_back)
+    return GuardedExits(exits=exits, outputs=outputs, rolled_back=rolled_back)
 
 
-def worse_exits(after: ExitOutputs, before: ExitOutputs, labels: Tensor, expected: Floats) -> tuple[int, ...]:
+def worse_exits(
+    after: ExitOutputs, before: ExitOutputs, labels: NDArray[np.int64], expected: Floats
+) -> tuple[int, ...]:
     """Return the early exits whose mean score fell by more than chance explains, by a paired one-sided test.
 
     Args:
@@ -74,15 +76,15 @@ def worse_exits(after: ExitOutputs, before: ExitOutputs, labels: Tensor, expecte
     scores_after, scores_before = _scores(after, labels, expected)[:-1], _scores(before, labels, expected)[:-1]
     changes = scores_after - scores_before
     # two answers, of which at most one is right with these probabilities: the variance of +1, -1 or 0
-    is_open = (labels.numpy() == UNLABELLED) & (after.predictions != before.predictions)[:-1]
+    is_open = (labels == UNLABELLED) & (after.predictions != before.predictions)[:-1]
     outcome = np.where(is_open, scores_after + scores_before - changes**2, 0.0)
     errors = np.sqrt((changes.var(axis=1) + outcome.mean(axis=1)) / changes.shape[1])
     return tuple(np.flatnonzero(changes.mean(axis=1) < -CERTAINTY * errors).tolist())
 
 
-def _scores(outputs: ExitOutputs, labels: Tensor, expected: Floats) -> Floats:
+def _scores(outputs: ExitOutputs, labels: NDArray[np.int64], expected: Floats) -> Floats:
     """Return what each exit scores on each sample, shape [M+1, n], in [0, 1]."""
-    given = labels.numpy()
+    given = labels
     chances = expected[np.arange(len(given)), outputs.predictions]
     scores: Floats = np.where(given == UNLABELLED, chances, outputs.predictions == given)
     return scores

@@ -5,11 +5,12 @@ Start reading here: `personalise` is the way of a user's samples, a step a line,
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.calibration import LeavingCosts
@@ -21,9 +22,14 @@ from persephonee.clients.personalisation.exit_shifts import (
     with_last_shift,
 )
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
-from persephonee.clients.personalisation.feature_plan import FeaturePlan, plan_features
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
-from persephonee.clients.personalisation.frozen_backbone import frozen_backbone
+from persephonee.clients.personalisation.features import (
+    Features,
+    Logits,
+    backbone_fingerprint,
+    features_of,
+    is_multi_exit,
+    runs_on_graphs,
+)
 from persephonee.clients.personalisation.guard import guard, worse_exits
 from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
 from persephonee.clients.personalisation.policy import ExitPolicy
@@ -38,9 +44,14 @@ from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import torch_generator
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
-from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.exit_weights import exit_weights_of
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from persephonee.clients.personalisation.feature_plan import FeaturePlan
+    from persephonee.clients.personalisation.features import Network
+    from persephonee.multi_exit.network import MultiExitNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,7 @@ class Personalisation:
         choice: which rule chose it, and the user's risk curve.
         outputs_before: what the global exits answer; single samples, which never leave the device.
         outputs: what the personal exits answer; likewise.
-        exit_weights: the personal exits' tensors; `network.load_exit_state` takes them.
+        exit_weights: the personal exits' arrays; `network.load_exit_state` takes them.
         trained: all exits as training left them, before the guard and without the user's class frequencies; what a
             federated round may share.
         shifts: what the user's class frequencies add to the logits of the M+1 exits in force, as `StoredExits` has it.
@@ -67,27 +78,28 @@ class Personalisation:
     choice: PolicyChoice
     outputs_before: JudgedOutputs
     outputs: JudgedOutputs
-    exit_weights: dict[str, Tensor]
-    trained: dict[str, Tensor]
-    shifts: Tensor | None
+    exit_weights: ExitWeights
+    trained: ExitWeights
+    shifts: Logits | None
     worse: tuple[int, ...]
-    network: MultiExitNetwork
+    network: "Network"
     profile: Profile | None = None
 
     @property
-    def last_shift(self) -> Tensor | None:
+    def last_shift(self) -> Logits | None:
         """What the user's class frequencies add to the last exit's logits, [K]; an inference engine takes it."""
         return None if self.shifts is None else self.shifts[-1]
 
-    def personal_network(self) -> MultiExitNetwork:
+    def personal_network(self) -> "Network":
         """Return a copy of the network with the personal exits, for inference with the policy."""
-        personal = copy.deepcopy(self.network)
+        # graphs are shared, and so are their sessions
+        personal = copy.copy(self.network) if runs_on_graphs(self.network) else copy.deepcopy(self.network).eval()
         personal.load_exit_state(self.exit_weights)
-        return personal.eval()
+        return personal
 
 
 def personalise(
-    network: MultiExitNetwork | nn.Module,
+    network: "Network | nn.Module",
     samples: UserSamples,
     split: SampleSplit | None = None,
     settings: PersonalisationSettings | None = None,
@@ -95,10 +107,10 @@ def personalise(
     store: ExitStore | None = None,
     round_number: int = 1,
     seed: int = 0,
-    features: FeatureCache | None = None,
-    shifts: Tensor | None = None,
+    features: Features | None = None,
+    shifts: Logits | None = None,
     trained: TrainedExits | None = None,
-    global_exit_weights: dict[str, Tensor] | None = None,
+    global_exit_weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]] | None" = None,
     run: str = "",
     pool: RiskPool | None = None,
     tell: Callable[[str], None] = lambda step: None,
@@ -139,7 +151,7 @@ def personalise(
     begin, user = time.perf_counter(), samples.client_id
     settings = settings or PersonalisationSettings()
     split = split or split_samples(samples, SplitSettings(), seed, store.known_parts() if store else None)
-    if not isinstance(network, MultiExitNetwork):
+    if not is_multi_exit(network):
         network = build_for(network, samples)
     _refuse_misfits(network, samples)
     network.freeze_backbone()
@@ -152,7 +164,7 @@ def personalise(
     if features is None:
         macs = network.costs.original_macs / 1e6
         tell(f"computing the features of {len(samples)} images of {user}, {macs:.0f} MMAC each")
-        features = compute_features(network, samples.images, _plan(network, len(samples), settings))
+        features = features_of(network, samples.images, _plan(network, len(samples), settings))
 
     # 2 prior: the user's class frequencies, which the exits, their teacher and the policy's last exit count on
     if shifts is None:
@@ -160,13 +172,13 @@ def personalise(
     exits = replace(exits, shifts=shifts)
     teacher = with_last_shift(features, shifts[-1])
     last_exit = teacher if settings.adapt_last_exit else features
-    expected = last_exit_probabilities(network, teacher.last_logits[split.calibration])
+    expected = last_exit_probabilities(network, teacher.last_exit_logits[split.calibration])
 
     # 3 exit training: Eq. (1); the backbone never moves (3.1.3)
     if trained is None:
         tell(f"training {network.num_exits} exits on {len(split.train)} images, {passes(settings)}")
-        generator = torch_generator(seed, user, round_number, "exit training")
-        trained = train(exits, teacher, labels, split, settings, generator)
+        make_generator = partial(torch_generator, seed, user, round_number, "exit training")
+        trained = train(exits, teacher, labels, split, settings, make_generator)
     outputs_trained = JudgedOutputs.of(trained.logits, last_exit, split)
     outputs_start = JudgedOutputs.of(trained.start_logits, last_exit, split)
     outputs_global = JudgedOutputs.of(
@@ -178,19 +190,19 @@ def personalise(
 
     tell(f"choosing the policy on {len(split.calibration)} images, and testing it on {len(split.test)}")
     # 4 guard: an exit that got significantly worse goes back
-    guarded = guard(trained.heads, outputs_trained, exits.previous, outputs_previous, given, expected)
+    guarded = guard(trained.exits, outputs_trained, exits.previous, outputs_previous, given, expected)
 
     # 5 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere (3.3)
     leaving_costs: LeavingCosts = network.costs.leaving_macs
     profile = None
     if settings.cost == "latency":
-        profile = profile_exits(network, guarded.heads, samples.images[split.calibration], labels[split.calibration])
+        profile = profile_exits(network, guarded.exits, samples.images[split.calibration], labels[split.calibration])
         leaving_costs = profile.leaving_ms
 
     # 6 calibrate, 7 prune: by the rule, with the global exits for comparison, and with the personal ones (3.1.4)
     by_rule = partial(
         choose_policy,
-        labels=given.numpy(),
+        labels=given,
         leaving_costs=leaving_costs,
         settings=settings,
         calibration=network.calibration,
@@ -201,7 +213,7 @@ def personalise(
     policy = choice.policy
 
     # 8 store: exits, policy and what each sample has served for, all or nothing
-    exit_weights = exit_weights_of(guarded.heads)
+    exit_weights = guarded.exits
     shifts_in_force = exits.shifts_after(guarded.rolled_back, adapt_last_exit=settings.adapt_last_exit)
     if store is not None:
         if profile is not None:
@@ -211,7 +223,7 @@ def personalise(
                 client_id=user,
                 run=run,
                 round=round_number,
-                backbone_fingerprint=frozen_backbone(network).fingerprint,
+                backbone_fingerprint=backbone_fingerprint(network),
                 policy=policy,
                 exit_weights=exit_weights,
                 parts=store.known_parts().after(samples.images, split.train, split.calibration, split.test),
@@ -220,7 +232,7 @@ def personalise(
         )
 
     # 9 report: aggregates over the test samples, whose labels serve nothing else
-    truth = reference_classes(samples.labels[split.test], last_exit.last_logits[split.test])
+    truth = reference_classes(samples.labels[split.test], last_exit.last_exit_logits[split.test])
     report = report_round(
         samples,
         split,
@@ -243,7 +255,7 @@ def personalise(
         outputs_before=outputs_global,
         outputs=guarded.outputs,
         exit_weights=exit_weights,
-        trained=exit_weights_of(shifted(trained.heads, -shifts)),
+        trained=shifted(trained.exits, -shifts),
         shifts=shifts_in_force,
         worse=worse_exits(outputs_trained.calibration, outputs_start.calibration, given, expected),
         network=network,
@@ -251,12 +263,14 @@ def personalise(
     )
 
 
-def build_for(model: nn.Module, samples: UserSamples) -> MultiExitNetwork:
+def build_for(model: "nn.Module", samples: UserSamples) -> "MultiExitNetwork":
     """Return the multi-exit network of a trained CNN for a user's images, with the paper's six exits or as many as fit.
 
     Raises:
         BackboneError: the CNN cannot be cut, or does not take such images.
     """
+    from persephonee.multi_exit.building import build_network
+
     _, channels, height, width = samples.images.shape
     if height != width:
         raise ClientSettingsError(f"the images are {width}x{height} px: expected squares, so crop or pad them first.")
@@ -268,7 +282,7 @@ def passes(settings: PersonalisationSettings) -> str:
     return "by the fast schedule" if settings.schedule == "fast" else f"{settings.epochs} epochs"
 
 
-def _refuse_misfits(network: MultiExitNetwork, samples: UserSamples) -> None:
+def _refuse_misfits(network: "Network", samples: UserSamples) -> None:
     given, taken = samples.images.shape[1:], (network.spec.in_channels, *(network.spec.input_size,) * 2)
     if tuple(given) != taken:
         shown, wanted = ("x".join(map(str, shape)) for shape in (given, taken))
@@ -283,8 +297,11 @@ def _refuse_misfits(network: MultiExitNetwork, samples: UserSamples) -> None:
         )
 
 
-def _plan(network: MultiExitNetwork, num_samples: int, settings: PersonalisationSettings) -> FeaturePlan | None:
-    if not settings.memory_budget:
+def _plan(network: "Network", num_samples: int, settings: PersonalisationSettings) -> "FeaturePlan | None":
+    # embeddings are small, and stages run on as few images at a time as fit into some megabytes
+    if not settings.memory_budget or runs_on_graphs(network):
         return None
+    from persephonee.clients.personalisation.feature_plan import plan_features
+
     budget = parse_bytes(settings.memory_budget)
     return plan_features(network, num_samples, budget, batch_size=settings.batch_size, half=settings.half_features)

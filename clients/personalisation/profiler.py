@@ -7,21 +7,29 @@ the caches as it does in use. `Profile.leaving_ms` takes the place of MACs in th
 import json
 import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from persephonee.clients.errors import StoreError
-from persephonee.data_partitions.samples import to_float
+from persephonee.clients.personalisation.features import runs_on_graphs
 from persephonee.multi_exit.atomic_files import write_json_atomically
-from persephonee.multi_exit.losses import UNLABELLED
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights, classifiers_of, load_exit_weights
+from persephonee.multi_exit.settings import UNLABELLED
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from persephonee.clients.personalisation.features import Network
+    from persephonee.multi_exit.graphs.network import GraphNetwork
+    from persephonee.multi_exit.network import MultiExitNetwork
 
 FORMAT = 1
 PROFILE_FILE = "profile.json"
@@ -63,7 +71,7 @@ class Profile:
         labelled: fraction of them with a label, in [0, 1].
         timed_runs: runs of the network behind each time, at batch 1.
         warm_up_runs: runs before them, not timed.
-        threads: of PyTorch.
+        threads: of PyTorch, or of a graph.
         peak_memory_bytes: the most that the process has had resident since it began.
     """
 
@@ -96,33 +104,38 @@ class Profile:
 
 
 def profile_exits(
-    network: MultiExitNetwork, heads: nn.ModuleList, images: Tensor, labels: Tensor, *, max_samples: int = 100
+    network: "Network",
+    exits: "ExitWeights | nn.ModuleList",
+    images: "NDArray[np.uint8] | Tensor",
+    labels: "NDArray[np.int64] | Tensor",
+    *,
+    max_samples: int = 100,
 ) -> Profile:
-    """Run the network and all heads over the calibration set once, an image at a time, and measure.
+    """Run the network and all exits over the calibration set once, an image at a time, and measure.
 
     Args:
         network: gives the stages; put into eval() here.
-        heads: the M heads to measure, such as those that a round has just trained; put into eval() here.
+        exits: weights of the M exits to measure, such as those that a round has just trained, or heads of PyTorch.
         images: calibration samples, uint8 [N, C, H, W], N >= 1.
         labels: their classes, int64 [N], -1 for unlabelled.
         max_samples: bounds the cost; of more samples, that many are taken evenly.
     """
-    network.eval()
-    heads.eval()
+    images, labels = np.asarray(images), np.asarray(labels)
     if len(images) > max_samples:
-        chosen = torch.linspace(0, len(images) - 1, max_samples).long()
+        chosen = np.linspace(0, len(images) - 1, max_samples).astype(np.int64)
         images, labels = images[chosen], labels[chosen]
-    count, floats = len(images), to_float(images.to(next(network.parameters()).device))
+    run, threads = _runner(network, exits)
+    count, floats = len(images), images.astype(np.float32) / np.float32(255)
     for i in range(WARM_UP_RUNS):
-        _run(network, heads, floats[i % count, None])
-    runs = [_run(network, heads, floats[i % count, None]) for i in range(max(count, MIN_TIMED_RUNS))]
+        run(floats[i % count, None])
+    runs = [run(floats[i % count, None]) for i in range(max(count, MIN_TIMED_RUNS))]
     return Profile(
-        exits=_rows(runs, labels.numpy()),
+        exits=_rows(runs, labels),
         num_samples=count,
-        labelled=float((labels != UNLABELLED).float().mean()),
+        labelled=float((labels != UNLABELLED).mean()),
         timed_runs=len(runs),
         warm_up_runs=WARM_UP_RUNS,
-        threads=torch.get_num_threads(),
+        threads=threads,
         peak_memory_bytes=peak_memory_bytes(),
     )
 
@@ -137,23 +150,73 @@ class _Run:
     confidences: list[float]
 
 
-@torch.inference_mode()
-def _run(network: MultiExitNetwork, heads: nn.ModuleList, image: Tensor) -> _Run:
-    # here, since this import takes PyTorch's build tools along, and most who import this measure nothing
+def _runner(
+    network: "Network", exits: "ExitWeights | nn.ModuleList"
+) -> "tuple[Callable[[NDArray[np.float32]], _Run], int]":
+    """Return what runs an image [1, C, H, W] in [0, 1], and how many threads it uses."""
+    if runs_on_graphs(network):
+        return partial(_run_graphs, network, classifiers_of(cast(ExitWeights, exits))), network.threads
+    import copy
+
+    import torch
+
+    network.eval()
+    heads = copy.deepcopy(network.heads)
+    if isinstance(exits, torch.nn.ModuleList):
+        heads = exits
+    else:
+        load_exit_weights(heads, exits)
+    return partial(_run_torch, network, heads.eval(), next(network.parameters()).device), torch.get_num_threads()
+
+
+def _run_torch(
+    network: "MultiExitNetwork", heads: "nn.ModuleList", device: "torch.device", image: NDArray[np.float32]
+) -> _Run:
+    import torch
+
+    # a clock that waits for a GPU; this import takes PyTorch's build tools along
     from torch.utils.benchmark import timer
 
+    with torch.inference_mode():
+        run, features = _Run([], [], [], []), torch.from_numpy(image).to(device)
+        for exit, stage in enumerate(network.stages):
+            begin = timer()
+            features = stage(features)
+            between = timer()
+            logits = heads[exit](features) if exit < len(heads) else features
+            confidence, label = torch.softmax(logits, dim=1, dtype=torch.float64).max(dim=1)
+            end = timer()
+            run.stages.append(between - begin)
+            run.heads.append(end - between if exit < len(heads) else 0.0)
+            run.labels.append(int(label))
+            run.confidences.append(float(confidence))
+    return run
+
+
+def _run_graphs(
+    network: "GraphNetwork", classifiers: tuple[NDArray[np.float32], ...], image: NDArray[np.float32]
+) -> _Run:
     run, features = _Run([], [], [], []), image
-    for exit, stage in enumerate(network.stages):
-        begin = timer()
-        features = stage(features)
-        between = timer()
-        logits = heads[exit](features) if exit < len(heads) else features
-        confidence, label = torch.softmax(logits, dim=1, dtype=torch.float64).max(dim=1)
-        end = timer()
-        run.stages.append(between - begin)
-        run.heads.append(end - between if exit < len(heads) else 0.0)
-        run.labels.append(int(label))
+    for exit in range(network.num_exits + 1):
+        begin = time.perf_counter()
+        if exit < network.num_exits:
+            passed = network.pass_stage(exit, features)
+            between = time.perf_counter()
+            # a stage's graph ends with its exit: what both take together, less what the stage takes alone
+            _, embedding = network.run_stage(exit, features)
+            logits = embedding @ classifiers[exit][:, :-1].T + classifiers[exit][:, -1]
+        else:
+            passed = logits = network.run_last(features)
+            between = time.perf_counter()
+        precise = logits[0].astype(np.float64)
+        confidence = 1 / np.exp(precise - precise.max()).sum()
+        end = time.perf_counter()
+        stage = between - begin
+        run.stages.append(stage)
+        run.heads.append(max(end - between - stage, 0.0) if exit < network.num_exits else 0.0)
+        run.labels.append(int(precise.argmax()))
         run.confidences.append(float(confidence))
+        features = passed
     return run
 
 
@@ -179,10 +242,7 @@ def _rows(runs: list[_Run], labels: NDArray[np.int64]) -> tuple[ExitProfile, ...
 
 
 def _median_ms(seconds: NDArray[np.float64]) -> float:
-    from torch.utils import benchmark
-
-    task = benchmark.TaskSpec(stmt="one run", setup="", num_threads=torch.get_num_threads())
-    return 1000 * benchmark.Measurement(number_per_run=1, raw_times=seconds.tolist(), task_spec=task).median
+    return 1000 * float(np.median(seconds))
 
 
 def peak_memory_bytes() -> int:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from persephonee.clients.errors import ClientError, StoreFullError
 from persephonee.clients.inference.engine import Engine
-from persephonee.clients.inference.inference_engine import InferenceEngine
+from persephonee.clients.inference.engines import engine_for
 from persephonee.clients.personalisation.exit_shifts import shifted
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.policy import ExitPolicy
@@ -36,8 +36,10 @@ from persephonee.clients.runtime.persistent_state import PersistentState
 from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN, SampleStore
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.exit_weights import exit_weights_of
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import as_arrays
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Logits, Network
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Device:
 
     def __init__(
         self,
-        network: MultiExitNetwork,
+        network: "Network",
         database: DeviceDatabase,
         exits: ExitStore,
         settings: DeviceSettings,
@@ -78,7 +80,7 @@ class Device:
         self._database = database
         self._exits = exits
         self._source = source
-        self._global_exits = network.exit_state()
+        self._global_exits = as_arrays(network.exit_state())
         self._backbone = network.backbone_fingerprint
         owner = {"user": settings.client_id, "model": self._backbone, "image shape": list(network.input_shape)}
         database.require(owner)
@@ -93,7 +95,7 @@ class Device:
         # a watched folder would bring again what found no room in the database
         self._answered_unwritten: set[str] = set()
         self._engine: Engine
-        self._last_shift: Tensor | None = None
+        self._last_shift: Logits | None = None
         self._counts_on_classes = False
         with database.transaction():
             self._recover()
@@ -110,7 +112,7 @@ class Device:
             ImageError: the image is of another shape than the model takes.
         """
         explores = self.orchestrator.wants_to_explore(self._source.read())
-        image = frame.image.numpy()[None]
+        image = frame.image[None]
         begin = time.perf_counter()
         explored: Explored | None = None
         if explores:
@@ -245,9 +247,9 @@ class Device:
         self.network.load_exit_state(stored.exit_weights if stored else self._global_exits)
         shifts = stored.shifts if stored else None
         self._counts_on_classes = shifts is not None and (adopt or not self.orchestrator.state.asked)
-        if shifts is not None and not self._counts_on_classes:
+        if stored and shifts is not None and not self._counts_on_classes:
             # since the inputs changed these may no longer be the classes that the device is shown
-            self.network.load_exit_state(exit_weights_of(shifted(self.network.heads, -shifts)))
+            self.network.load_exit_state(shifted(stored.exit_weights, -shifts))
         self._last_shift = shifts[-1] if shifts is not None and self._counts_on_classes else None
         everywhere = tuple(range(self.network.num_exits))
         policy = (
@@ -271,7 +273,7 @@ class Device:
 
     def _make_engine(self, policy: ExitPolicy, threshold: float) -> None:
         policy = replace(policy, threshold=threshold)
-        self._engine = InferenceEngine(self.network, policy, last_shift=self._last_shift)
+        self._engine = engine_for(self.network, policy, last_shift=self._last_shift)
 
     def _keep(self, frame: Frame, exit_indices: int, explored: Explored | None, latency_ms: float) -> bool:
         """Commit what a frame changed; on a full disk the answer is given all the same."""

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.features import compute_features
+from persephonee.clients.personalisation.features import Logits, features_of
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import PersonalisationReport, Stage
@@ -19,8 +19,11 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.runtime.exploration import Validation, agreement_at, explore_logits
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import as_arrays
 from persephonee.multi_exit.settings import LossWeights
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
 
 
 def chosen_and_judged(split: SampleSplit, rule: str) -> SampleSplit:
@@ -34,7 +37,7 @@ def chosen_and_judged(split: SampleSplit, rule: str) -> SampleSplit:
 
 
 def personalise_from_store(
-    network: MultiExitNetwork,
+    network: "Network",
     samples: UserSamples,
     split: SampleSplit,
     settings: PersonalisationSettings,
@@ -59,7 +62,7 @@ def personalise_from_store(
         ClientError: the round is refused; the previous exits stay in force.
         OSError: the store cannot be written; the previous exits stay in force.
     """
-    share = float(split.labelled[torch.cat([split.train, split.calibration])].float().mean())
+    share = float(split.labelled[np.concatenate([split.train, split.calibration])].mean())
     # labels of calibration samples teach nothing
     if not bool(split.labelled[split.train].any()):
         share = 0.0
@@ -75,12 +78,12 @@ def personalise_from_store(
 
 
 def validate(
-    network: MultiExitNetwork,
+    network: "Network",
     samples: UserSamples,
     split: SampleSplit,
     policy: ExitPolicy,
     round_number: int,
-    last_shift: Tensor | None,
+    last_shift: Logits | None,
 ) -> Validation | None:
     """Return what the exits loaded in the network and the policy achieve on the samples that judge: the test part.
 
@@ -97,9 +100,9 @@ def validate(
     if not len(split.test):
         return None
     network.freeze_backbone()
-    features = with_last_shift(compute_features(network, samples.images[split.test]), last_shift)
-    outputs = run_exits(network.heads, features, torch.arange(len(split.test)))
-    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].double().numpy())
+    features = with_last_shift(features_of(network, samples.images[split.test]), last_shift)
+    outputs = run_exits(as_arrays(network.exit_state()), features, np.arange(len(split.test)))
+    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].astype(np.float64))
     agreement, early_fraction = agreement_at(explored, policy.threshold)
     return Validation(
         round=round_number,

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
@@ -56,13 +57,16 @@ class Frame:
 
     Attributes:
         key: its own name.
-        image: uint8 [C, H, W].
+        image: uint8 [C, H, W]; a tensor is taken too.
         label: the class, where the user has said it.
     """
 
     key: str
-    image: Tensor
+    image: NDArray[np.uint8]
     label: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image", np.asarray(self.image))
 
 
 @dataclass(frozen=True, kw_only=True)

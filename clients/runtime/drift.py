@@ -1,9 +1,10 @@
 """Drift detection on the losses that exploration measures (Sec. 3.4): has an exit become worse than it was validated?
 
-Three rules, one detector per exit in use: ADWIN and Page-Hinkley, as `river` has them, and the paper's plain rule. All
+Three rules, one detector per exit in use: ADWIN, as `river` has it, Page-Hinkley, and the paper's plain rule. All
 look for a loss that rises; a loss that falls is no reason to worry.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ LEAST_SPREAD = 0.05
 FIRST_LOSSES = 20
 """Explored samples from which an exit is watched that no calibration has validated."""
 
+LEAST_LOSSES = 10
+"""Page-Hinkley raises no alarm before."""
+
 ADWIN_RANGE = 1.5
 """ADWIN takes values in [0, 1]: this many spreads of the validated loss are its 1."""
 
@@ -43,7 +47,7 @@ class DriftSettings:
     """
 
     rule: Rule = "page-hinkley"
-    """What notices a rising loss; adwin and page-hinkley need the package river."""
+    """What notices a rising loss; adwin needs the package river."""
 
     adwin_delta: float = 0.6
     """ADWIN's confidence, in (0, 1): smaller raises fewer false alarms and notices later (Bifet & Gavalda 2007).
@@ -106,23 +110,30 @@ class AdwinDetector:
 
 
 class PageHinkleyDetector:
-    """Page-Hinkley: the accumulated rise of the loss above its own mean, compared with a threshold."""
+    """Page-Hinkley: the accumulated rise of the loss above its own mean, compared with a threshold (Page 1954).
+
+    As river's `PageHinkley` counts without forgetting, and without river, which brings pandas and SciPy to a device.
+    """
 
     def __init__(self, settings: DriftSettings) -> None:
-        from river import drift
-
-        self._test: Any = drift.PageHinkley(
-            min_instances=10,
-            delta=settings.page_hinkley_delta,
-            threshold=settings.page_hinkley_threshold,
-            alpha=1.0,
-            mode="up",
-        )
+        self._delta, self._threshold = settings.page_hinkley_delta, settings.page_hinkley_threshold
+        self._count, self._mean = 0, 0.0
+        self._rise, self._least = 0.0, math.inf
 
     def update(self, loss: float) -> bool:
-        """Add the next loss and return whether the accumulated rise is above the threshold."""
-        self._test.update(loss)
-        return bool(self._test.drift_detected)
+        """Add the next loss and return whether the accumulated rise is above the threshold; then it begins anew."""
+        self._count += 1
+        self._mean += (loss - self._mean) / self._count
+        self._rise += loss - self._mean - self._delta
+        self._least = min(self._least, self._rise)
+        has_risen = self._count >= LEAST_LOSSES and self._rise - self._least > self._threshold
+        if has_risen:
+            self._begin()
+        return has_risen
+
+    def _begin(self) -> None:
+        self._count, self._mean = 0, 0.0
+        self._rise, self._least = 0.0, math.inf
 
 
 class PlainRule:

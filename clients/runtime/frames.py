@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from persephonee.clients.errors import ClientSettingsError, ImageError
 from persephonee.clients.runtime.device_settings import Frame
@@ -77,7 +77,7 @@ class LateLabel:
 Item = Frame | NoFrame | LateLabel | None
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return an image file as uint8 [C, H, W], decoded as every source of data decodes its images.
 
     Colours become grey, and grey becomes three equal channels, as the model takes them. The size must be the model's:
@@ -104,7 +104,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
         raise ImageError(f"{name} is no image that can be read ({error}): remove it, or write it again.") from None
     if pixels.shape[1:] != (height, width):
         raise _wrong_size(name, (pixels.shape[2], pixels.shape[1]), (width, height))
-    return torch.from_numpy(pixels)
+    return pixels
 
 
 def _wrong_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:

@@ -9,9 +9,7 @@ only grows; the wall clock may jump as it likes.
 import hashlib
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.clients.errors import StoreError
 from persephonee.clients.runtime.device_database import DeviceDatabase
@@ -20,7 +18,7 @@ from persephonee.clients.runtime.settings import SampleStoreSettings
 from persephonee.data_partitions.perceptual_hash import WORDS, distances, fingerprint
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.losses import UNLABELLED
+from persephonee.multi_exit.settings import UNLABELLED
 
 TRAIN, CALIBRATION = "train", "calibration"
 DAY_S = 86_400.0
@@ -51,7 +49,7 @@ class SampleStore:
         self._seqs: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._hashes: NDArray[np.uint64] = np.empty((0, WORDS), dtype=np.uint64)
 
-    def add(self, image: Tensor, key: str, label: int | None = None) -> int | None:
+    def add(self, image: NDArray[np.uint8], key: str, label: int | None = None) -> int | None:
         """Store a sample; once this returned outside a transaction, no kill and no loss of power loses it.
 
         Args:
@@ -78,7 +76,7 @@ class SampleStore:
             if len(parts) > 1:
                 # it lies between two images that are none of each other's: in either part it would betray the other
                 return None
-            pixels = image.contiguous().numpy().tobytes()
+            pixels = image.tobytes()
             part = parts.pop() if parts else _draw_part(pixels, self.settings)
             row = (key, part, label, own.tobytes(), pixels, elapsed, self._clock.wall())
             inserted = self._database.execute(
@@ -127,10 +125,10 @@ class SampleStore:
         rows = {part: self._database.execute(query, (part, n)).fetchall()[::-1] for part, n in counts.items()}
         everything = [*rows[TRAIN], *rows[CALIBRATION]]
         pixels = np.frombuffer(b"".join(image for image, _ in everything), dtype=np.uint8).copy()
-        labels = torch.tensor([UNLABELLED if label is None else label for _, label in everything], dtype=torch.int64)
-        order = torch.arange(len(everything))
+        labels = np.array([UNLABELLED if label is None else label for _, label in everything], dtype=np.int64)
+        order = np.arange(len(everything))
         train, calibration = order[: len(rows[TRAIN])], order[len(rows[TRAIN]) :]
-        images = torch.from_numpy(pixels).reshape(-1, *self._shape)
+        images = pixels.reshape(-1, *self._shape)
         return (
             UserSamples(client_id=client_id, images=images, labels=labels),
             SampleSplit(train=train, calibration=calibration, test=calibration, labelled=labels != UNLABELLED),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
 from persephonee.data_partitions.samples import UserSamples, check_index
@@ -72,8 +71,8 @@ class FemnistUsers:
         domains = set(rows["hsf_id"]) if "hsf_id" in rows.column_names else set()
         return UserSamples(
             client_id=client_id,
-            images=torch.from_numpy(stack(pixels, self.image_shape, client_id)),
-            labels=torch.from_numpy(labels),
+            images=stack(pixels, self.image_shape, client_id),
+            labels=labels,
             domain=f"hsf_id={domains.pop()}" if len(domains) == 1 else None,
         )
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
@@ -109,9 +108,9 @@ class LeafUsers:
         is_test = np.concatenate([np.full(len(part.labels), part.is_test) for part in parts])
         return UserSamples(
             client_id=client_id,
-            images=torch.from_numpy(np.concatenate(pixels).reshape(-1, *self.image_shape)),
-            labels=torch.from_numpy(labels),
-            fixed_test=torch.from_numpy(is_test) if self._split_is_fixed else None,
+            images=np.concatenate(pixels).reshape(-1, *self.image_shape),
+            labels=labels,
+            fixed_test=is_test if self._split_is_fixed else None,
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError
@@ -90,8 +89,8 @@ class ParquetUsers:
         images = stack(self._decode_rows(rows), self.image_shape, client_id)
         return UserSamples(
             client_id=client_id,
-            images=torch.from_numpy(images),
-            labels=torch.from_numpy(self._labels[rows]),
+            images=images,
+            labels=self._labels[rows],
             domain=self._domain(rows),
         )
 

@@ -14,7 +14,6 @@ the part. Two users may share an image within a part.
 import logging
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -76,11 +75,11 @@ class PersonalisedImageNet:
         check_index(index, self.num_partitions)
         client_id, rows = self.client_ids[index], self._rows[index]
         refuse_too_many(len(rows), self.image_shape, client_id)
-        fixed = torch.from_numpy(np.isin(rows, self._tests[index])) if self.pool == "personal" else None
+        fixed = np.isin(rows, self._tests[index]) if self.pool == "personal" else None
         return UserSamples(
             client_id=client_id,
-            images=torch.from_numpy(stack(self._decode(rows), self.image_shape, client_id)),
-            labels=torch.from_numpy(self._images.labels[rows]),
+            images=stack(self._decode(rows), self.image_shape, client_id),
+            labels=self._images.labels[rows],
             fixed_test=fixed,
         )
 

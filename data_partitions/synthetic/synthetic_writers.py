@@ -8,7 +8,6 @@ docs/synthetic-writers.md.
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import DataSettingsError
@@ -80,8 +79,8 @@ class SyntheticWriters:
         images = write(self.hand(index, hand), labels, generator)
         return UserSamples(
             client_id=self.client_ids[index],
-            images=torch.from_numpy(images[:, None]),
-            labels=torch.from_numpy(labels.astype(np.int64)),
+            images=images[:, None],
+            labels=labels.astype(np.int64),
             domain=f"hand={hand}" if hand else None,
         )
 

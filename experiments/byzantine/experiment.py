@@ -24,10 +24,10 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.errors import UserTooSmallError
@@ -41,6 +41,7 @@ from persephonee.fl_app.server_side.aggregation import Contribution, Merger, all
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings, Strategy
 from persephonee.fl_app.wire.exit_arrays import ExitArrays, ExitLayout, exit_of
 from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.multi_exit.exit_weights import as_arrays, load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
@@ -153,15 +154,14 @@ class Judge:
     def __init__(self, network: MultiExitNetwork, users: Sequence[tuple[UserSamples, SampleSplit]]) -> None:
         self._network = network
         self._layout = ExitLayout.of(network, "float32")
-        images = torch.cat([samples.images[split.test] for samples, split in users])
-        self._truth = torch.cat([samples.labels[split.test] for samples, split in users])
+        images = np.concatenate([samples.images[split.test] for samples, split in users])
+        self._truth = np.concatenate([samples.labels[split.test] for samples, split in users])
         self._features: FeatureCache = compute_features(network, images)
 
     def accuracy(self, arrays: ExitArrays) -> float:
         """Return the mean accuracy of the early exits, in [0, 1]."""
         heads = copy.deepcopy(self._network.heads)
-        state: dict[str, Tensor] = self._layout.state(arrays, self._network.exit_state())
-        heads.load_state_dict({name.removeprefix("heads."): tensor for name, tensor in state.items()})
+        load_exit_weights(heads, self._layout.state(arrays, as_arrays(self._network.exit_state())))
         outputs = run_exits(heads, self._features, torch.arange(len(self._truth)))
         return float(outputs.accuracies(self._truth)[:-1].mean())
 

@@ -78,10 +78,10 @@ def watch(network: MultiExitNetwork, stream: Stream, seed: int) -> Watched:
     """Personalise on the first part of the stream and return what exploration would see of the rest."""
     first = int(FIRST_SHARE * stream.shift)
     samples = UserSamples(client_id=stream.name, images=stream.images[:first], labels=stream.labels[:first])
-    order = torch.arange(first)
+    order = np.arange(first)
     calibration = order[::CALIBRATION_EVERY]
     train = order[order % CALIBRATION_EVERY != 0]
-    split = SampleSplit(train=train, calibration=calibration, test=calibration, labelled=torch.ones(first) > 0)
+    split = SampleSplit(train=train, calibration=calibration, test=calibration, labelled=np.ones(first, dtype=bool))
     global_exit_weights = network.exit_state()
     result = personalise(network, samples, split, PersonalisationSettings(rule="paper"), seed=seed)
     network.load_exit_state(result.exit_weights)
@@ -92,7 +92,7 @@ def watch(network: MultiExitNetwork, stream: Stream, seed: int) -> Watched:
     outputs = run_exits(network.heads, features, torch.arange(len(stream.labels) - first))
     network.load_exit_state(global_exit_weights)
     policy = result.policy
-    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].double().numpy())
+    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].astype(np.float64))
     return Watched(
         validation=validation, before=explored[: stream.shift - first], after=explored[stream.shift - first :]
     )

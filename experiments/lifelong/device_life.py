@@ -145,6 +145,8 @@ def _answer(device: Device, stream: Stream, i: int) -> tuple[bool, int, float, f
 @torch.no_grad()
 def original_predictions(network: MultiExitNetwork, stream: Stream) -> NDArray[np.bool_]:
     """Return whether the last exit alone is right on each sample."""
-    batches = [network.features(batch.float() / 255)[1].argmax(dim=1) for batch in stream.images.split(64)]
-    correct: NDArray[np.bool_] = (torch.cat(batches) == stream.labels).numpy()
+    batches = [
+        network.features(batch.float() / 255)[1].argmax(dim=1) for batch in torch.as_tensor(stream.images).split(64)
+    ]
+    correct: NDArray[np.bool_] = torch.cat(batches).numpy() == stream.labels
     return correct

@@ -8,8 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.data_partitions.samples import UserSamples
@@ -35,8 +36,8 @@ class Stream:
     """
 
     name: str
-    images: Tensor
-    labels: Tensor
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
     shift: int
 
 
@@ -96,8 +97,8 @@ def synthetic_streams(trained_on: Collection[str], count: int, samples: int, see
 def _joined(name: str, before: list[UserSamples], after: list[UserSamples], generator: torch.Generator) -> Stream:
     images, labels = [], []
     for half in (before, after):
-        all_images, all_labels = torch.cat([s.images for s in half]), torch.cat([s.labels for s in half])
-        order = torch.randperm(len(all_labels), generator=generator)
+        all_images, all_labels = np.concatenate([s.images for s in half]), np.concatenate([s.labels for s in half])
+        order = torch.randperm(len(all_labels), generator=generator).numpy()
         images.append(all_images[order])
         labels.append(all_labels[order])
-    return Stream(name=name, images=torch.cat(images), labels=torch.cat(labels), shift=len(labels[0]))
+    return Stream(name=name, images=np.concatenate(images), labels=np.concatenate(labels), shift=len(labels[0]))

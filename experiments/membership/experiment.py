@@ -15,7 +15,7 @@ Writes `membership-DATA.csv` (a row per release and attack) and the figure.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ from torch.nn import functional
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.evaluation import ExitOutputs, exit_metrics, run_exits
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings
@@ -58,7 +60,7 @@ from persephonee.fl_app.wire.differential_privacy import clipped
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.multi_exit.atomic_files import write_text_atomically
 from persephonee.multi_exit.costs import CostTable
-from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
+from persephonee.multi_exit.exit_weights import ExitWeights, exit_weights_of, load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report.figure_style import figure_style, save_figure
@@ -93,9 +95,9 @@ class Victim:
 
     def __init__(self, network: MultiExitNetwork, samples: UserSamples, split: SampleSplit, epochs: int) -> None:
         self.network = network
-        self.pool = split.train
-        self._test = split.test
-        self._labels = samples.labels
+        self.pool = torch.as_tensor(split.train)
+        self._test = torch.as_tensor(split.test)
+        self._labels = torch.as_tensor(samples.labels)
         self._features: FeatureCache = compute_features(network, samples.images)
         self._settings = PersonalisationSettings(epochs=epochs)
 
@@ -106,7 +108,7 @@ class Victim:
         train_exits(heads, self._features, self._labels, chosen, self._settings, torch.Generator().manual_seed(seed))
         return exit_weights_of(heads)
 
-    def release(self, exits: dict[str, Tensor]) -> Release:
+    def release(self, exits: Mapping[str, Tensor] | ExitWeights) -> Release:
         """Return what an attacker who has these exits and their report can measure."""
         heads = copy.deepcopy(self.network.heads)
         load_exit_weights(heads, exits)
@@ -115,17 +117,17 @@ class Victim:
         return Release(
             exits=self._log_probabilities(heads),
             report=tested.losses(truth)[:-1],
-            rounded=rounded_figures(tested, truth, self.network.costs),
+            rounded=rounded_figures(tested, truth.numpy(), self.network.costs),
             accuracy=float(tested.accuracies(truth)[:-1].mean()),
         )
 
     def _log_probabilities(self, heads: nn.ModuleList) -> Floats:
-        logits = run_exits(heads, self._features, self.pool).logits[:-1].double()
+        logits = torch.as_tensor(run_exits(heads, self._features, self.pool).logits[:-1]).double()
         truth = self._labels[self.pool].expand(len(logits), -1)
         return functional.log_softmax(logits, dim=2).gather(2, truth.unsqueeze(2)).squeeze(2).numpy()
 
 
-def rounded_figures(tested: ExitOutputs, truth: Tensor, costs: CostTable) -> Floats:
+def rounded_figures(tested: ExitOutputs, truth: NDArray[np.int64], costs: CostTable) -> Floats:
     """Return what a metrics-only device says of its early exits on a test part [N]: 3 E figures in steps."""
     last = len(costs.exit_costs) - 1
     policy = ExitPolicy(threshold=THRESHOLD, exits_in_use=tuple(range(last)), num_exits=last)
@@ -145,8 +147,8 @@ def halves(count: int, pairs: int, generator: np.random.Generator) -> Booleans:
 
 
 def protected(
-    exits: dict[str, Tensor], network: MultiExitNetwork, privacy: PrivacySettings, generator: np.random.Generator
-) -> dict[str, Tensor]:
+    exits: Mapping[str, Tensor], network: MultiExitNetwork, privacy: PrivacySettings, generator: np.random.Generator
+) -> ExitWeights:
     """Return exits clipped and with noise, as a client sends them with dp-noise-at=clients; here from a seed."""
     layout, start = ExitLayout.of(network, "float32"), network.exit_state()
     arrays = clipped(layout.arrays(exits), layout.arrays(start), privacy)

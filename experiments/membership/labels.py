@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, run_exits
 from persephonee.clients.personalisation.features import compute_features
@@ -22,7 +21,7 @@ from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.network import MultiExitNetwork
 
 Floats = NDArray[np.float64]
-Figures = Callable[[ExitOutputs, Tensor, CostTable], Floats]
+Figures = Callable[[ExitOutputs, NDArray[np.int64], CostTable], Floats]
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 """Of the ridge; the one that is best for the attacker counts."""
 
@@ -40,7 +39,7 @@ def infer_labels(
     truths, honest, crafted = [], [], []
     for samples, split in users:
         labels = samples.labels[split.test]
-        truths.append(np.bincount(labels.numpy(), minlength=network.num_classes) / len(labels))
+        truths.append(np.bincount(labels, minlength=network.num_classes) / len(labels))
         outputs = run_exits(network.heads, compute_features(network, samples.images), split.test)
         honest.append(figures(outputs, labels, network.costs))
         # three figures an exit, the accuracy first

@@ -102,7 +102,9 @@ def measure_user(
     """Return a row for each start, number of samples, number of epochs and exit; the last exit included."""
     features = compute_features(network, samples.images)
     truth = samples.labels[split.test]
-    order = split.train[torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))]
+    order = torch.as_tensor(split.train)[
+        torch.randperm(len(split.train), generator=torch.Generator().manual_seed(SEED))
+    ]
     rows: list[dict[str, Any]] = []
 
     def note(heads: nn.ModuleList, start: str, count: str, epochs: int) -> None:
@@ -114,7 +116,9 @@ def measure_user(
         own = copy.deepcopy(heads).requires_grad_(True)
         settings = PersonalisationSettings(epochs=epochs)
         # the same order of the same samples for each start
-        train_exits(own, features, samples.labels, chosen, settings, torch.Generator().manual_seed(SEED))
+        train_exits(
+            own, features, torch.as_tensor(samples.labels), chosen, settings, torch.Generator().manual_seed(SEED)
+        )
         return own
 
     for start, heads in starts.items():

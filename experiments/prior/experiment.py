@@ -8,9 +8,7 @@ as training left them, before the guard, as the paper has none, and those of the
 model has to carry a calibration. Prints two tables and writes the users' rows as parquet.
 """
 
-import copy
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +18,11 @@ import pandas as pd
 import torch
 import typer
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
 from persephonee.clients.personalisation.exit_shifts import class_shifts, no_shifts, shifted, with_last_shift
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.labels import usable_labels
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Rule, Schedule, Scheme, loss_weights
@@ -33,7 +31,7 @@ from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, choose_users, split_samples
-from persephonee.multi_exit.exit_weights import load_exit_weights
+from persephonee.multi_exit.exit_weights import ExitWeights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import ComputeSettings, DeviceKind
 from persephonee.multi_exit.storage import load_network
@@ -86,7 +84,7 @@ def main(
             continue
         if num_train is not None:
             order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(number))
-            split = replace(split, train=split.train[order[:num_train]].sort().values)
+            split = replace(split, train=np.sort(split.train[order[:num_train].numpy()]))
         settings = PersonalisationSettings(schedule=schedule, rule=rule, adapt_last_exit=adapt_last_exit)
         features = compute_features(network, samples.images)
         rows += user_rows(network, samples, split, features, settings, temperature, stranger)
@@ -105,13 +103,14 @@ class Judged:
     """Test samples: their place among a user's features, and their classes."""
 
     features: FeatureCache
-    samples: Tensor
-    truth: Tensor
+    samples: NDArray[np.int64]
+    truth: NDArray[np.int64]
 
     @property
-    def raw_predictions(self) -> Tensor:
+    def raw_predictions(self) -> NDArray[np.int64]:
         """What the original network answers."""
-        return self.features.last_logits[self.samples].argmax(dim=1).cpu()
+        predictions: NDArray[np.int64] = self.features.last_exit_logits[self.samples].argmax(axis=1)
+        return predictions
 
 
 def user_rows(
@@ -130,14 +129,14 @@ def user_rows(
     rows = []
     for name, scheme, counts in CASES:
         labelled = scheme == "supervised"
-        of_case = split if labelled else replace(split, labelled=torch.zeros_like(split.labelled))
+        of_case = split if labelled else replace(split, labelled=np.zeros_like(split.labelled))
         own = replace(settings, weights=loss_weights(scheme, float(labelled), temperature), use_prior=counts)
         begin = time.perf_counter()
         labels = usable_labels(samples, of_case, own)
         shifts = class_shifts(network, features, labels, of_case, own, 0, samples.client_id, 1)
         prior_ms = 1e3 * (time.perf_counter() - begin)
         done = personalise(network, samples, of_case, own, features=features, shifts=shifts)
-        exits = outputs_of(network, done.trained, shifts, own_test).accuracies(own_test.truth)
+        exits = outputs_of(done.trained, shifts, own_test).accuracies(own_test.truth)
         row = {
             "user": samples.client_id,
             "case": name,
@@ -156,20 +155,16 @@ def user_rows(
             # the early exits in force have theirs in their weights already
             last_alone = no_shifts(network)
             last_alone[-1] = 0 if done.shifts is None else done.shifts[-1]
-            in_force = outputs_of(network, done.exit_weights, last_alone, stranger)
+            in_force = outputs_of(done.exit_weights, last_alone, stranger)
             row["stranger_policy"] = apply_policy(in_force, done.policy, stranger.truth, network.costs).accuracy
-            row["stranger_original"] = float((stranger.raw_predictions == stranger.truth).float().mean())
+            row["stranger_original"] = float((stranger.raw_predictions == stranger.truth).mean())
         rows.append(row)
     return rows
 
 
-def outputs_of(
-    network: MultiExitNetwork, exit_weights: Mapping[str, Tensor], shifts: Tensor, judged: Judged
-) -> ExitOutputs:
+def outputs_of(exit_weights: ExitWeights, shifts: NDArray[np.float32], judged: Judged) -> ExitOutputs:
     """Return what exits answer on test samples, with shifts [M+1, K] on top."""
-    heads = copy.deepcopy(network.heads)
-    load_exit_weights(heads, exit_weights)
-    return run_exits(shifted(heads, shifts), with_last_shift(judged.features, shifts[-1]), judged.samples)
+    return run_exits(shifted(exit_weights, shifts), with_last_shift(judged.features, shifts[-1]), judged.samples)
 
 
 def summary(table: pd.DataFrame, num_exits: int) -> pd.DataFrame:

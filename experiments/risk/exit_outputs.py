@@ -49,7 +49,7 @@ def inverted(images: Tensor, generator: torch.Generator) -> Tensor:
 def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return images with normal noise of a standard deviation of 40 grey values."""
     noise = 40 * torch.randn(images.shape, generator=generator)
-    return (images + noise).clamp(0, 255).to(torch.uint8)
+    return torch.clamp(images + noise, 0, 255).to(torch.uint8)
 
 
 UNFAMILIAR = {"inverted": inverted, "noisy": noisy}
@@ -111,23 +111,24 @@ def _one(
     done = personalise(network, samples, split, settings, seed=0, features=features)
     kept = network.exit_state()
     network.load_exit_state(done.exit_weights)
-    chosen = torch.cat([split.calibration, split.test])
+    chosen = split.judged
     last_shift = None if done.shifts is None else done.shifts[-1]
     outputs = run_exits(network.heads, with_last_shift(features, last_shift), chosen)
     generator = torch.Generator().manual_seed(0)
     others = {
-        kind: with_last_shift(compute_features(network, make(samples.images[split.test], generator)), last_shift)
+        kind: with_last_shift(
+            compute_features(network, make(torch.from_numpy(samples.images[split.test]), generator)), last_shift
+        )
         for kind, make in UNFAMILIAR.items()
     }
     unfamiliar = {
-        kind: run_exits(network.heads, cache, torch.arange(len(split.test))).logits.numpy()
-        for kind, cache in others.items()
+        kind: run_exits(network.heads, cache, np.arange(len(split.test))).logits for kind, cache in others.items()
     }
     network.load_exit_state(kept)
     return UserOutputs(
         user=samples.client_id,
-        logits=outputs.logits.numpy(),
-        labels=samples.labels[chosen].numpy(),
+        logits=outputs.logits,
+        labels=samples.labels[chosen],
         num_calibration=len(split.calibration),
         unfamiliar=unfamiliar,
     )

@@ -34,18 +34,16 @@ def risk_rows(
         user, scheme, candidate; half (0 and 1 in turn), samples, believed and lost as a `RiskCurve` counts them, cost;
         test_drop and test_cost, fractions, the same in both halves.
     """
-    known = np.where(split.labelled[split.calibration].numpy(), samples.labels[split.calibration].numpy(), -1)
-    calibration, truth = result.outputs.calibration, samples.labels[split.calibration].numpy()
+    known = np.where(split.labelled[split.calibration], samples.labels[split.calibration], -1)
+    calibration, truth = result.outputs.calibration, samples.labels[split.calibration]
     believed, lost = (
         _curve(network, calibration, excess)
         for excess in (
-            own_excess(
-                calibration.predictions, known, calibration.logits[-1].numpy().astype(np.float64), network.calibration
-            ),
+            own_excess(calibration.predictions, known, calibration.logits[-1].astype(np.float64), network.calibration),
             labelled_excess(calibration.predictions, truth),
         )
     )
-    excess = labelled_excess(result.outputs.test.predictions, samples.labels[split.test].numpy())
+    excess = labelled_excess(result.outputs.test.predictions, samples.labels[split.test])
     drops, costs = _candidates(network, result.outputs.test, excess)
     count = len(believed.costs)
     return pd.DataFrame(

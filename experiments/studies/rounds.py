@@ -1,16 +1,17 @@
 """One user's personalisation rounds for the figures: each scheme, and hard labels with fewer samples."""
 
-import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.calibration import sweep
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.features import FeatureCache, compute_features
+from persephonee.clients.personalisation.feature_cache import FeatureCache
+from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Scheme, loss_weights
@@ -19,7 +20,7 @@ from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.studies.risk_tables import risk_rows
 from persephonee.experiments.studies.studies import Study
-from persephonee.multi_exit.exit_weights import load_exit_weights
+from persephonee.multi_exit.exit_weights import as_arrays
 from persephonee.multi_exit.network import MultiExitNetwork
 
 SCHEMES: dict[str, Scheme] = {
@@ -56,7 +57,7 @@ def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -
     for count in study.sample_counts:
         # with all samples the round has been measured above
         if count < len(split.train):
-            fewer = replace(split, train=split.train[order[:count]].sort().values)
+            fewer = replace(split, train=np.sort(split.train[order[:count].numpy()]))
             result = _personalise(study, network, samples, fewer, "supervised", features)
             exits += _exit_rows(network, result, "hard labels", unguarded(result), whole=False)
     tables = {"exits": pd.DataFrame(exits), "policies": pd.DataFrame(policies), "sweeps": pd.DataFrame(sweeps)}
@@ -79,18 +80,20 @@ def _personalise(
 
 def _usable(split: SampleSplit, scheme: Scheme) -> SampleSplit:
     """Return the split as a device knows it that has labels only where the scheme learns from them."""
-    return split if scheme == "supervised" else replace(split, labelled=torch.zeros_like(split.labelled))
+    return split if scheme == "supervised" else replace(split, labelled=np.zeros_like(split.labelled))
 
 
 def _unguarded(
-    network: MultiExitNetwork, result: Personalisation, features: FeatureCache, test: Tensor, labels: Tensor
+    network: MultiExitNetwork,
+    result: Personalisation,
+    features: FeatureCache,
+    test: NDArray[np.int64],
+    labels: NDArray[np.int64],
 ) -> dict[int, float]:
     """Return what the exits that the guard put back would have reached on the test part."""
     if not result.report.rolled_back_exits:
         return {}
-    heads = copy.deepcopy(network.heads)
-    load_exit_weights(heads, result.trained)
-    accuracies = run_exits(heads, features, test).accuracies(labels)
+    accuracies = run_exits(result.trained, features, test).accuracies(labels)
     return {exit: float(accuracies[exit]) for exit in result.report.rolled_back_exits}
 
 
@@ -137,19 +140,16 @@ def _sweep_rows(
 ) -> list[dict[str, Any]]:
     """Return the operating points on the test part with all exits in use, with the global and the personal exits."""
     exits = tuple(range(network.num_exits))
-    stages: list[tuple[str, dict[str, Tensor]]] = [("after", result.exit_weights)]
+    stages = [("after", result.exit_weights)]
     if scheme == "hard labels":
-        stages.append(("before", network.exit_state()))
-    own = network.exit_state()
+        stages.append(("before", as_arrays(network.exit_state())))
     rows: list[dict[str, Any]] = []
     for stage, state in stages:
-        network.load_exit_state(state)
-        outputs = run_exits(network.heads, features, split.test)
-        correct = outputs.predictions == samples.labels[split.test].numpy()
+        outputs = run_exits(state, features, split.test)
+        correct = outputs.predictions == samples.labels[split.test]
         for point in sweep(outputs.confidences, correct, exits, network.costs.leaving_macs(exits)):
             rates = {f"rate_{exit}": rate for exit, rate in enumerate(point.exit_rates)}
             whose = {"user": samples.client_id, "scheme": scheme, "stage": stage}
             costs = {"threshold": point.threshold, "accuracy": point.accuracy, "mean_macs": point.cost}
             rows.append({**whose, **costs, **rates})
-    network.load_exit_state(own)
     return rows

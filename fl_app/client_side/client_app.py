@@ -7,19 +7,17 @@ and the device's owner permits it (client_sharing.py). Whatever goes wrong becom
 sentence, so that the server can count and name it (refusals.py).
 """
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import evaluate_exits
 from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.features import runs_on_graphs
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.personalisation.risk.risk_pools import RiskPool
@@ -39,8 +37,10 @@ from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.fl_app.wire.limits import FEWEST_TEST_SAMPLES
 from persephonee.fl_app.wire.risk_records import curve_record, pool_of
-from persephonee.multi_exit.exit_weights import load_exit_weights
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
 
 log = logging.getLogger("persephonee.client")
 
@@ -59,6 +59,7 @@ def status(message: Message, context: Context) -> Message:
             code=code_fingerprint(),
             model_held=node.models().holds(str(request["model"])),
             sharing_allowed=node.sharing_allowed,
+            needs_graphs=node.models().needs_graphs,
         )
         wire.check_status(reply)
     except Exception as error:
@@ -95,9 +96,9 @@ class _Task:
     user: str
     seed: int
     """The run's in a simulation; a device's is its own."""
-    network: MultiExitNetwork
+    network: "Network"
     layout: ExitLayout
-    exits: dict[str, Tensor] | None
+    exits: ExitWeights | None
     """The global exits of a federated round; None where the run shares none or the device takes none."""
     pool: RiskPool | None
     """Of all clients' risk curves, in a message that asks for the policy."""
@@ -135,14 +136,19 @@ def _task(
         )
     settings = AppSettings.from_run_config(context.run_config)
     models, fingerprint = node.models(), str(request["model"])
-    model = models.receive(fingerprint, content) if "model" in content else models.find(fingerprint)
+    # what is there already stays: nobody replaces the graphs of a model that this device answers for
+    arrives = "model" in content and not models.holds(fingerprint)
+    model = models.receive(fingerprint, content) if arrives else models.find(fingerprint)
     if model is None:
         return wire.refusal(user, f"{wire.MODEL_MISSING}: {fingerprint[:12]}")
     network, metadata = model
-    if node.is_simulated:
-        # the simulation runs one client per core; torch would start a thread per core in each of them
-        torch.set_num_threads(1)
-    network.to(node.compute.torch_device())
+    if not runs_on_graphs(network):
+        if node.is_simulated:
+            # the simulation runs one client per core; torch would start a thread per core in each of them
+            import torch
+
+            torch.set_num_threads(1)
+        network.to(node.compute.torch_device())
     layout = ExitLayout.of(network, settings.sharing.share_dtype)
     exits = received_exits(content, network, layout, settings.sharing, node.takes_exits)
     seed, division = settings.seed, settings.split
@@ -191,7 +197,7 @@ def _personalise(task: _Task) -> RecordDict:
         if curve is not None:
             reply["curve"] = curve
     if task.settings.sharing.share_exits:
-        start = task.exits or task.network.exit_state()
+        start = task.exits or as_arrays(task.network.exit_state())
         permitted = task.node.permits_sharing(task.user)
         attach_exits(reply, done, start, task.layout, permitted, task.settings.privacy)
     return reply
@@ -214,7 +220,7 @@ def _choose(task: _Task) -> RecordDict:
 
 
 def _evaluate(task: _Task) -> RecordDict:
-    number, exits = int(task.request["round"]), task.exits or task.network.exit_state()
+    number, exits = int(task.request["round"]), task.exits or as_arrays(task.network.exit_state())
     if task.request["personalise"]:
         settings, seed = task.settings.personalisation, task.seed
         done = personalise(
@@ -222,10 +228,8 @@ def _evaluate(task: _Task) -> RecordDict:
         )
         return _to_reply(task, done.report)
     task.network.freeze_backbone()
-    heads = copy.deepcopy(task.network.heads)
-    load_exit_weights(heads, exits)
     test = task.split.test
-    rows = evaluate_exits(task.network, heads, task.samples.images[test], task.samples.labels[test])
+    rows = evaluate_exits(task.network, exits, task.samples.images[test], task.samples.labels[test])
     report = replace(wire.no_report(task.user, wire.OK), round=number, num_test=len(test), exit_metrics=rows)
     return _to_reply(task, report)
 

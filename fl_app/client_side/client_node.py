@@ -10,16 +10,21 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     share-curve    true allows its risk curve to leave it, for policies chosen with those of others; default: false
     share-exits    true allows its exits to leave it when a run asks for them, and merged ones in; default: false
     device         where it computes: cuda, cpu, or auto, a GPU where there is one; default: auto
+    runtime        onnx runs the graphs that a model carries, torch needs PyTorch; default: torch where it is installed
+    providers      ONNX Runtime's execution providers, with commas; default: CPU
+    threads        of ONNX Runtime; default: one for each core
     models         fingerprints of the models that it answers for, with commas; default: the first that it is sent
 
 Nothing here comes from the server: a run configuration cannot make a device read another folder or share anything.
 """
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions, UserSamples
@@ -32,12 +37,26 @@ from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.run_config import Value, from_flat
 from persephonee.fl_app.wire.model_fit import check_fit, classes_of
 from persephonee.fl_app.wire.model_store import ModelStore
-from persephonee.multi_exit.network import MultiExitNetwork
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, ComputeSettings
+from persephonee.multi_exit.graphs.sessions import require_providers
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, ComputeSettings, RuntimeSettings
 from persephonee.multi_exit.storage import ModelMetadata
 
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
+
 _IN_SIMULATION = frozenset({"partition-id", "num-partitions"})
-_OWN_KEYS = ("client-id", "store", "model-store", "backbones", "share-curve", "share-exits", "models", "device")
+_RUNTIME_KEYS = ("runtime", "providers", "threads")
+_OWN_KEYS = (
+    "client-id",
+    "store",
+    "model-store",
+    "backbones",
+    "share-curve",
+    "share-exits",
+    "models",
+    "device",
+    *_RUNTIME_KEYS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +90,8 @@ class ClientNode:
 
     seed: int = 0
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    runtime: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(runtime="torch"))
+    """What a device runs its network on; a simulated node runs PyTorch."""
 
     @property
     def is_simulated(self) -> bool:
@@ -114,7 +135,7 @@ class ClientNode:
     def _device(cls, config: Mapping[str, Value]) -> "ClientNode":
         own = {key: config[key] for key in _OWN_KEYS if key in config}
         for key, value in own.items():
-            wanted = bool if key in ("share-exits", "share-curve") else str
+            wanted = {"share-exits": bool, "share-curve": bool, "threads": int}.get(key, str)
             if type(value) is not wanted or value == "":
                 raise RunConfigError(f"node configuration: {key}={value!r} is wrong; expected a {wanted.__name__}.")
         complaint = id_complaint(str(own["client-id"]))
@@ -135,11 +156,12 @@ class ClientNode:
             permits_curve=bool(own.get("share-curve", False)),
             models_allowed=tuple(name.strip() for name in str(own.get("models", "")).split(",") if name.strip()),
             compute=from_flat(ComputeSettings, {"device": own.get("device", "auto")}),
+            runtime=_runtime_of({key: own[key] for key in _RUNTIME_KEYS if key in own}),
         )
 
     def models(self) -> ModelStore:
         """Return the models that this client has."""
-        return ModelStore(self.model_store, seen=self.model_seen, sources=self.sources)
+        return ModelStore(self.model_store, seen=self.model_seen, sources=self.sources, runtime=self.runtime)
 
     def user(self, named_by_server: str) -> str:
         """Return whose data this client holds: a device's own id, or the user that a simulated node is to play."""
@@ -163,7 +185,7 @@ class ClientNode:
         """Return what this device remembers of what it was asked."""
         return AskedFile(self.stores, self.models_allowed, any_model=self.sharing_allowed)
 
-    def samples(self, user: str, network: MultiExitNetwork, metadata: ModelMetadata) -> UserSamples:
+    def samples(self, user: str, network: "Network", metadata: ModelMetadata) -> UserSamples:
         """Load the user's samples, which the network is to take.
 
         Raises:
@@ -179,6 +201,17 @@ class ClientNode:
     def store(self, user: str) -> Path:
         """Return the folder of this client's exits, policy and state."""
         return store_of(self.stores, user) if self.is_simulated else self.stores
+
+
+def _runtime_of(own: Mapping[str, Value]) -> RuntimeSettings:
+    """Return what a device runs its network on: PyTorch where it is installed, unless the owner says otherwise."""
+    runtime = from_flat(RuntimeSettings, own)
+    if runtime.runtime == "auto":
+        runtime = replace(runtime, runtime="torch" if importlib.util.find_spec("torch") else "onnx")
+    if runtime.runtime == "onnx":
+        # a missing provider is better known before the first round
+        runtime = replace(runtime, providers=",".join(require_providers(runtime.provider_names)))
+    return runtime
 
 
 def in_simulation() -> bool:

@@ -1,9 +1,10 @@
 """The client's side of sharing: take merged exits in, and let trained ones out where their owner permits it."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import RecordDict
-from torch import Tensor
+from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.personalise import Personalisation
 from persephonee.fl_app.errors import WireError
@@ -11,12 +12,20 @@ from persephonee.fl_app.settings.sharing_settings import PrivacySettings, Sharin
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.differential_privacy import clipped, with_noise
 from persephonee.fl_app.wire.exit_arrays import ExitLayout, exit_of
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays
+
+if TYPE_CHECKING:
+    from persephonee.multi_exit.graphs.network import GraphNetwork
+    from persephonee.multi_exit.network import MultiExitNetwork
 
 
 def received_exits(
-    content: RecordDict, network: MultiExitNetwork, layout: ExitLayout, sharing: SharingSettings, takes_exits: bool
-) -> dict[str, Tensor] | None:
+    content: RecordDict,
+    network: "MultiExitNetwork | GraphNetwork",
+    layout: ExitLayout,
+    sharing: SharingSettings,
+    takes_exits: bool,
+) -> ExitWeights | None:
     """Return the global exits of a federated round; None where the run shares none or this client takes none.
 
     Raises:
@@ -28,13 +37,13 @@ def received_exits(
         return None
     if "exits" in content:
         return layout.state(layout.from_record(content["exits"]), network.exit_state())
-    return network.exit_state() if sharing.share_exits else None
+    return as_arrays(network.exit_state()) if sharing.share_exits else None
 
 
 def attach_exits(
     reply: RecordDict,
     done: Personalisation,
-    start: Mapping[str, Tensor],
+    start: Mapping[str, NDArray[Any]],
     layout: ExitLayout,
     permitted: bool,
     privacy: PrivacySettings,

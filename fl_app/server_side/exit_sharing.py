@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.fl_app.errors import WireError
@@ -14,6 +13,7 @@ from persephonee.fl_app.server_side.aggregation import Contribution, Merger
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.exit_arrays import ExitLayout, exit_of
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays
 from persephonee.multi_exit.network import MultiExitNetwork
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ class ExitSharing:
     def __init__(
         self, network: MultiExitNetwork, settings: SharingSettings, privacy: PrivacySettings, secret: str
     ) -> None:
-        self._base = network.exit_state()
+        self._base = as_arrays(network.exit_state())
         self._layout = ExitLayout.of(network, settings.share_dtype)
         self._privacy = privacy
         self._secret = secret
@@ -57,7 +57,7 @@ class ExitSharing:
         """Return what a client is sent of the global exits: nothing while they are those of the model."""
         return {} if self._record is None else {"exits": self._record}
 
-    def exit_state(self) -> dict[str, Tensor]:
+    def exit_state(self) -> ExitWeights:
         """Return the global exits, as `MultiExitNetwork.load_exit_state` takes them."""
         return self._layout.state(self._exits, self._base)
 

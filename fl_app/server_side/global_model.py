@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.fl_app.server_side.held_out_pools import calibrate_model
 from persephonee.fl_app.server_side.strategy import GlobalModel
 from persephonee.fl_app.settings.app_settings import AppSettings
-from persephonee.fl_app.wire.model_store import model_records
+from persephonee.fl_app.wire.model_store import graph_records, model_records
+from persephonee.multi_exit.exit_weights import ExitWeights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 from persephonee.server.training.global_model import MODEL_NAME, make_global_model
@@ -73,7 +73,7 @@ def _found_or_pretrained(settings: AppSettings, folder: Path, progress: Pretrain
 
 
 def save_merged_model(
-    network: MultiExitNetwork, metadata: ModelMetadata, exits: dict[str, Tensor], contributors: Sequence[str], run: Path
+    network: MultiExitNetwork, metadata: ModelMetadata, exits: ExitWeights, contributors: Sequence[str], run: Path
 ) -> Path:
     """Save the model with merged exits as `model/` of a run folder, and return the folder.
 
@@ -88,10 +88,13 @@ def save_merged_model(
     return run / "model"
 
 
-def as_global_model(network: MultiExitNetwork, metadata: ModelMetadata) -> GlobalModel:
-    """Return what the strategy needs to know of the network."""
+def as_global_model(network: MultiExitNetwork, metadata: ModelMetadata, folder: Path) -> GlobalModel:
+    """Return what the strategy needs to know of the network, whose folder may hold its graphs."""
     return GlobalModel(
         fingerprint=network.fingerprint,
         num_exits=network.num_exits,
         records=functools.cache(lambda: model_records(network, metadata.class_names)),
+        graph_records=functools.cache(
+            lambda: {**model_records(network, metadata.class_names), **graph_records(folder, network.num_exits)}
+        ),
     )

@@ -154,7 +154,7 @@ def _of_user(network: MultiExitNetwork, partitions: Partitions, user: str) -> Ma
         if len(split.judged) < 2 * FEWEST_SAMPLES:
             return {}
         features = features or compute_features(network, samples.images)
-        truth = samples.labels[split.judged].numpy()
+        truth = samples.labels[split.judged]
         known = truth if labels else np.full_like(truth, -1)
         for schedule in get_args(Schedule):
             settings = PersonalisationSettings(schedule=schedule, weights=loss_weights("auto", labels))
@@ -167,7 +167,7 @@ def _of_user(network: MultiExitNetwork, partitions: Partitions, user: str) -> Ma
 def _curves(
     network: MultiExitNetwork, outputs: ExitOutputs, known: NDArray[np.int64], truth: NDArray[np.int64]
 ) -> _Curves:
-    last_logits = outputs.logits[-1].numpy().astype(np.float64)
+    last_logits = outputs.logits[-1].astype(np.float64)
     believed, lost = (
         risk_curve(outputs.confidences, excess, network.costs.leaving_macs, float(network.costs.original_macs))
         for excess in (

@@ -26,6 +26,8 @@ class Client:
     client_id: str
     is_simulated: bool
     has_model: bool
+    needs_graphs: bool
+    """Whether it has no PyTorch, and takes the model with its graphs."""
     takes_exits: bool
     """Whether merged exits may be sent to it."""
     bytes_up: int = 0
@@ -141,6 +143,7 @@ def _client(answer: Reply, status: dict[str, Any], bytes_down: int) -> Client:
         client_id=status["client-id"],
         is_simulated=status["partition-id"] >= 0,
         has_model=status["model-held"],
+        needs_graphs=status["needs-graphs"],
         takes_exits=status["partition-id"] >= 0 or status["sharing-allowed"],
         bytes_up=wire.content_bytes(answer.content) if answer.content is not None else 0,
         bytes_down=bytes_down,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -45,6 +46,7 @@ class Rounds:
         metadata: of the model.
         folder: where the run's tables are, and its checkpoint, if it was begun before.
         file: that says how far the run is.
+        model: folder of the model, whose graphs go to clients without PyTorch.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Rounds:
         metadata: ModelMetadata,
         folder: RunFolder,
         file: StatusFile,
+        model: Path,
     ) -> None:
         self._settings, self._network, self._metadata = settings, network, metadata
         self._folder, self._file = folder, file
@@ -68,7 +71,7 @@ class Rounds:
                 self._sharing.load_state(self._begun.arrays, self._begun.info)
         self._strategy = PersonalisationStrategy(
             grid,
-            as_global_model(network, metadata),
+            as_global_model(network, metadata, model),
             code_fingerprint(),
             settings.rounds,
             run=self._begun.run,

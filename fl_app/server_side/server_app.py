@@ -67,7 +67,7 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path) -> Path
     )
     file = StatusFile(folder.path)
     try:
-        Rounds(grid, settings, network, metadata, folder, file).run()
+        Rounds(grid, settings, network, metadata, folder, file, model).run()
         file.write(replace(file.last, doing="drawing the report"))
         report = draw_report(folder.path)
     except ValueError as error:

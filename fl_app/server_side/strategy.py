@@ -41,6 +41,8 @@ class GlobalModel:
     """M, the early exits."""
     records: Callable[[], dict[str, ArrayRecord | ConfigRecord]]
     """Makes what a client without the model is sent; most runs never need it."""
+    graph_records: Callable[[], dict[str, ArrayRecord | ConfigRecord]]
+    """The same for a client without PyTorch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +237,7 @@ class PersonalisationStrategy:
         )
         content.update(records)
         if not client.has_model:
-            content.update(self._model.records())
+            content.update(self._model.graph_records() if client.needs_graphs else self._model.records())
             client.has_model = True
         if self._sharing is not None and client.takes_exits and kind != wire.POLICY:
             content.update(self._sharing.records())

@@ -4,8 +4,11 @@ Only `persephonee simulate` can make this picture, since it runs on the machine 
 clients' stores; in a federation no sample reaches the server.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from persephonee.clients.personalisation.evaluation import ExitOutputs
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.data_partitions.samples import UserSamples, to_float
@@ -74,36 +77,35 @@ def _largest_gain(tables: RunTables, num_exits: int) -> str | None:
 def _answers(
     network: MultiExitNetwork,
     samples: UserSamples,
-    test: torch.Tensor,
+    test: NDArray[np.int64],
     policy: ExitPolicy,
-    last_shift: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    last_shift: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return what the original network and the policy answer to the test images, shape [n] each."""
-    logits = list(network.eval()(to_float(samples.images[test])))
-    original = logits[-1].argmax(dim=1)
+    logits = torch.stack(network.eval()(to_float(samples.images[test]))).numpy()
+    original: NDArray[np.int64] = logits[-1].argmax(axis=1)
     if last_shift is not None:
-        logits[-1] = logits[-1] + last_shift
-    confidences = torch.stack([one.softmax(dim=1).max(dim=1).values for one in logits])
-    predictions = torch.stack([one.argmax(dim=1) for one in logits])
-    leaves = torch.from_numpy(policy.exit_of(confidences.double().numpy()))
-    return original, predictions.gather(0, leaves[None])[0]
+        logits[-1] += last_shift
+    outputs = ExitOutputs.of(logits)
+    leaves = policy.exit_of(outputs.confidences)
+    return original, outputs.predictions[leaves, np.arange(len(leaves))]
 
 
 def _example_user(
     client_id: str,
     samples: UserSamples,
-    test: torch.Tensor,
-    predictions: tuple[torch.Tensor, torch.Tensor],
+    test: NDArray[np.int64],
+    predictions: tuple[NDArray[np.int64], NDArray[np.int64]],
     names: tuple[str, ...],
 ) -> ExampleUser:
     before, after = predictions
     truth = samples.labels[test]
     corrected = (before != truth) & (after == truth)
     worsened = (before == truth) & (after != truth)
-    shown = [*corrected.nonzero()[:, 0].tolist(), *worsened.nonzero()[:, 0].tolist()][:MOST_EXAMPLES]
+    shown = [*np.flatnonzero(corrected).tolist(), *np.flatnonzero(worsened).tolist()][:MOST_EXAMPLES]
     examples = tuple(
         Example(
-            image=samples.images[test[i]].numpy(),
+            image=samples.images[test[i]],
             label=names[int(truth[i])],
             before=names[int(before[i])],
             after=names[int(after[i])],

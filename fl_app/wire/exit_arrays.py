@@ -13,20 +13,26 @@ integer.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
 from persephonee.fl_app.wire.limits import MAX_VALUE
-from persephonee.multi_exit.exit_weights import exit_weight_name
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, weights_of_exit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from persephonee.multi_exit.graphs.network import GraphNetwork
+    from persephonee.multi_exit.network import MultiExitNetwork
 
 PARAMETERS, STATISTICS = "parameters", "statistics"
+_STATISTICS = (".running_mean", ".running_var")
 ExitArrays = dict[str, NDArray[np.float32]]
 
 
@@ -40,49 +46,48 @@ class ExitLayout:
         dtype: in which they travel, float32 or float16.
     """
 
-    tensors: Mapping[str, tuple[tuple[str, torch.Size], ...]]
+    tensors: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
     variances: frozenset[str]
     dtype: str
 
     @classmethod
-    def of(cls, network: MultiExitNetwork, dtype: str) -> "ExitLayout":
+    def of(cls, network: "MultiExitNetwork | GraphNetwork", dtype: str) -> "ExitLayout":
         """Return the layout of a network's exits."""
-        tensors: dict[str, tuple[tuple[str, torch.Size], ...]] = {}
-        for number, head in enumerate(network.heads):
-            parameters = {name for name, _ in head.named_parameters()}
-            parts: dict[str, list[tuple[str, torch.Size]]] = {PARAMETERS: [], STATISTICS: []}
-            for name, tensor in head.state_dict().items():
-                if tensor.is_floating_point():
-                    part = PARAMETERS if name in parameters else STATISTICS
-                    parts[part].append((exit_weight_name(number, name), tensor.shape))
+        tensors: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {}
+        weights = as_arrays(network.exit_state())
+        for number in range(network.num_exits):
+            parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {PARAMETERS: [], STATISTICS: []}
+            for name, array in weights_of_exit(weights, number).items():
+                if array.dtype.kind == "f":
+                    part = STATISTICS if name.endswith(_STATISTICS) else PARAMETERS
+                    parts[part].append((name, array.shape))
             tensors.update({f"{number}.{part}": tuple(found) for part, found in parts.items() if found})
-        variances = frozenset(
-            exit_weight_name(number, f"{name}.running_var")
-            for number, head in enumerate(network.heads)
-            for name, module in head.named_modules()
-            if isinstance(module, nn.BatchNorm2d)
-        )
+        variances = frozenset(name for name in weights if name.endswith(".running_var"))
         return cls(tensors=tensors, variances=variances, dtype=dtype)
 
     def size(self, name: str) -> int:
         """Return the number of values in an array."""
-        return sum(shape.numel() for _, shape in self.tensors[name])
+        return sum(prod(shape) for _, shape in self.tensors[name])
 
-    def arrays(self, state: Mapping[str, Tensor]) -> ExitArrays:
-        """Return the arrays of all exits, from tensors named as `exit_state` names them."""
+    def arrays(self, state: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> ExitArrays:
+        """Return the arrays of all exits, from weights named as `exit_state` names them."""
         return {
-            name: torch.cat([state[tensor].detach().reshape(-1).float() for tensor, _ in tensors]).cpu().numpy()
+            name: np.concatenate([np.asarray(state[one], dtype=np.float32).reshape(-1) for one, _ in tensors])
             for name, tensors in self.tensors.items()
         }
 
-    def state(self, arrays: Mapping[str, NDArray[np.float32]], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def state(
+        self,
+        arrays: Mapping[str, NDArray[np.float32]],
+        base: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]",
+    ) -> ExitWeights:
         """Return an exit state: what the arrays hold, and all else as it is in `base`."""
-        state = {name: tensor.clone() for name, tensor in base.items()}
+        state = {name: np.array(value) for name, value in base.items()}
         for name, array in arrays.items():
-            pieces = torch.from_numpy(array.astype(np.float32)).split([s.numel() for _, s in self.tensors[name]])
-            for (tensor, shape), piece in zip(self.tensors[name], pieces, strict=True):
+            ends = np.cumsum([prod(shape) for _, shape in self.tensors[name]])[:-1]
+            for (one, shape), piece in zip(self.tensors[name], np.split(array.astype(np.float32), ends), strict=True):
                 # noise, or a strategy with momentum, may have gone below
-                state[tensor] = (piece.clamp(min=0) if tensor in self.variances else piece).reshape(shape).clone()
+                state[one] = (piece.clip(min=0) if one in self.variances else piece.copy()).reshape(shape)
         return state
 
     def names(self, exits: Collection[int]) -> tuple[str, ...]:

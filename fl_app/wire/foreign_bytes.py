@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.limits import HEADER_BYTES
 
+MOST_DIMENSIONS = 8
+
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
@@ -26,6 +28,24 @@ def refusing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise WireError(f"{what} cannot be read ({type(error).__name__}).") from None
+
+
+def read_any_array(array: Array, what: str) -> NDArray[np.generic]:
+    """Return the values of an array that arrived, of whatever shape, bounded by the bytes that it came in.
+
+    Raises:
+        WireError: its bytes are anything but a .npy file of numbers.
+    """
+    file = io.BytesIO(array.data)
+    try:
+        if npy.read_magic(file) != (1, 0):
+            raise ValueError("another version of the format")
+        shape, _, kind = npy.read_array_header_1_0(file, max_header_size=HEADER_BYTES)
+        if kind.kind not in "biuf" or len(shape) > MOST_DIMENSIONS:
+            raise ValueError("no numbers")
+    except Exception:
+        raise WireError(f"{what}: the bytes are no array.") from None
+    return read_array(array, str(kind), shape, what)
 
 
 def read_array(array: Array, dtype: str, shape: tuple[int, ...], what: str) -> NDArray[np.generic]:

@@ -1,15 +1,18 @@
 """Whether a model fits the data; without Flower, since a device without a server asks too."""
 
+from typing import TYPE_CHECKING, Any
+
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions
 from persephonee.data_partitions.settings import DataSettings
-from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 from persephonee.fl_app.errors import ModelFitError
-from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata
 
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
 
-def open_fitting(data: DataSettings, network: MultiExitNetwork, metadata: ModelMetadata) -> Partitions:
+
+def open_fitting(data: DataSettings, network: "Network", metadata: ModelMetadata) -> Partitions:
     """Open the data that a model is to take, with its labels numbered as the model numbers its classes.
 
     Raises:
@@ -22,7 +25,7 @@ def open_fitting(data: DataSettings, network: MultiExitNetwork, metadata: ModelM
     return partitions
 
 
-def classes_of(network: MultiExitNetwork, metadata: ModelMetadata) -> ModelClasses:
+def classes_of(network: "Network", metadata: ModelMetadata) -> ModelClasses:
     """Return the classes of a model, with their names where it has them."""
     return ModelClasses(count=network.num_classes, names=metadata.class_names)
 
@@ -34,9 +37,11 @@ def check_division(metadata: ModelMetadata, partitions: Partitions) -> None:
         ModelFitError: the images are divided in another way than at pretraining.
     """
     trained = metadata.settings.get("division")
-    if trained is None or not isinstance(partitions, PersonalisedImageNet):
+    # only image sets that are divided among users have one
+    division: dict[str, Any] | None = getattr(partitions, "division", None)
+    if trained is None or division is None:
         return
-    for name, value in partitions.division.items():
+    for name, value in division.items():
         if trained.get(name, value) != value:
             option = {"seed": "data-seed"}.get(name, name)
             raise ModelFitError(
@@ -45,7 +50,7 @@ def check_division(metadata: ModelMetadata, partitions: Partitions) -> None:
             )
 
 
-def check_fit(network: MultiExitNetwork, partitions: Partitions) -> None:
+def check_fit(network: "Network", partitions: Partitions) -> None:
     """Refuse a model that was made for other data.
 
     Raises:

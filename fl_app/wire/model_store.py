@@ -1,32 +1,49 @@
 """The global model on a client: one copy per process, one folder per fingerprint on disk, never a pickle."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from persephonee.clients.personalisation.risk.risk_pools import RiskPool
 from persephonee.fl_app.errors import WireError
-from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
+from persephonee.fl_app.wire.foreign_bytes import read_any_array, read_array, refusing
 from persephonee.fl_app.wire.limits import CLASS_NAME_CHARACTERS
 from persephonee.fl_app.wire.value_kinds import Text
-from persephonee.multi_exit.building import rebuild_network
+from persephonee.multi_exit.atomic_files import write_bytes_atomically
 from persephonee.multi_exit.checked_json import parse_json_object
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
-from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
-from persephonee.multi_exit.settings import DEFAULT_SOURCES
-from persephonee.multi_exit.storage import ModelMetadata, load_network, load_tensors, read_description, save_network
+from persephonee.multi_exit.graphs.checking import check_graph
+from persephonee.multi_exit.graphs.description import ModelGraphs
+from persephonee.multi_exit.graphs.network import carries_graphs, load_graph_network
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, RuntimeSettings
+from persephonee.multi_exit.storage import (
+    ModelMetadata,
+    fingerprint_of,
+    load_network,
+    load_tensors,
+    read_description,
+    save_arrays,
+    save_network,
+)
 
-Model = tuple[MultiExitNetwork, ModelMetadata]
-"""A network, and what a client knows of it."""
+if TYPE_CHECKING:
+    import torch
+
+    from persephonee.clients.personalisation.features import Network
+    from persephonee.multi_exit.network import MultiExitNetwork
+
+    Model = tuple[Network, ModelMetadata]
+    """A network, and what a client knows of it."""
 
 # A simulation's actors live long and play many clients, who all ask for the same model: building it once saves the
 # tracing. It is shared, so nobody may change it; `ModelStore.find` hands out nothing else than this object.
-_IN_MEMORY: dict[str, Model] = {}
+_IN_MEMORY: dict[str, "Model"] = {}
 
 
 class ModelStore:
@@ -36,20 +53,31 @@ class ModelStore:
         folder: holds one model folder per fingerprint; None keeps received models in this process only.
         seen: a model folder that is there already, such as the one that a simulation was started with.
         sources: where backbones may come from, by this client's own configuration.
+        runtime: what the network is to run on.
     """
 
     def __init__(
-        self, folder: Path | None, seen: Path | None = None, sources: tuple[str, ...] = DEFAULT_SOURCES
+        self,
+        folder: Path | None,
+        seen: Path | None = None,
+        sources: tuple[str, ...] = DEFAULT_SOURCES,
+        runtime: RuntimeSettings | None = None,
     ) -> None:
         self._folder = folder
         self._seen = seen
         self._sources = sources
+        self._runtime = runtime or RuntimeSettings(runtime="torch")
+
+    @property
+    def needs_graphs(self) -> bool:
+        """Whether a model is of use with its graphs alone, since this client has no PyTorch, or is not to use it."""
+        return self._runtime.runtime == "onnx"
 
     def holds(self, fingerprint: str) -> bool:
         """Return whether the model lies on disk; a copy in memory may be gone with the next process."""
         return self._place(fingerprint) is not None
 
-    def find(self, fingerprint: str) -> Model | None:
+    def find(self, fingerprint: str) -> "Model | None":
         """Return the model, which the caller must copy before changing it, or None.
 
         Raises:
@@ -59,10 +87,10 @@ class ModelStore:
             place = self._place(fingerprint)
             if place is None:
                 return None
-            _keep(fingerprint, load_network(place, self._sources))
+            _keep(fingerprint, self._load(place))
         return _IN_MEMORY[fingerprint]
 
-    def receive(self, fingerprint: str, content: RecordDict) -> Model:
+    def receive(self, fingerprint: str, content: RecordDict) -> "Model":
         """Build the model that came with a message, keep it, and return it.
 
         Raises:
@@ -70,31 +98,61 @@ class ModelStore:
             MultiExitError: its backbone is not allowed here, or its arrays do not fit.
         """
         spec = NetworkSpec.from_json(str(content.config_records["spec"]["json"]))
-        network = rebuild_network(spec, self._sources)
-        arrays = _arrays(content.array_records["model"], network)
-        load_tensors(network, arrays, "the model that was received")
-        if network.fingerprint != fingerprint:
-            raise WireError("the model that was received is not the one that the request names; send it again.")
         # without more: whose data trained the model is none of a device's business
-        network.calibration = _calibration(content, network)
-        network.risk_pools = _risk_pools(content, network)
         metadata = ModelMetadata(
-            class_names=_class_names(content, network.num_classes),
-            calibration=network.calibration,
-            risk_pools=network.risk_pools,
+            class_names=_class_names(content, spec.num_classes),
+            calibration=_calibration(content, spec),
+            risk_pools=_risk_pools(content, spec),
         )
+        if self.needs_graphs:
+            return _keep(fingerprint, self._load(self._keep_graphs(fingerprint, content, spec, metadata)))
+        from persephonee.multi_exit.building import rebuild_network
+
+        network = rebuild_network(spec, self._sources)
+        load_tensors(network, _tensors(content.array_records["model"], network), "the model that was received")
+        if network.fingerprint != fingerprint:
+            raise _not_the_one()
+        network.calibration, network.risk_pools = metadata.calibration, metadata.risk_pools
         if self._folder is not None:
             save_network(network, self._folder / fingerprint, metadata)
         return _keep(fingerprint, (network, metadata))
 
+    def _keep_graphs(self, fingerprint: str, content: RecordDict, spec: NetworkSpec, metadata: ModelMetadata) -> Path:
+        if self._folder is None or "graphs" not in content:
+            raise WireError("this device has no PyTorch, and the model that was sent carries no graphs; write them.")
+        record = content.array_records["model"]
+        arrays = {name[:200]: read_any_array(record[name], f"model/{name[:40]}") for name in record}
+        if fingerprint_of(spec, arrays) != fingerprint:
+            raise _not_the_one()
+        with refusing("graphs/json"):
+            described = parse_json_object(str(content.config_records["graphs"]["json"]))
+        graphs, files = ModelGraphs.from_dict(described, len(spec.cuts)), content.array_records["graph-files"]
+        if set(files) != {stage.file for stage in graphs.stages}:
+            raise WireError("graph-files: expected the files that the graphs' description names.")
+        folder = self._folder / fingerprint
+        for stage in graphs.stages:
+            data = read_any_array(files[stage.file], f"graph-files/{stage.file}").tobytes()
+            if hashlib.sha256(data).hexdigest() != stage.sha256:
+                raise WireError(f"graph-files/{stage.file}: its content is not that of its digest.")
+            check_graph(data)
+            write_bytes_atomically(folder / stage.file, data)
+        save_arrays(spec, arrays, folder, metadata, graphs.to_dict())
+        return folder
+
+    def _load(self, place: Path) -> "Model":
+        if not self.needs_graphs:
+            return load_network(place, self._sources)
+        return load_graph_network(place, threads=self._runtime.threads, providers=self._runtime.provider_names)
+
     def _place(self, fingerprint: str) -> Path | None:
         own = () if self._folder is None else (self._folder / fingerprint,)
         seen = () if self._seen is None else (self._seen,)
-        return next((place for place in (*own, *seen) if _fingerprint_of(place) == fingerprint), None)
+        fitting = (place for place in (*own, *seen) if _fingerprint_of(place) == fingerprint)
+        return next((place for place in fitting if not self.needs_graphs or carries_graphs(place)), None)
 
 
 def model_records(
-    network: MultiExitNetwork, class_names: tuple[str, ...] = ()
+    network: "MultiExitNetwork", class_names: tuple[str, ...] = ()
 ) -> dict[str, ArrayRecord | ConfigRecord]:
     """Return the records that carry a model to a client that lacks it."""
     records: dict[str, ArrayRecord | ConfigRecord] = {
@@ -113,8 +171,23 @@ def model_records(
     return records
 
 
-def _arrays(record: ArrayRecord, network: MultiExitNetwork) -> dict[str, torch.Tensor]:
+def graph_records(folder: Path, num_exits: int) -> dict[str, ArrayRecord | ConfigRecord]:
+    """Return the records that carry a model's graphs to a client without PyTorch; none where it has none."""
+    description = read_description(folder).get("graphs")
+    if description is None:
+        return {}
+    graphs = ModelGraphs.from_dict(description, num_exits)
+    files = {one.file: np.frombuffer((folder / one.file).read_bytes(), dtype=np.uint8) for one in graphs.stages}
+    return {
+        "graphs": ConfigRecord({"json": json.dumps(graphs.to_dict())}),
+        "graph-files": ArrayRecord({name: Array(data) for name, data in files.items()}),
+    }
+
+
+def _tensors(record: ArrayRecord, network: "MultiExitNetwork") -> "dict[str, torch.Tensor]":
     """Return what arrived for a network, each array checked against the tensor that it is for."""
+    import torch
+
     expected = network.state_dict()
     if set(record) != set(expected):
         name = min(set(record) ^ set(expected))
@@ -125,6 +198,10 @@ def _arrays(record: ArrayRecord, network: MultiExitNetwork) -> dict[str, torch.T
         # a copy: the bytes of a message cannot be written to
         arrays[name] = torch.from_numpy(read_array(record[name], kind, tuple(tensor.shape), f"model/{name}").copy())
     return arrays
+
+
+def _not_the_one() -> WireError:
+    return WireError("the model that was received is not the one that the request names; send it again.")
 
 
 def _class_names(content: RecordDict, num_classes: int) -> tuple[str, ...]:
@@ -138,26 +215,26 @@ def _class_names(content: RecordDict, num_classes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _calibration(content: RecordDict, network: MultiExitNetwork) -> ExitCalibration | None:
+def _calibration(content: RecordDict, spec: NetworkSpec) -> ExitCalibration | None:
     if "calibration" not in content:
         return None
     with refusing("calibration/json"):
         calibration = ExitCalibration.from_dict(json.loads(str(content.config_records["calibration"]["json"])))
-    calibration.require_fit(network.num_exits, network.num_classes)
+    calibration.require_fit(len(spec.cuts), spec.num_classes)
     return calibration
 
 
-def _risk_pools(content: RecordDict, network: MultiExitNetwork) -> dict[str, Any]:
+def _risk_pools(content: RecordDict, spec: NetworkSpec) -> dict[str, Any]:
     if "risk-pools" not in content:
         return {}
     with refusing("risk-pools/json"):
         pools = parse_json_object(str(content.config_records["risk-pools"]["json"]))
     for pool in pools.values():
-        RiskPool.from_json(pool, network.num_exits)
+        RiskPool.from_json(pool, len(spec.cuts))
     return pools
 
 
-def _keep(fingerprint: str, model: Model) -> Model:
+def _keep(fingerprint: str, model: "Model") -> "Model":
     _IN_MEMORY.clear()
     _IN_MEMORY[fingerprint] = model
     return model

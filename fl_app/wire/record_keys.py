@@ -21,6 +21,7 @@ SPEC: Mapping[str, Kind] = {"json": Text(length=SPEC_CHARACTERS)}
 WITH_A_MODEL: Mapping[str, Mapping[str, Kind]] = {
     "classes": {"names": Text(length=CLASSES_CHARACTERS)},  # of the model's classes, a JSON list
     "calibration": {"json": Text(length=CLASSES_CHARACTERS)},  # of its exits, as multi_exit/exit_calibration.py has it
+    "graphs": {"json": Text(length=CLASSES_CHARACTERS)},  # of the model, as multi_exit/graphs/description.py has them
     "risk-pools": {"json": Text(length=CLASSES_CHARACTERS)},  # of held-out users, as clients' risk_pools.py has them
 }
 
@@ -30,6 +31,7 @@ STATUS: Mapping[str, Kind] = {
     "code": FINGERPRINT,  # of the code that this client runs
     "model-held": Truth(),  # whether the client has the model that the request names
     "sharing-allowed": Truth(),  # whether the device's owner allows exits to leave it
+    "needs-graphs": Truth(),  # whether the client has no PyTorch, and takes a model with its graphs
 }
 
 REPORT: Mapping[str, Kind] = {

@@ -9,7 +9,8 @@ client only where the run asks for them and the client's owner permits it.
     query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
     train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, rule, sharing}
                        [model: arrays; spec; classes;                [metrics: counts, accuracies, a number per exit]
-                       calibration; risk-pools]
+                       calibration; risk-pools;
+                       graphs and their files]
                        [exits: arrays, once some were merged]         [exits: arrays, by permission]
                                                                       [curve: of risks, in a federated rule]
     train.policy   ->  request, pool of the curves                <-  report, [metrics]
@@ -173,10 +174,13 @@ def read_request(content: RecordDict) -> Mapping[str, Any]:
     Raises:
         WireError: it holds anything but REQUEST, the model, exits and a pool; whoever uses these two checks them.
     """
-    _check_records(content, required={"request"}, optional={"model", "spec", "exits", "pool", *WITH_A_MODEL})
+    optional = {"model", "spec", "graph-files", "exits", "pool", *WITH_A_MODEL}
+    _check_records(content, required={"request"}, optional=optional)
     _check_record("request", content["request"], ConfigRecord, REQUEST)
     if ("model" in content) != ("spec" in content):
         raise WireError("a model travels with its specification, and one of them is missing.")
+    if ("graph-files" in content) != ("graphs" in content):
+        raise WireError("graphs travel with their description, and one of them is missing.")
     if "spec" in content:
         _check_record("spec", content["spec"], ConfigRecord, SPEC)
     for name, keys in WITH_A_MODEL.items():
@@ -195,10 +199,19 @@ def no_report(client_id: str, status: str) -> PersonalisationReport:
     )
 
 
-def make_status(*, client_id: str, partition_id: int, code: str, model_held: bool, sharing_allowed: bool) -> RecordDict:
+def make_status(
+    *,
+    client_id: str,
+    partition_id: int,
+    code: str,
+    model_held: bool,
+    sharing_allowed: bool,
+    needs_graphs: bool = False,
+) -> RecordDict:
     """Return the answer to the status query; `check_status` decides whether it may leave."""
     record = ConfigRecord({"client-id": client_id, "partition-id": partition_id, "code": code})
     record["model-held"], record["sharing-allowed"] = model_held, sharing_allowed
+    record["needs-graphs"] = needs_graphs
     return RecordDict({"status": record})
 
 

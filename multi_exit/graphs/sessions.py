@@ -3,10 +3,29 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.errors import ModelFileError, SettingsError
 
 if TYPE_CHECKING:
     import onnxruntime
+
+
+def require_providers(providers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the providers by the names that the installed ONNX Runtime has for them, whatever their case.
+
+    Raises:
+        SettingsError: one of them is not in the installed build.
+    """
+    import onnxruntime
+
+    available = {name.lower(): name for name in onnxruntime.get_available_providers()}
+    missing = [name for name in providers if name.lower() not in available]
+    if missing:
+        short = ", ".join(name.removesuffix("ExecutionProvider") for name in available.values())
+        raise SettingsError(
+            f"the execution provider {missing[0].removesuffix('ExecutionProvider')} is not in the installed build of "
+            f"ONNX Runtime, which has {short}: install a build that has it, or choose among these."
+        )
+    return tuple(available[name.lower()] for name in providers)
 
 
 def open_session(

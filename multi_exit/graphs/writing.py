@@ -6,7 +6,6 @@ Tracing happens here, once, with PyTorch; what was written is compared with PyTo
 import copy
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from persephonee.multi_exit.answers import probe_images
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
-from persephonee.multi_exit.checked_json import with_digest
+from persephonee.multi_exit.atomic_files import write_bytes_atomically
+from persephonee.multi_exit.checked_json import write_with_digest
 from persephonee.multi_exit.errors import ModelFileError, MultiExitError
 from persephonee.multi_exit.graphs.checking import check_graph
 from persephonee.multi_exit.graphs.description import (
@@ -68,8 +67,7 @@ def write_graphs(network: MultiExitNetwork, folder: Path) -> ModelGraphs:
             )
         )
     graphs = ModelGraphs(stages=tuple(stages), costs=network.costs)
-    changed = {**description, "graphs": graphs.to_dict()}
-    write_json_atomically(folder / "network.json", with_digest(json.loads(json.dumps(changed))))
+    write_with_digest(folder / "network.json", {**description, "graphs": graphs.to_dict()})
     for stale in graphs_in(folder) - {stage.file for stage in stages}:
         (folder / stale).unlink(missing_ok=True)
     return graphs

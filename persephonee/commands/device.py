@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persephonee.commands.model_graphs import load_for_device
 from persephonee.commands.option_groups import OptionGroup, with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
@@ -22,11 +23,13 @@ from persephonee.commands.options import (
     data_settings,
     loss_settings,
     refuse_missing_labels,
+    runtime_settings,
     schedule_settings,
     source_names,
 )
 
 if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
     from persephonee.clients.personalisation.settings import PersonalisationSettings
     from persephonee.clients.runtime.conditions import ConditionSettings
     from persephonee.clients.runtime.device import Device
@@ -37,8 +40,7 @@ if TYPE_CHECKING:
     from persephonee.data_partitions.samples import UserSamples
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
-    from persephonee.multi_exit.network import MultiExitNetwork
-    from persephonee.multi_exit.settings import ComputeSettings
+    from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
     from persephonee.multi_exit.storage import ModelMetadata
 
 LIFE = "Life"
@@ -77,6 +79,7 @@ BOUNDS = OptionGroup(
     drift_rule=DRIFT,
     conditions=CONDITIONS,
     bounds=BOUNDS,
+    runtime=runtime_settings,
     compute=compute_settings,
 )
 def run(
@@ -91,6 +94,7 @@ def run(
     drift_rule: "DriftSettings",
     conditions: "ConditionSettings",
     bounds: "SampleStoreSettings",
+    runtime: "RuntimeSettings",
     compute: "ComputeSettings",
     hours: Annotated[str, typer.Option(help="Local hours in which rounds may begin.", rich_help_panel=LIFE)] = "22-6",
     watch: Annotated[
@@ -121,7 +125,6 @@ def run(
     from persephonee.clients.runtime.device_run import Stop, run_device, stopped_by_signals
     from persephonee.clients.runtime.device_settings import DeviceSettings
     from persephonee.commands.device_output import DeviceLines
-    from persephonee.multi_exit.storage import load_network
 
     refuse_missing_labels(loss, labelled.labels)
     begin, end = _hours(hours)
@@ -140,9 +143,8 @@ def run(
         weights=loss.weights,
         seed=seed,
     )
-    computes_on = compute.torch_device()
-    network, metadata = load_network(model, source_names(sources))
-    network.to(computes_on)
+    trains_heads = schedule.schedule == "paper"
+    network, metadata = load_for_device(model, source_names(sources), runtime, compute, trains_heads=trains_heads)
     samples = None if watch else _load_user(data, user, network, metadata)
     clock, source = _clock_and_power(power, replay=samples is not None)
     class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))
@@ -177,9 +179,7 @@ def status(
         show_status(found)
 
 
-def _load_user(
-    data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
-) -> "UserSamples":
+def _load_user(data: "DataSettings", user: str, network: "Network", metadata: "ModelMetadata") -> "UserSamples":
     from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting
@@ -194,7 +194,7 @@ def _load_user(
 
 def _items(
     device: "Device",
-    network: "MultiExitNetwork",
+    network: "Network",
     class_names: tuple[str, ...],
     watch: Path | None,
     samples: "UserSamples | None",

@@ -1,11 +1,15 @@
-"""The graphs that a model carries for devices without PyTorch, as the verbs that make models write them."""
+"""Models as the verbs write and load them: with graphs, on which a device runs where that is enough, or on PyTorch."""
 
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
     from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
+    from persephonee.multi_exit.storage import ModelMetadata
 
 log = logging.getLogger("persephonee.graphs")
 
@@ -18,3 +22,56 @@ def write_graphs_if_possible(network: "MultiExitNetwork", out: Path) -> None:
         write_graphs(network, out)
     except GraphError as error:
         log.warning("The model carries no graphs, so devices need PyTorch for it: %s", error)
+
+
+def load_for_device(
+    folder: Path,
+    sources: tuple[str, ...],
+    runtime: "RuntimeSettings",
+    compute: "ComputeSettings",
+    *,
+    trains_heads: bool,
+) -> "tuple[Network, ModelMetadata]":
+    """Return the network, on whatever the settings and this machine allow, and what is known of it.
+
+    Args:
+        folder: of the model.
+        sources: from which this machine builds backbones.
+        runtime: ONNX Runtime or PyTorch.
+        compute: where PyTorch computes.
+        trains_heads: whether rounds train the exits' convolutions, as the paper's schedule does.
+
+    Raises:
+        ClientSettingsError: the schedule needs PyTorch, which is not installed.
+        SettingsError: an execution provider is missing.
+        MultiExitError: the model cannot be loaded.
+    """
+    from persephonee.clients.errors import ClientSettingsError
+    from persephonee.multi_exit.graphs.network import carries_graphs, load_graph_network
+    from persephonee.multi_exit.graphs.sessions import require_providers
+
+    has_torch = _is_installed("torch")
+    on_graphs = runtime.runtime == "onnx"
+    if runtime.runtime == "auto":
+        on_graphs = not has_torch or (compute.device != "cuda" and not trains_heads and carries_graphs(folder))
+    if on_graphs and trains_heads:
+        raise ClientSettingsError(
+            "schedule=paper trains the exits' convolutions, which needs PyTorch: take --schedule fast, or "
+            "pip install 'persephonee[train]'."
+        )
+    if on_graphs:
+        providers = require_providers(runtime.provider_names)
+        return load_graph_network(folder, threads=runtime.threads, providers=providers)
+    from persephonee.multi_exit.storage import load_network
+
+    device = compute.torch_device()
+    network, metadata = load_network(folder, sources)
+    return network.to(device), metadata
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        # somebody forbids it
+        return False

@@ -16,6 +16,7 @@ DATA = "Data"
 NETWORK = "Network"
 TRAINING = "Pretraining"
 PERSONALISATION = "Personalisation"
+RUNTIME = "Runtime"
 
 LARGEST_SEED = 2**63 - 1
 """What torch and a run configuration take."""
@@ -27,6 +28,7 @@ SCHEDULE_CLASS = "persephonee.clients.personalisation.settings:PersonalisationSe
 
 COMPUTE_CLASS = "persephonee.multi_exit.settings:ComputeSettings"
 
+runtime_settings = OptionGroup("persephonee.multi_exit.settings:RuntimeSettings", RUNTIME)
 compute_settings = OptionGroup(COMPUTE_CLASS, only=("device",))
 data_settings = OptionGroup(DATA_CLASS, DATA, renamed={"seed": "data_seed"})
 split_settings = OptionGroup(SPLIT_CLASS, DATA)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persephonee.commands.model_graphs import load_for_device
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
@@ -18,19 +19,20 @@ from persephonee.commands.options import (
     data_settings,
     loss_settings,
     refuse_missing_labels,
+    runtime_settings,
     schedule_settings,
     source_names,
     split_settings,
 )
 
 if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
     from persephonee.clients.personalisation.reports import PersonalisationReport
     from persephonee.clients.personalisation.settings import PersonalisationSettings
     from persephonee.data_partitions.samples import UserSamples
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.fl_app.settings.app_settings import LossSettings
-    from persephonee.multi_exit.network import MultiExitNetwork
-    from persephonee.multi_exit.settings import ComputeSettings
+    from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
     from persephonee.multi_exit.storage import ModelMetadata
 
 
@@ -38,7 +40,12 @@ log = logging.getLogger("persephonee.personalise")
 
 
 @with_groups(
-    data=data_settings, split=split_settings, loss=loss_settings, schedule=schedule_settings, compute=compute_settings
+    data=data_settings,
+    split=split_settings,
+    loss=loss_settings,
+    schedule=schedule_settings,
+    runtime=runtime_settings,
+    compute=compute_settings,
 )
 def personalise(
     *,
@@ -49,6 +56,7 @@ def personalise(
     split: "SplitSettings",
     loss: "LossSettings",
     schedule: "PersonalisationSettings",
+    runtime: "RuntimeSettings",
     compute: "ComputeSettings",
     as_json: AsJson = False,
     sources: Sources = DEFAULT_SOURCES,
@@ -59,16 +67,15 @@ def personalise(
     from persephonee.clients.personalisation.personalise import personalise as personalise_user
     from persephonee.clients.personalisation.risk.policy_choice import promise_in_words
     from persephonee.data_partitions.user_splits import split_samples
-    from persephonee.multi_exit.storage import load_network
 
     refuse_missing_labels(loss, split.labels)
-    device = compute.torch_device()
-    network, metadata = load_network(model, source_names(sources))
+    trains_heads = schedule.schedule == "paper" and loss.weights(split.labels).is_learning
+    network, metadata = load_for_device(model, source_names(sources), runtime, compute, trains_heads=trains_heads)
     samples = _load_user(data, user, network, metadata)
     exit_store = ExitStore(store)
     earlier = exit_store.load(network.backbone_fingerprint, user)
     result = personalise_user(
-        network.to(device),
+        network,
         samples,
         split_samples(samples, split, seed, exit_store.known_parts()),
         replace(schedule, weights=loss.weights(split.labels)),
@@ -83,9 +90,7 @@ def personalise(
         _show(result.report, store, promise_in_words(result.report.rule, schedule.drop_tolerance, schedule.delta))
 
 
-def _load_user(
-    data: "DataSettings", user: str, network: "MultiExitNetwork", metadata: "ModelMetadata"
-) -> "UserSamples":
+def _load_user(data: "DataSettings", user: str, network: "Network", metadata: "ModelMetadata") -> "UserSamples":
     from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from persephonee.data_partitions.errors import UserTooSmallError
@@ -69,7 +71,7 @@ class MetaUsers:
         samples = self._partitions.load_partition(self._index_of[client_id])
         order = torch.randperm(len(samples), generator=torch_generator(self._settings.seed, "samples", client_id))
         chosen = order[: self._settings.max_samples]
-        user = self._features(samples.images[chosen], samples.labels[chosen])
+        user = self._features(samples.images[chosen.numpy()], samples.labels[chosen.numpy()])
         if user.memory_bytes <= self._room:
             self._kept[client_id] = user
             self._room -= user.memory_bytes
@@ -96,10 +98,12 @@ class MetaUsers:
         return halves
 
     @torch.no_grad()
-    def _features(self, images: Tensor, labels: Tensor) -> MetaUser:
-        batches = [self._network.features(to_float(batch)) for batch in images.split(BATCH_SIZE)]
+    def _features(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> MetaUser:
+        batches = [self._network.features(to_float(batch)) for batch in torch.as_tensor(images).split(BATCH_SIZE)]
         maps = tuple(torch.cat([maps[i] for maps, _ in batches]) for i in range(self._network.num_exits))
-        return MetaUser(maps=maps, last_logits=torch.cat([logits for _, logits in batches]), labels=labels)
+        return MetaUser(
+            maps=maps, last_logits=torch.cat([logits for _, logits in batches]), labels=torch.as_tensor(labels)
+        )
 
 
 def batches_of(count: int, size: int, steps: int, generator: torch.Generator) -> Sequence[Tensor]:

@@ -76,8 +76,8 @@ def gather_samples(
     images, labels = [], []
     for position, client_id in enumerate(client_ids):
         samples = partitions.load_partition(index_of[client_id])
-        images.append(samples.images)
-        labels.append(samples.labels)
+        images.append(torch.as_tensor(samples.images))
+        labels.append(torch.as_tensor(samples.labels))
         loaded(position + 1, len(client_ids))
     table = SampleTable(images=torch.cat(images), labels=torch.cat(labels))
     if max_samples is None or len(table) <= max_samples:

@@ -181,7 +181,7 @@ def rounds(monkeypatch) -> list[dict[str, set[bytes]]]:
 
     def noted(network, samples, split, *rest, **more):
         parts = {part: getattr(split, part).tolist() for part in ("train", "calibration", "test")}
-        done.append({part: {samples.images[i].numpy().tobytes() for i in chosen} for part, chosen in parts.items()})
+        done.append({part: {samples.images[i].tobytes() for i in chosen} for part, chosen in parts.items()})
         return personalise(network, samples, split, *rest, **more)
 
     monkeypatch.setattr("persephonee.clients.personalisation.personalise.personalise", noted)

@@ -69,7 +69,9 @@ def load_data(path: str, user: str) -> tuple[Loader, Loader]:
     samples = partitions.load_partition(partitions.client_ids.index(user))
     split = split_samples(samples, SplitSettings(), settings.seed)
     images = to_float(samples.images)
-    train, test = (TensorDataset(images[part], samples.labels[part]) for part in (split.train, split.test))
+    train, test = (
+        TensorDataset(images[part], torch.as_tensor(samples.labels[part])) for part in (split.train, split.test)
+    )
     return DataLoader(train, batch_size=settings.batch_size, shuffle=True), DataLoader(test, batch_size=128)
 
 

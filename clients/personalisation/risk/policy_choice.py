@@ -82,7 +82,7 @@ def choose_policy(
     original = ExitPolicy(threshold=1.0, exits_in_use=(), num_exits=num_exits)
     curve = None
     if len(labels) >= FEWEST_SAMPLES:
-        last_logits = outputs.logits[-1].numpy().astype(np.float64)
+        last_logits = outputs.logits[-1].astype(np.float64)
         excess = own_excess(outputs.predictions, labels, last_logits, calibration)
         curve = risk_curve(outputs.confidences, excess, leaving_costs, leaving_costs(())[-1])
     if settings.rule == PAPER:

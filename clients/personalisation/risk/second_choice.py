@@ -1,17 +1,17 @@
 """The policy of a round that is over, chosen again with the pool of the other clients' risk curves (Sec. 3.1.4)."""
 
-import copy
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from persephonee.clients.errors import StoreError
 from persephonee.clients.personalisation.calibration import LeavingCosts
-from persephonee.clients.personalisation.evaluation import JudgedOutputs, exit_logits, report_round
+from persephonee.clients.personalisation.evaluation import JudgedOutputs, report_round
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.features import compute_features
+from persephonee.clients.personalisation.features import backbone_fingerprint, features_of
 from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
 from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.clients.personalisation.reports import PersonalisationReport
@@ -20,12 +20,14 @@ from persephonee.clients.personalisation.risk.risk_pools import RiskPool
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.exit_weights import load_exit_weights
-from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.exit_weights import as_arrays
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
 
 
 def choose_again(
-    network: MultiExitNetwork,
+    network: "Network",
     samples: UserSamples,
     split: SampleSplit,
     settings: PersonalisationSettings,
@@ -55,24 +57,23 @@ def choose_again(
         OSError: the store cannot be written; the policy of the round stays in force.
     """
     begin = time.perf_counter()
-    stored = store.load(network.freeze_backbone().backbone_fingerprint, samples.client_id)
+    stored = store.load(backbone_fingerprint(network.freeze_backbone()), samples.client_id)
     if stored is None or (stored.run, stored.round) != (run, round_number):
         raise StoreError(f"{store.folder} holds no exits of round {round_number} of this run: run the round again.")
     labels = usable_labels(samples, split, settings)
-    personal = copy.deepcopy(network.heads)
-    load_exit_weights(personal, stored.exit_weights)
-    features = compute_features(network, samples.images[split.judged])
-    last_exit = with_last_shift(features, stored.last_shift)
-    every, first = torch.arange(len(split.judged)), len(split.calibration)
-    before = JudgedOutputs.parted(exit_logits(network.heads, features, every), features.last_logits, first)
-    after = JudgedOutputs.parted(exit_logits(personal, features, every), last_exit.last_logits, first)
+    features = features_of(network, samples.images[split.judged])
+    every, count = np.arange(len(split.judged)), len(split.calibration)
+    own = as_arrays(network.exit_state())
+    in_force = with_last_shift(features, stored.last_shift)
+    before = JudgedOutputs.parted(features.exit_logits(own, every), features.last_exit_logits, count)
+    after = JudgedOutputs.parted(features.exit_logits(stored.exit_weights, every), in_force.last_exit_logits, count)
     given = labels[split.calibration]
     leaving_costs: LeavingCosts = network.costs.leaving_macs
     if settings.cost == "latency":
-        leaving_costs = profile_exits(network, personal, samples.images[split.calibration], given).leaving_ms
+        leaving_costs = profile_exits(network, stored.exit_weights, samples.images[split.calibration], given).leaving_ms
     choice = choose_policy(
         after.calibration,
-        given.numpy(),
+        given,
         leaving_costs,
         settings,
         calibration=network.calibration,
@@ -84,7 +85,7 @@ def choose_again(
     return report_round(
         samples,
         split,
-        reference_classes(samples.labels[split.test], last_exit.last_logits[first:]),
+        reference_classes(samples.labels[split.test], in_force.last_exit_logits[count:]),
         network.costs,
         outputs_before=before.test,
         policy_before=choice.policy,

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import batches
-from persephonee.clients.personalisation.training.fast_training import loss_trends
+from persephonee.clients.personalisation.training.linear_fit import loss_trends
 from persephonee.multi_exit.heads import MSDNetHead, PooledHead
 
 
@@ -82,7 +82,7 @@ def _train_step(
     # without samples that are real, BatchNorm keeps the statistics that it has
     counted = real if settings.head_statistics == "batch" else None
     logits = _run(users[0].head, current, maps, counted)
-    trends = loss_trends(logits.detach(), last_logits, labels, settings.weights)
+    trends = loss_trends(torch, logits.detach(), last_logits, labels, settings.weights)
     logits.backward(trends * (real / counts[:, None])[:, :, None])
     with torch.no_grad():
         for name, momentum in momenta.items():

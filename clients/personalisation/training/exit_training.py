@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from persephonee.clients.errors import NonFiniteLossError
-from persephonee.clients.personalisation.features import FeatureCache, Maps
+from persephonee.clients.personalisation.feature_cache import FeatureCache, Maps
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.proximal import add_proximal_gradient
 from persephonee.multi_exit.losses import personalisation_loss

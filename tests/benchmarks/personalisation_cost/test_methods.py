@@ -19,7 +19,7 @@ from persephonee.benchmarks.personalisation_cost.training_macs import (
     whole_training_macs,
 )
 from persephonee.clients.personalisation.settings import PersonalisationSettings
-from persephonee.clients.personalisation.training.fast_training import STEPS
+from persephonee.clients.personalisation.training.linear_fit import STEPS
 from persephonee.data_partitions.samples import to_float
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.heads import MSDNetHead, PooledHead
@@ -34,8 +34,8 @@ def task():
     return Task(
         network=network.freeze_backbone(),
         exits=(0, 1),
-        images=samples.images,
-        labels=samples.labels,
+        images=torch.from_numpy(samples.images),
+        labels=torch.from_numpy(samples.labels),
         settings=PersonalisationSettings(epochs=2, batch_size=8),
     )
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from persephonee.clients.errors import ClientSettingsError, ImageError, NonFiniteOutputError
-from persephonee.clients.inference.engine import Predictions, first_exit_always_answers, merged_stages
+from persephonee.clients.inference.engine import Predictions, first_exit_always_answers, merged_stages, top_1_softmax
 from persephonee.clients.inference.inference_engine import InferenceEngine
-from persephonee.clients.inference.onnx_engine import top_1_softmax
 from persephonee.clients.personalisation.calibration import THRESHOLDS
 from persephonee.clients.personalisation.evaluation import ExitOutputs
 from persephonee.clients.personalisation.policy import ExitPolicy
@@ -21,7 +20,7 @@ TIE = 1e-6
 
 @pytest.fixture
 def images(draw_user) -> np.ndarray:
-    return draw_user(n=60, tilt=1, seed=9).images.numpy()
+    return draw_user(n=60, tilt=1, seed=9).images
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_exploring_gives_the_same_answers_and_all_exits_in_use(toy_network, imag
     engine = InferenceEngine(toy_network, policy)
     exploration, predictions = engine.explore(images), engine.infer(images)
     assert exploration.exits == (*exits, 2)
-    np.testing.assert_allclose(exploration.logits, all_exits.logits.numpy()[[*exits, 2]], atol=1e-5)
+    np.testing.assert_allclose(exploration.logits, all_exits.logits[[*exits, 2]], atol=1e-5)
     np.testing.assert_allclose(exploration.confidences, all_exits.confidences[[*exits, 2]], atol=TIE)
     assert (exploration.labels == all_exits.predictions[[*exits, 2]]).all()
     for field in dataclasses.fields(Predictions):

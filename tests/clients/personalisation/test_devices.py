@@ -13,6 +13,7 @@ from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.data_partitions.samples import to_float
 from persephonee.multi_exit.settings import ComputeSettings, LossWeights
 from tests.devices import DEVICES
 
@@ -33,11 +34,11 @@ def test_a_round_gives_on_each_device_what_it_gives_on_the_processor(
     network = moved(toy_network, device)
     store = ExitStore(tmp_path)
     done = personalise(network, user, split, settings, store=store)
-    assert {tensor.device.type for tensor in (*done.exit_weights.values(), *done.trained.values())} == {"cpu"}
+    assert {type(array) for array in (*done.exit_weights.values(), *done.trained.values())} == {np.ndarray}
     assert next(network.parameters()).device.type == device
     expected = personalise(toy_network, user, split, settings)
     for name, tensor in expected.trained.items():
-        torch.testing.assert_close(done.trained[name], tensor, atol=2e-3, rtol=1e-2, msg=name)
+        np.testing.assert_allclose(done.trained[name], tensor, atol=2e-3, rtol=1e-2, err_msg=name)
     assert done.report.accuracy_after == pytest.approx(expected.report.accuracy_after, abs=2.5 / len(split.test))
     # what one kind of device stored, the other goes on with
     again = personalise(toy_network, user, split, settings, store=store, round_number=2)
@@ -48,7 +49,7 @@ def test_a_round_gives_on_each_device_what_it_gives_on_the_processor(
 def test_a_round_repeats_bit_for_bit_on_one_kind_of_device(toy_network, user, split, device):
     settings = PersonalisationSettings(epochs=2)
     one, two = (personalise(moved(toy_network, device), user, split, settings) for _ in range(2))
-    assert all(torch.equal(tensor, two.exit_weights[name]) for name, tensor in one.exit_weights.items())
+    assert all(np.array_equal(tensor, two.exit_weights[name]) for name, tensor in one.exit_weights.items())
     assert replace(one.report, seconds_personalise=0.0) == replace(two.report, seconds_personalise=0.0)
 
 
@@ -64,7 +65,7 @@ def test_a_round_within_a_budget_or_with_latencies_works_on_each_device(toy_netw
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_last_exit_stays_bit_identical_on_each_device(toy_network, user, split, device):
     network = moved(toy_network, device).eval()
-    images = (user.images.float() / 255).to(next(network.parameters()).device)
+    images = to_float(user.images).to(next(network.parameters()).device)
     with torch.no_grad():
         before = network(images)[-1]
     personalise(network, user, split, PersonalisationSettings(epochs=1))
@@ -75,7 +76,7 @@ def test_the_last_exit_stays_bit_identical_on_each_device(toy_network, user, spl
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_engine_answers_on_each_device_as_on_the_processor(toy_network, user, device):
     policy = ExitPolicy(threshold=0.8, exits_in_use=(0, 1), num_exits=2)
-    images = user.images.numpy()
+    images = user.images
     ours, theirs = (InferenceEngine(moved(toy_network, d), policy) for d in (device, "cpu"))
     assert np.mean(ours.infer(images).labels == theirs.infer(images).labels) > 0.98
     np.testing.assert_allclose(ours.explore(images).logits, theirs.explore(images).logits, atol=1e-3)

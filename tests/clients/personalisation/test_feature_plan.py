@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,7 +45,7 @@ def test_float16_rounds_features_to_eleven_bits(toy_network, user):
     whole = compute_features(toy_network.freeze_backbone(), images)
     planned = compute_features(toy_network, images, FeaturePlan(paths=("half", "half")))
     for ours, theirs in zip(planned.maps, whole.maps, strict=True):
-        torch.testing.assert_close(ours[EVERY], theirs[EVERY], rtol=2**-10, atol=1e-6)
+        np.testing.assert_allclose(ours[EVERY], theirs[EVERY], rtol=2**-10, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["paper", "fast"])
@@ -53,10 +54,10 @@ def test_a_round_is_the_same_whichever_plan_it_follows(toy_network, user, split,
     settings = PersonalisationSettings(schedule=schedule, epochs=2)
     free = personalise(toy_network, user, split, settings)
     plan = FeaturePlan(paths=paths, chunk=11)
-    monkeypatch.setattr("persephonee.clients.personalisation.personalise.plan_features", lambda *_, **__: plan)
+    monkeypatch.setattr("persephonee.clients.personalisation.feature_plan.plan_features", lambda *_, **__: plan)
     bound = personalise(toy_network, user, split, dataclasses.replace(settings, memory_budget="1GB"))
     for name, tensor in free.exit_weights.items():
-        torch.testing.assert_close(bound.exit_weights[name], tensor, atol=1e-4, rtol=1e-3)
+        np.testing.assert_allclose(bound.exit_weights[name], tensor, atol=1e-4, rtol=1e-3)
     assert [e.accuracy for e in bound.report.exit_metrics] == [e.accuracy for e in free.report.exit_metrics]
 
 
@@ -99,4 +100,4 @@ def test_the_budget_holds_for_the_whole_process(schedule):
 def test_a_plan_leaves_the_network_alone(toy_network):
     before = copy.deepcopy(toy_network.state_dict())
     plan_features(toy_network, 10, 100 * MB)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in toy_network.state_dict().items())
+    assert all(np.array_equal(tensor, before[name]) for name, tensor in toy_network.state_dict().items())

@@ -15,7 +15,7 @@ def test_cached_features_are_what_the_heads_would_see(toy_network, user):
 
 def test_the_batch_size_does_not_matter_to_the_cache(toy_network, user, monkeypatch):
     whole = compute_features(toy_network, user.images)
-    monkeypatch.setattr("persephonee.clients.personalisation.features.BATCH_SIZE", 7)
+    monkeypatch.setattr("persephonee.clients.personalisation.feature_cache.BATCH_SIZE", 7)
     pieces = compute_features(toy_network, user.images)
     for ours, theirs in zip(pieces.maps, whole.maps, strict=True):
         torch.testing.assert_close(ours, theirs)

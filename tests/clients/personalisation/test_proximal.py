@@ -31,7 +31,15 @@ def test_a_larger_mu_keeps_the_exits_nearer_to_the_global_ones(toy_network, user
         heads = copy.deepcopy(toy_network.heads).requires_grad_(True)
         settings = PersonalisationSettings(epochs=2, proximal_mu=mu)
         generator = torch.Generator().manual_seed(1)
-        train_exits(heads, features, user.labels, split.train, settings, generator, anchor=toy_network.heads)
+        train_exits(
+            heads,
+            features,
+            torch.from_numpy(user.labels),
+            torch.from_numpy(split.train),
+            settings,
+            generator,
+            anchor=toy_network.heads,
+        )
         pairs = zip(heads.parameters(), toy_network.heads.parameters(), strict=True)
         return sum(float((p - q).detach().square().sum()) for p, q in pairs)
 

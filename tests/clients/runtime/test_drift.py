@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from river import drift as river_drift
 
 from persephonee.clients.errors import ClientSettingsError
-from persephonee.clients.runtime.drift import FIRST_LOSSES, DriftMonitor, DriftSettings, PlainRule
+from persephonee.clients.runtime.drift import FIRST_LOSSES, DriftMonitor, DriftSettings, PageHinkleyDetector, PlainRule
 
 RULES = ("adwin", "page-hinkley", "plain")
 
@@ -89,3 +90,17 @@ def test_one_absurd_loss_is_not_drift():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ClientSettingsError, match=next(iter(wrong))):
         DriftSettings(**wrong)
+
+
+def test_page_hinkley_raises_its_alarms_where_river_does():
+    settings = DriftSettings(page_hinkley_threshold=5.0)
+    generator = np.random.default_rng(0)
+    losses = np.concatenate([generator.exponential(size=200), 1.5 + generator.exponential(size=300)])
+    ours = PageHinkleyDetector(settings)
+    theirs = river_drift.PageHinkley(min_instances=10, delta=0.1, threshold=5.0, alpha=1.0, mode="up")
+    alarms = []
+    for loss in losses.tolist():
+        theirs.update(loss)
+        alarms.append(ours.update(loss))
+        assert alarms[-1] == theirs.drift_detected
+    assert 1 <= sum(alarms) < 50

@@ -19,7 +19,7 @@ from tests.tiny_cnn import NAME, SIDE, SOURCE, user_images
 def stream() -> Stream:
     (first, labels), (second, more) = user_images(1, 220), user_images(2, 120)
     images = torch.from_numpy(np.concatenate([first, second]))[:, None]
-    return Stream(name="u1", images=images, labels=torch.from_numpy(np.concatenate([labels, more])), shift=220)
+    return Stream(name="u1", images=images, labels=np.concatenate([labels, more]), shift=220)
 
 
 @pytest.fixture(scope="module")

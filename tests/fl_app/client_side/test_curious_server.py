@@ -64,7 +64,7 @@ def truth(settings, store):
     samples = partitions.load_partition(partitions.client_ids.index(USER))
     seed = json.loads((store / "asked.json").read_text())["seed"]
     test = split_samples(samples, SplitSettings(), seed).test
-    return samples.labels[test].numpy(), samples.images[test].float().flatten(1).numpy()
+    return samples.labels[test], samples.images[test].astype(np.float32).reshape(len(test), -1)
 
 
 @pytest.mark.parametrize("kind", [wire.TRAIN, wire.EVALUATE])

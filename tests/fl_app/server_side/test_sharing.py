@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord
 
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.data_partitions.opening import open_partitions
+from persephonee.data_partitions.samples import to_float
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.client_side import client_app
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -52,7 +53,7 @@ def test_one_round_merges_what_the_same_calls_average_to(sharing, simulated_node
         for name, tensor in done.trained.items():
             exit = int(name.split(".")[1])
             if exit not in done.worse:
-                sums[name] = sums.get(name, 0) + tensor.double() * len(split.train)
+                sums[name] = sums.get(name, 0) + tensor.astype(np.float64) * len(split.train)
                 weight[name] = weight.get(name, 0) + len(split.train)
         for exit in counts:
             counts[exit] += exit not in done.worse
@@ -62,7 +63,7 @@ def test_one_round_merges_what_the_same_calls_average_to(sharing, simulated_node
     assert enough == {0, 1}
     for name, total in sums.items():
         if int(name.split(".")[1]) in enough:
-            torch.testing.assert_close(state[name].double(), total / weight[name], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(state[name].double(), total / weight[name], rtol=0, atol=1e-6)
     shared = table(run_dir, "sharing")
     assert list(shared.outcome) == ["shared"] * 3
     assert {exit: sum(exit in exits for exits in shared.exits) for exit in (0, 1)} == counts
@@ -88,7 +89,7 @@ def test_the_next_round_begins_with_the_merged_exits(sharing, simulated_nodes, m
     samples = partitions.load_partition(partitions.client_ids.index(client))
     test = split_samples(samples, sharing.split, sharing.seed).test
     with torch.no_grad():
-        logits = merged(samples.images[test] / 255)
+        logits = merged(to_float(samples.images[test]))
     expected = [float((exit.argmax(1) == samples.labels[test]).float().mean()) for exit in logits]
     found = exits[(exits.client_id == client) & (exits["round"] == 2) & (exits.stage == "before")]
     assert found.sort_values("exit").accuracy.tolist() == pytest.approx(expected)
@@ -198,7 +199,7 @@ def test_held_out_users_are_measured_after_each_round_and_never_take_part(sharin
             samples = partitions.load_partition(partitions.client_ids.index(client))
             test = split_samples(samples, apart.split, apart.seed).test
             with torch.no_grad():
-                logits = network(samples.images[test] / 255)
+                logits = network(to_float(samples.images[test]))
             expected = [float((exit.argmax(1) == samples.labels[test]).float().mean()) for exit in logits]
             rows = held_out[
                 (held_out["round"] == number) & (held_out.client_id == client) & (held_out.stage == "before")

@@ -1,0 +1,279 @@
+"""The multi-exit network without PyTorch: its frozen part runs on ONNX Runtime, its classifiers are NumPy arrays."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+import safetensors
+from numpy.typing import NDArray
+
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
+from persephonee.multi_exit.exit_weights import (
+    ExitWeights,
+    classifier_names,
+    exit_weight_name,
+    in_order,
+    require_fit,
+)
+from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES, check_graph
+from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs
+from persephonee.multi_exit.graphs.sessions import open_session
+from persephonee.multi_exit.settings import NetworkSpec
+from persephonee.multi_exit.storage import ModelMetadata, read_description, read_spec
+
+PIXELS_AT_ONCE = 50_176
+"""In one run of a stage: 64 images of 28 px, or one of 224 px, so that maps take some megabytes."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embedded:
+    """What the frozen part makes of N images.
+
+    Attributes:
+        exits: what each of the M classifiers takes, float32 [N, D_i].
+        last_logits: of the last exit, float32 [N, K].
+    """
+
+    exits: tuple[Floats, ...]
+    last_logits: Floats
+
+
+class GraphNetwork:
+    """A multi-exit network whose frozen part is a model's graphs; stands where a `MultiExitNetwork` stands on a device.
+
+    Args:
+        folder: of the model; a stage's graph is read when it first runs.
+        spec: of the network.
+        graphs: what `network.json` says of them.
+        exits: the global exits' weights.
+        fingerprint: of the model.
+        backbone_fingerprint: of its backbone.
+        calibration: of its exits, if it carries one.
+        risk_pools: of users who trained nothing, by name, if it carries any.
+        threads: of a stage, 0 for one for each core.
+        providers: ONNX Runtime's, the first that can run an operator runs it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: NetworkSpec,
+        graphs: ModelGraphs,
+        exits: ExitWeights,
+        *,
+        fingerprint: str,
+        backbone_fingerprint: str,
+        calibration: ExitCalibration | None = None,
+        risk_pools: Mapping[str, Any] | None = None,
+        threads: int = 0,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    ) -> None:
+        self.spec = spec
+        self.graphs = graphs
+        self.costs = graphs.costs
+        self.calibration = calibration
+        self.risk_pools = dict(risk_pools or {})
+        self.fingerprint = fingerprint
+        self.backbone_fingerprint = backbone_fingerprint
+        self._folder, self._threads, self._providers = folder, threads, providers
+        self._exits = exits
+        self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        self._only_what_is_asked = onnxruntime.RunOptions()
+        self._only_what_is_asked.only_execute_path_to_fetches = True
+
+    @property
+    def threads(self) -> int:
+        """How many threads an operator of a graph uses."""
+        return self._threads or os.cpu_count() or 1
+
+    @property
+    def num_exits(self) -> int:
+        """M, the number of early exits."""
+        return len(self.spec.cuts)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits of each exit."""
+        return self.spec.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
+
+    def freeze_backbone(self) -> Self:
+        """Return itself: a graph never learns."""
+        return self
+
+    def exit_state(self) -> ExitWeights:
+        """Return copies of all arrays of the exit heads."""
+        return {name: value.copy() for name, value in self._exits.items()}
+
+    def load_exit_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Load arrays that `exit_state` returned; what is no classifier's has to be the graphs' own.
+
+        Raises:
+            ModelFileError: an array is missing, unknown or of another shape, or belongs to a convolution that was
+                trained, as by the paper's schedule.
+        """
+        self.require_fit(state)
+        self._exits = {name: np.asarray(value) for name, value in state.items()}
+
+    def require_fit(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse exits' weights that are not these exits' with other classifiers.
+
+        Raises:
+            ModelFileError: as `load_exit_state`.
+        """
+        own = self._exits
+        learned = {name for exit in range(self.num_exits) for name in classifier_names(own, exit)}
+        require_fit(own, state)
+        trained = [name for name in own.keys() - learned if not np.array_equal(own[name], state[name])]
+        if trained:
+            raise ModelFileError(
+                f"the exits' convolutions were trained ({min(trained)}), as the paper's schedule does, and the model's "
+                "graphs hold the global ones: take these exits up where PyTorch is installed, or begin another store."
+            )
+
+    def embed(self, images: NDArray[np.uint8]) -> Embedded:
+        """Return what the classifiers take, and the last exit's logits, of images uint8 [N, C, H, W].
+
+        Raises:
+            ModelFileError: a graph is missing, damaged, or refused.
+        """
+        count, size = len(images), max(1, PIXELS_AT_ONCE // self.spec.input_size**2)
+        exits = tuple(np.empty((count, stage.width), dtype=np.float32) for stage in self.graphs.stages[:-1])
+        last_logits = np.empty((count, self.num_classes), dtype=np.float32)
+        for first in range(0, count, size):
+            piece = slice(first, min(first + size, count))
+            features: Floats = images[piece].astype(np.float32) / np.float32(255)
+            for number, rows in enumerate(exits):
+                features, rows[piece] = self.run_stage(number, features)
+            last_logits[piece] = self.run_last(features)
+        return Embedded(exits=exits, last_logits=last_logits)
+
+    def run_stage(self, number: int, features: Floats) -> tuple[Floats, Floats]:
+        """Run a stage but the last on images in [0, 1] or features; return its features and its exit's embedding."""
+        found: list[Floats] = self._session(number).run([FEATURES, EMBEDDING], {INPUT: features})
+        return found[0], found[1]
+
+    def pass_stage(self, number: int, features: Floats) -> Floats:
+        """Run a stage but the last without its exit; return its features."""
+        found: list[Floats] = self._session(number).run([FEATURES], {INPUT: features}, self._only_what_is_asked)
+        return found[0]
+
+    def run_last(self, features: Floats) -> Floats:
+        """Run the last stage; return its logits."""
+        found: list[Floats] = self._session(self.num_exits).run([LOGITS], {INPUT: features})
+        return found[0]
+
+    def _session(self, number: int) -> onnxruntime.InferenceSession:
+        if number not in self._sessions:
+            stage = self.graphs.stages[number]
+            data = _read(self._folder / stage.file, stage.sha256)
+            check_graph(data)
+            session = open_session(data, threads=self._threads, providers=self._providers)
+            shape = self.graphs.stages[number - 1].shape if number else self.input_shape
+            is_last = number == self.num_exits
+            outputs = [[self.num_classes]] if is_last else [list(stage.shape), [stage.width]]
+            found = [port.shape[1:] for port in (*session.get_inputs(), *session.get_outputs())]
+            if found != [list(shape), *outputs]:
+                raise ModelFileError(f"{self._folder / stage.file} is of another network: write the graphs again.")
+            self._sessions[number] = session
+        return self._sessions[number]
+
+
+def load_graph_network(
+    folder: Path, *, threads: int = 0, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+) -> tuple[GraphNetwork, ModelMetadata]:
+    """Return the network in `folder` as it runs without PyTorch, and what is known of it.
+
+    Raises:
+        ModelFileError: the folder is missing or cut off, carries no graphs, or does not match its description.
+    """
+    description = read_description(folder)
+    spec, metadata = read_spec(folder, description)
+    if "graphs" not in description:
+        raise ModelFileError(
+            f"{folder} carries no graphs, and without them it needs PyTorch: write them once with "
+            f"`persephonee export --model {folder}` where PyTorch is installed, or pip install 'persephonee[train]'."
+        )
+    graphs = ModelGraphs.from_dict(description["graphs"], len(spec.cuts))
+    weights = _exit_weights(folder / description["weights"], spec, str(description["fingerprint"]))
+    _require_widths(weights, graphs, spec)
+    if metadata.calibration is not None:
+        metadata.calibration.require_fit(len(spec.cuts), spec.num_classes)
+    network = GraphNetwork(
+        folder,
+        spec,
+        graphs,
+        weights,
+        fingerprint=str(description["fingerprint"]),
+        backbone_fingerprint=str(description["backbone_fingerprint"]),
+        calibration=metadata.calibration,
+        risk_pools=metadata.risk_pools,
+        threads=threads,
+        providers=providers,
+    )
+    return network, metadata
+
+
+def carries_graphs(folder: Path) -> bool:
+    """Return whether the model in a folder can run without PyTorch.
+
+    Raises:
+        ModelFileError: the folder is no model folder.
+    """
+    return "graphs" in read_description(folder)
+
+
+def _exit_weights(path: Path, spec: NetworkSpec, fingerprint: str) -> ExitWeights:
+    """Return the heads' arrays, after comparing all arrays of the file with the fingerprint."""
+    digest, heads = hashlib.sha256(spec.to_json().encode()), {}
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in sorted(file.keys()):
+                array = file.get_tensor(name)
+                # as MultiExitNetwork.fingerprint has it, which speaks of PyTorch's types
+                digest.update(f"{name} torch.{array.dtype} {tuple(array.shape)}".encode())
+                digest.update(array.tobytes())
+                if name.startswith(exit_weight_name(0, "")[:6]):
+                    heads[name] = array
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise ModelFileError(f"{path} is missing or cut off ({error}): copy or save the model again.") from None
+    if digest.hexdigest() != fingerprint:
+        raise ModelFileError(
+            f"the weights in {path.parent} are not those that network.json describes: copy the whole folder again."
+        )
+    return {name: heads[name] for name in in_order(heads)}
+
+
+def _require_widths(weights: ExitWeights, graphs: ModelGraphs, spec: NetworkSpec) -> None:
+    for exit, stage in enumerate(graphs.stages[:-1]):
+        shape = weights[classifier_names(weights, exit)[0]].shape
+        if shape != (spec.num_classes, stage.width):
+            raise ModelFileError(
+                f"the graph of exit {exit} does not fit its classifier {shape}: write the graphs again."
+            )
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_GRAPH_BYTES:
+            raise OSError("it is no regular file of a graph's size")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error}): copy the model again.") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ModelFileError(f"{path} is not the graph that network.json names: copy the model again.")
+    return data

@@ -1,0 +1,181 @@
+"""A device without PyTorch: the same rounds on the graphs that a model carries, in a process that cannot import it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from persephonee.clients.errors import ClientSettingsError, StoreError
+from persephonee.clients.inference.engines import engine_for
+from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.profiler import profile_exits
+from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
+from persephonee.data_partitions.settings import SplitSettings
+from persephonee.data_partitions.user_splits import split_samples
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_calibration import ExitCalibration
+from persephonee.multi_exit.exit_weights import as_arrays
+from persephonee.multi_exit.graphs.network import load_graph_network
+from persephonee.multi_exit.graphs.writing import write_graphs
+from persephonee.multi_exit.storage import ModelMetadata, save_network
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FAST = PersonalisationSettings(schedule="fast")
+
+CANNOT_IMPORT = """
+import sys
+for name in ("torch", "torchvision", "pandas", "pyarrow", "onnx", "onnxscript", "scipy", "flwr", "matplotlib"):
+    sys.modules[name] = None
+from persephonee.commands.application import main
+main()
+"""
+
+
+@pytest.fixture(scope="session")
+def _written(_trained_toy_network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    calibration = ExitCalibration(temperatures=(0.5, 1.5, 2.0), biases=((0.0,) * 4,) * 3, frequencies=(0.25,) * 4)
+    save_network(_trained_toy_network, folder, ModelMetadata(calibration=calibration))
+    write_graphs(_trained_toy_network, folder)
+    return folder
+
+
+@pytest.fixture
+def graphs(_written):
+    return load_graph_network(_written, threads=1)[0]
+
+
+@pytest.fixture
+def network(toy_network, graphs):
+    toy_network.calibration = graphs.calibration
+    return toy_network
+
+
+def numbers(report) -> dict:
+    values = {k: v for k, v in asdict(report).items() if k != "seconds_personalise"}
+    return json.loads(json.dumps(values))
+
+
+def assert_same(ours, theirs, path=""):
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_same(ours[key], theirs[key], f"{path}.{key}")
+    elif isinstance(theirs, list):
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(a, b, f"{path}[{number}]")
+    elif isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-3), path
+    else:
+        assert ours == theirs, path
+
+
+@pytest.mark.parametrize("labels", [1.0, 0.3, 0.0])
+def test_a_round_on_graphs_reports_what_pytorch_reports(graphs, network, draw_user, labels, tmp_path):
+    user = draw_user(n=160)
+    user = replace(user, images=user.images[user.labels < 3], labels=user.labels[user.labels < 3])
+    split = split_samples(user, SplitSettings(labels=labels), seed=0)
+    settings = replace(FAST, weights=loss_weights("auto", labels))
+    stores = ExitStore(tmp_path / "graphs"), ExitStore(tmp_path / "torch")
+    for number in (1, 2):
+        ours = personalise(graphs, user, split, settings, store=stores[0], round_number=number)
+        theirs = personalise(network, user, split, settings, store=stores[1], round_number=number)
+        assert_same(numbers(ours.report), numbers(theirs.report))
+        assert ours.policy == theirs.policy
+        for name, array in theirs.exit_weights.items():
+            np.testing.assert_allclose(ours.exit_weights[name], array, atol=1e-3, rtol=1e-3)
+
+
+def test_exits_move_between_graphs_and_pytorch_and_answer_alike(graphs, network, user, split, tmp_path):
+    done = personalise(graphs, user, split, FAST, store=ExitStore(tmp_path))
+    stored = ExitStore(tmp_path).load(network.backbone_fingerprint, user.client_id)
+    for one in (graphs, network):
+        one.load_exit_state(stored.exit_weights)
+    ours, theirs = (engine_for(one, done.policy, last_shift=stored.last_shift) for one in (graphs, network))
+    np.testing.assert_allclose(ours.explore(user.images).logits, theirs.explore(user.images).logits, atol=1e-3)
+    for size in (1, 20):
+        assert (ours.infer(user.images[:size]).labels == theirs.infer(user.images[:size]).labels).all()
+    # a stage without an exit in use is passed without its head
+    alone = replace(done.policy, exits_in_use=(1,), threshold=0.5)
+    ours, theirs = (engine_for(one, alone) for one in (graphs, network))
+    assert (ours.infer(user.images).exit_indices == theirs.infer(user.images).exit_indices).mean() > 0.98
+
+
+def test_exits_whose_convolutions_were_trained_are_refused_by_graphs(graphs, network, user, split, tmp_path):
+    personalise(network, user, split, PersonalisationSettings(epochs=1, use_prior=False), store=ExitStore(tmp_path))
+    network.heads[0].blend.data.add_(1.0)
+    with pytest.raises(ModelFileError, match="were trained"):
+        graphs.load_exit_state(as_arrays(network.exit_state()))
+    moved = {name: array + (name == "heads.0.blend") for name, array in as_arrays(network.exit_state()).items()}
+    with pytest.raises(StoreError, match="PyTorch"):
+        personalise(graphs, user, split, FAST, global_exit_weights=moved)
+
+
+def test_the_papers_schedule_says_that_it_needs_pytorch(graphs, user, split):
+    with pytest.raises(ClientSettingsError, match="--schedule fast"):
+        personalise(graphs, user, split, PersonalisationSettings())
+
+
+def test_the_profiler_measures_graphs(graphs, user):
+    profile = profile_exits(graphs, graphs.exit_state(), user.images[:20], user.labels[:20])
+    assert all(row.stage_ms > 0 and row.head_ms >= 0 for row in profile.exits)
+    assert profile.exits[-1].latency_ms > profile.exits[0].stage_ms
+    assert profile.threads == 1
+
+
+def test_a_graph_that_was_changed_is_refused(graphs, _written, user, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(_written, tmp_path / "model")
+    path = folder / graphs.graphs.stages[1].file
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    network, _ = load_graph_network(folder)
+    with pytest.raises(ModelFileError, match="is not the graph"):
+        network.embed(user.images)
+    path.unlink()
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        load_graph_network(folder)[0].embed(user.images)
+
+
+def call(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", CANNOT_IMPORT, *map(str, words)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_verbs_of_a_device_run_where_torch_pandas_and_pyarrow_cannot_be_imported(_written_for_writers, tmp_path):
+    data = ("--dataset", "synthetic-writers", "--num-writers", 4, "--user", "s0w0001")
+    fast = ("--model", _written_for_writers, "--schedule", "fast", "--store")
+    done = call("personalise", *fast, tmp_path / "own", *data, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["round"] == 1
+    life = ("--power", "always", "--min-new-samples", 30, "--min-calibration", 5, "--every", 1, "--quiet")
+    done = call("device", "run", *fast, tmp_path / "life", *data, *life)
+    assert done.returncode == 0, done.stderr
+    assert "round done" in done.stdout
+    status = call("device", "status", "--store", tmp_path / "life", "--json")
+    assert json.loads(status.stdout)["rounds"] >= 1
+    refused = call("personalise", "--model", _written_for_writers, "--store", tmp_path / "paper", *data)
+    assert refused.returncode == 2
+    assert "needs PyTorch" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture(scope="session")
+def _written_for_writers(tmp_path_factory):
+    from persephonee.multi_exit.building import build_network
+
+    folder = tmp_path_factory.mktemp("models") / "writers"
+    network = build_network("squeezenet1_1", num_exits=2, num_classes=62, head="pooled")
+    save_network(network, folder, ModelMetadata())
+    write_graphs(network, folder)
+    return folder
