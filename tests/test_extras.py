@@ -20,10 +20,11 @@ DATA = "--num-writers 12"
 PRETRAIN = f"pretrain --backbone squeezenet1_1 --num-exits 2 {DATA} --epochs 1 --max-samples 200 --out model"
 PERSONALISE = f"personalise --model model {DATA} --user USER --store store --schedule fast"
 VERBS = {
-    "": [PRETRAIN, PERSONALISE],
+    "": ["device run --help"],
+    "train": [PRETRAIN, PERSONALISE],
     "report": ["report run"],
     "device": [PRETRAIN, PERSONALISE, "export --model model --store store --out onnx"],
-    "datasets": [PRETRAIN],
+    "datasets,train": [PRETRAIN],
     "flower": ["server init --out server --host 127.0.0.1"],
     "simulation,privacy": [PRETRAIN, f"simulate --model model {DATA} --clients 2 --rounds 1 --run-dir run"],
     "timm": ["inspect --backbone timm/lcnet_050 --num-exits 2 --input-size 64 --num-classes 10"],
@@ -54,8 +55,8 @@ def test_an_extra_works_in_an_empty_environment(extra, tmp_path):
     run(tmp_path, [*pip, f"{ROOT}[{extra}]" if extra else str(ROOT)])
     persephonee = str(tmp_path / "env/bin/persephonee")
     assert "pretrain" in run(tmp_path, [persephonee, "--help"])
-    said = run(tmp_path, [persephonee, "inspect", "--backbone", "resnet18", "--head", "deep"], expected=2)
-    assert "'deep' is not one of" in said
+    said = run(tmp_path, [persephonee, "personalise", "--schedule", "slow"], expected=2)
+    assert "'slow' is not one of" in said
     if extra == "report":
         RunFolder.create(tmp_path / "run", CONFIG).append_round(**made_up_round(1))
     for verb in VERBS[extra]:

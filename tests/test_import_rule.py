@@ -38,8 +38,8 @@ ROOMS_SEEN = {
     "fl_app/server_side": {"", "wire", "settings"},
 }
 FLOWER = {"flwr", "ray"}
-BROUGHT_ALONG = {"markupsafe", "huggingface_hub"}
-"""Jinja2 and timm bring them, and hand out what they make."""
+BROUGHT_ALONG = {"markupsafe", "huggingface_hub", "typing_extensions"}
+"""Jinja2, timm and typer bring them; of the last one types alone are used."""
 ROOMS_WITH_FLOWER = {"client_side", "server_side", "wire", "simulation", "deployment"}
 # a baseline that is measured against: a Flower app of its own
 PLAIN_FLOWER = ROOT / "benchmarks" / "simulation" / "plain_flower"
