@@ -25,6 +25,7 @@ MAY_IMPORT = {
 # which rooms of a folder a room may see besides itself; a room that is not named sees all
 ROOMS_SEEN = {
     "multi_exit/graphs": {""},
+    "multi_exit/repository": {"", "graphs"},
     "clients/personalisation": {""},
     "clients/inference": {"", "personalisation"},
     "server/training": {""},
@@ -38,8 +39,8 @@ ROOMS_SEEN = {
     "fl_app/server_side": {"", "wire", "settings"},
 }
 FLOWER = {"flwr", "ray"}
-BROUGHT_ALONG = {"markupsafe", "huggingface_hub", "typing_extensions"}
-"""Jinja2, timm and typer bring them; of the last one types alone are used."""
+BROUGHT_ALONG = {"markupsafe", "typing_extensions"}
+"""Jinja2 and typer bring them; of the last one types alone are used."""
 ROOMS_WITH_FLOWER = {"client_side", "server_side", "wire", "simulation", "deployment"}
 # a baseline that is measured against: a Flower app of its own
 PLAIN_FLOWER = ROOT / "benchmarks" / "simulation" / "plain_flower"

@@ -20,6 +20,7 @@ from persephonee.commands.errors import OneSentenceGroup
 from persephonee.commands.export import export
 from persephonee.commands.figures import figures
 from persephonee.commands.inspect import inspect
+from persephonee.commands.models.model import model_app
 from persephonee.commands.personalise import personalise
 from persephonee.commands.pretrain import pretrain
 from persephonee.commands.report import report
@@ -47,6 +48,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 for verb in (enrol, doctor):
     device_app.command()(verb)
 app.add_typer(device_app, name="device")
+app.add_typer(model_app, name="model")
 app.add_typer(server_group, name="server")
 
 

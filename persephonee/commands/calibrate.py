@@ -29,12 +29,14 @@ def calibrate(
     gets their temperatures and class frequencies as well. The weights and the fingerprint stay as they are.
     """
     from persephonee.commands.model_graphs import write_graphs_if_possible
+    from persephonee.commands.models.card import write_card_if_possible
     from persephonee.data_partitions.opening import open_partitions
 
     partitions = open_partitions(data, for_pretraining=True)
     network = calibrate_and_show(model, partitions, source_names(sources), users, seed)
     # saving a model removes the graphs that it had
     write_graphs_if_possible(network, model)
+    write_card_if_possible(network, model)
 
 
 def calibrate_and_show(

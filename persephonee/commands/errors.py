@@ -44,7 +44,7 @@ _EXTRA_OF = {
     "river": "device",
     "psutil": "device",
     "timm": "timm",
-    "huggingface_hub": "timm",
+    "huggingface_hub": "hub",
 }
 """Which extra of this project brings an optional package."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persephonee.commands.model_graphs import write_graphs_if_possible
+from persephonee.commands.models.card import write_card_if_possible
 from persephonee.commands.option_groups import OptionGroup
 from persephonee.commands.options import source_names
 from persephonee.commands.run_settings import given_options
@@ -80,6 +81,7 @@ def meta_learn_and_show(
     # graphs last: saving a model removes those that it had
     calibrate_and_show(out, partitions, source_names(sources), UserFractions().calibration_users, settings.seed)
     write_graphs_if_possible(network, out)
+    write_card_if_possible(network, out)
     console = Console()
     console.print(exits_table(network, result.history[result.best_epoch].validation_accuracy))
     before, after = (

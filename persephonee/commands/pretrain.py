@@ -9,6 +9,7 @@ import typer
 
 from persephonee.commands.meta import Start, meta_learn_and_show, meta_settings, refuse_given
 from persephonee.commands.model_graphs import write_graphs_if_possible
+from persephonee.commands.models.card import write_card_if_possible
 from persephonee.commands.option_groups import OptionGroup, with_groups
 from persephonee.commands.options import (
     DEFAULT_SOURCES,
@@ -141,6 +142,7 @@ def make_and_show(
     if settings.users.calibration_users:
         calibrate_and_show(out, partitions, settings.sources, settings.users.calibration_users, settings.training.seed)
     write_graphs_if_possible(network, out)
+    write_card_if_possible(network, out)
     console = Console()
     console.print(exits_table(network, result.accuracies))
     console.print(_summary(network, result, out), highlight=False, markup=False, soft_wrap=True)

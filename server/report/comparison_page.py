@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
 from persephonee.server.errors import ServerError
+from persephonee.server.intervals import Estimate
 from persephonee.server.report.figure_style import (
     AFTER,
     BEFORE,
@@ -23,7 +24,7 @@ from persephonee.server.report.figure_style import (
     save_figure,
 )
 from persephonee.server.report.template import STYLE
-from persephonee.server.results.comparison import Comparison, Estimate
+from persephonee.server.results.comparison import Comparison
 from persephonee.server.results.comparison_text import tables_of, verdicts
 from persephonee.server.results.run_folder import CONFIG_NAME
 

@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persephonee.server.errors import ServerError
+from persephonee.server.intervals import Estimate, draw_users, estimate
 from persephonee.server.results.run_folder import RunFolder
 from persephonee.server.results.summary import Change
 from persephonee.server.results.table_schemas import Row
-
-RESAMPLES = 2000
-LEVEL = 0.95
 
 SAME_DATA = (
     *("dataset", "hub-name", "user-column", "label-column", "image-column", "data-seed"),
@@ -26,15 +24,6 @@ SAME_DATA = (
 """Settings that have to be equal, because users or their test samples would be others; a path may have moved."""
 
 _NO_SETTINGS = frozenset({"versions", "machine", "code", "network", "model", "data-path"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over users and its interval by the bootstrap over users."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,24 +113,13 @@ def compare(folders: Sequence[RunFolder], seed: int = 0) -> Comparison:
     for other in measured[1:]:
         _refuse_other_data(measured[0], other)
     users = _paired_users(measured)
-    draws = np.random.default_rng(seed).integers(len(users), size=(RESAMPLES, len(users)))
+    draws = draw_users(len(users), seed)
     return Comparison(
         users=users,
         runs=tuple(_compared(run, measured[0], users, draws) for run in measured),
         settings=_differing_settings([run.config for run in measured]),
         remarks=_remarks(measured, users),
     )
-
-
-def estimate(values: NDArray[np.float64], draws: NDArray[np.int64]) -> Estimate:
-    """Return the mean of one value per user, with the percentile bootstrap's interval.
-
-    Args:
-        values: shape [N].
-        draws: the users of each resample, shape [R, N]; equal ones pair the intervals of several values.
-    """
-    low, high = np.quantile(values[draws].mean(axis=1), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return Estimate(mean=float(values.mean()), low=float(low), high=float(high))
 
 
 def _measured(folder: RunFolder, name: str) -> _Measured:

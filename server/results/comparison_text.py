@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from persephonee.server.results.comparison import LEVEL, ComparedRun, Comparison, Estimate
+from persephonee.server.intervals import LEVEL, Estimate
+from persephonee.server.results.comparison import ComparedRun, Comparison
 from persephonee.server.results.summary_text import UNKNOWN
 
 

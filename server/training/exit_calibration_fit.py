@@ -30,7 +30,7 @@ def fit_calibration(network: MultiExitNetwork, table: SampleTable) -> ExitCalibr
     """
     if not len(table):
         raise PretrainingError("there is no sample to calibrate the exits on: give users whom training never saw.")
-    fitted = [fit_exit(exit, table.labels) for exit in _all_logits(network, table)]
+    fitted = [fit_exit(exit, table.labels) for exit in all_logits(network, table)]
     counts = torch.bincount(table.labels, minlength=network.num_classes).double() + 1
     return ExitCalibration(
         temperatures=tuple(temperature for temperature, _ in fitted),
@@ -40,7 +40,7 @@ def fit_calibration(network: MultiExitNetwork, table: SampleTable) -> ExitCalibr
 
 
 @torch.no_grad()
-def _all_logits(network: MultiExitNetwork, table: SampleTable) -> Tensor:
+def all_logits(network: MultiExitNetwork, table: SampleTable) -> Tensor:
     """Return the logits of all exits, shape [M+1, N, K], float64."""
     network.eval()
     device = next(network.parameters()).device

@@ -16,8 +16,10 @@ from persephonee.data_partitions.user_splits import choose_users, split_users
 from persephonee.multi_exit.atomic_files import names_in, remove_leftovers
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.repository.model_card import MEASURED
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 from persephonee.server.errors import PretrainingError
+from persephonee.server.training.exit_measurement import measure_exits
 from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining import PretrainResult, pretrain
 from persephonee.server.training.pretraining_progress import PretrainProgress
@@ -135,6 +137,7 @@ def make_global_model(
     checkpoint = prepare_folder(folder, resume, overwrite)
     network.to(device)
     result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
+    measured = measure_exits(network, partitions, validation_ids)
     # training may have changed the layout too, and exporters write another graph for other strides
     network.to(memory_format=torch.contiguous_format).cpu()
     metadata = ModelMetadata(
@@ -142,7 +145,7 @@ def make_global_model(
         trained_on=tuple(sorted((*train_ids, *validation_ids))),
         class_names=partitions.class_names or (),
         history=tuple(asdict(record) for record in result.history),
-        settings={**_described(settings, result, validation_ids), **division_of(partitions)},
+        settings={**_described(settings, result, validation_ids), **division_of(partitions), MEASURED: measured},
         calibration=result.calibration,
     )
     save_network(network, folder, metadata)

@@ -6,10 +6,12 @@ from pathlib import Path
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.repository.model_card import MEASURED
 from persephonee.multi_exit.settings import DEFAULT_SOURCES
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import PretrainingError
 from persephonee.server.training.exit_calibration_fit import fit_calibration
+from persephonee.server.training.exit_measurement import measure_exits
 from persephonee.server.training.global_model import prepare_folder
 from persephonee.server.training.meta_learning import MetaResult, meta_learn
 from persephonee.server.training.meta_settings import MetaSettings
@@ -63,7 +65,13 @@ def make_meta_learned_model(
     result = meta_learn(network, users, train_ids, validation_ids, settings, progress)
     # the calibration and the risk curves that came with the model are those of the exits before
     network.calibration = fit_calibration(network, gather_samples(partitions, validation_ids))
-    metadata = replace(metadata, calibration=network.calibration, risk_pools={})
+    measured = measure_exits(network, partitions, validation_ids)
+    metadata = replace(
+        metadata,
+        calibration=network.calibration,
+        risk_pools={},
+        settings={**metadata.settings, MEASURED: measured},
+    )
     save_network(network, folder, _described(metadata, settings, result))
     checkpoint.unlink(missing_ok=True)
     return network, result

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from persephonee.clients.inference.scoring import Score
     from persephonee.data_partitions.samples import Partitions, UserSamples
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
-    from persephonee.server.results.comparison import Estimate
+    from persephonee.server.intervals import Estimate
 
     Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -176,12 +176,12 @@ def _evaluation(opened: OpenedEngine, scores: "dict[str, Score]", seed: int) -> 
     import numpy as np
 
     from persephonee.clients.inference.scoring import joined
-    from persephonee.server.results.comparison import RESAMPLES, estimate
+    from persephonee.server.intervals import draw_users, estimate
 
     together = joined(list(scores.values()))
     units = list(scores.values()) if len(scores) > 1 else [together]
     number = len(units) if len(units) > 1 else len(together.policy_right)
-    draws = np.random.default_rng(seed).integers(number, size=(RESAMPLES, number))
+    draws = draw_users(number, seed)
 
     def over_units(values: Any) -> "Estimate":
         each = [np.asarray(values(one), dtype=np.float64) for one in units]

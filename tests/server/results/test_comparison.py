@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from persephonee.server.errors import ServerError
+from persephonee.server.intervals import estimate
 from persephonee.server.report.comparison_page import draw_comparison
-from persephonee.server.results.comparison import compare, estimate
+from persephonee.server.results.comparison import compare
 from persephonee.server.results.comparison_text import tables_of, verdicts
 from tests.server.made_runs import write_run
 
