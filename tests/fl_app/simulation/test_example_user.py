@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -48,10 +49,10 @@ def test_answers_are_those_of_the_original_network_and_of_the_policy():
         client_id="ada", images=torch.zeros(2, 1, 2, 2, dtype=torch.uint8), labels=torch.zeros(2).long()
     )
     policy = ExitPolicy(threshold=0.9, exits_in_use=(0,), num_exits=1)
-    original, after = _answers(Network(), samples, torch.arange(2), policy, None)
+    original, after = _answers(Network(), samples, np.arange(2), policy, None)
     assert (original.tolist(), after.tolist()) == ([1, 1], [0, 1])
     # the user's class frequencies belong to the policy, not to the original network
-    original, after = _answers(Network(), samples, torch.arange(2), policy, torch.tensor([5.0, 0.0]))
+    original, after = _answers(Network(), samples, np.arange(2), policy, np.array([5.0, 0.0], dtype=np.float32))
     assert (original.tolist(), after.tolist()) == ([1, 1], [0, 0])
 
 
@@ -61,8 +62,8 @@ def test_mended_images_come_first_and_unchanged_ones_are_not_shown():
         images=torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 2, 2).clone(),
         labels=torch.tensor([0, 1, 0, 1]),
     )
-    before, after = torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 1, 0])
-    example_user = _example_user("ada", samples, torch.arange(4), (before, after), ("a", "b"))
+    before, after = np.array([0, 0, 0, 0]), np.array([0, 1, 1, 0])
+    example_user = _example_user("ada", samples, np.arange(4), (before, after), ("a", "b"))
     assert (example_user.corrected, example_user.worsened) == (1, 1)
     assert [(e.label, e.before, e.after, int(e.image.max())) for e in example_user.examples] == [
         ("b", "a", "b", 1),
