@@ -45,7 +45,8 @@ _KINDS: Mapping[type[Exception], str] = {
     BrokenDataError: "a file or an image of the client's data cannot be read",
     LabelRangeError: "a label of the client's data is out of range",
     DataError: "the client's data cannot be used",
-    ClientSettingsError: "a setting of the run, such as the memory budget, does not do on this client",
+    ClientSettingsError: "a setting of the run, such as the memory budget, or a schedule that needs PyTorch, does not "
+    "do on this client",
     StoreFullError: "the disk under the client's store is full",
     StoreError: "the client's store is damaged, in use, or of another model or user",
     ClientError: "the client cannot personalise",

@@ -83,12 +83,12 @@ class ModelStore:
         Raises:
             MultiExitError: the folder is damaged, or its backbone is not allowed here.
         """
-        if fingerprint not in _IN_MEMORY:
+        if self._key(fingerprint) not in _IN_MEMORY:
             place = self._place(fingerprint)
             if place is None:
                 return None
-            _keep(fingerprint, self._load(place))
-        return _IN_MEMORY[fingerprint]
+            _keep(self._key(fingerprint), self._load(place))
+        return _IN_MEMORY[self._key(fingerprint)]
 
     def receive(self, fingerprint: str, content: RecordDict) -> "Model":
         """Build the model that came with a message, keep it, and return it.
@@ -105,7 +105,7 @@ class ModelStore:
             risk_pools=_risk_pools(content, spec),
         )
         if self.needs_graphs:
-            return _keep(fingerprint, self._load(self._keep_graphs(fingerprint, content, spec, metadata)))
+            return _keep(self._key(fingerprint), self._load(self._keep_graphs(fingerprint, content, spec, metadata)))
         from persephonee.multi_exit.building import rebuild_network
 
         network = rebuild_network(spec, self._sources)
@@ -115,7 +115,11 @@ class ModelStore:
         network.calibration, network.risk_pools = metadata.calibration, metadata.risk_pools
         if self._folder is not None:
             save_network(network, self._folder / fingerprint, metadata)
-        return _keep(fingerprint, (network, metadata))
+        return _keep(self._key(fingerprint), (network, metadata))
+
+    def _key(self, fingerprint: str) -> str:
+        """Return under which name a model is kept in memory: as graphs it is another object."""
+        return f"{fingerprint} on graphs" if self.needs_graphs else fingerprint
 
     def _keep_graphs(self, fingerprint: str, content: RecordDict, spec: NetworkSpec, metadata: ModelMetadata) -> Path:
         if self._folder is None or "graphs" not in content:
@@ -234,9 +238,9 @@ def _risk_pools(content: RecordDict, spec: NetworkSpec) -> dict[str, Any]:
     return pools
 
 
-def _keep(fingerprint: str, model: "Model") -> "Model":
+def _keep(key: str, model: "Model") -> "Model":
     _IN_MEMORY.clear()
-    _IN_MEMORY[fingerprint] = model
+    _IN_MEMORY[key] = model
     return model
 
 

@@ -27,8 +27,8 @@ from persephonee.multi_exit.graphs.sessions import open_session
 from persephonee.multi_exit.settings import NetworkSpec
 from persephonee.multi_exit.storage import ModelMetadata, read_description, read_spec
 
-PIXELS_AT_ONCE = 50_176
-"""In one run of a stage: 64 images of 28 px, or one of 224 px, so that maps take some megabytes."""
+PIXELS_AT_ONCE = 6_272
+"""In one run of a stage: 8 images of 28 px, or one of 224 px. More take more memory and, on one core, more time."""
 
 Floats = NDArray[np.float32]
 

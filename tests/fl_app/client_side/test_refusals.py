@@ -41,44 +41,44 @@ def test_a_label_out_of_range_and_the_path_of_the_data_stay_on_the_device(
     settings, device_node, make_grid, tmp_path, caplog
 ):
     # so long that no fingerprint holds it by chance
-    path = private_data(tmp_path / "home-of-ada", label=97_531)
+    path = private_data(tmp_path / "home-of-zoe", label=97_531)
     nodes = [device_node("u0", 1), device_node("u1", 2, **{"data-path": str(path), "num-classes": 3})]
     status = status_of(nodes, settings, make_grid)
     assert status["u0"] == "ok"
     assert status["u1"] == f"failed: a label of the client's data is out of range{MORE}"
     sent = everything_sent_by(nodes[1])
     assert "u1" in sent
-    assert not any(word in sent for word in ("97531", "ada", "diary", "character"))
-    assert "holds the label 97531 in row 7" in caplog.text and "home-of-ada" in caplog.text
+    assert not any(word in sent for word in ("97531", "zoe", "diary", "character"))
+    assert "holds the label 97531 in row 7" in caplog.text and "home-of-zoe" in caplog.text
 
 
 def test_the_path_of_a_damaged_store_stays_on_the_device(settings, device_node, make_grid, tmp_path, caplog):
-    store = tmp_path / "home-of-ada"
+    store = tmp_path / "home-of-zoe"
     store.mkdir()
     (store / "state.json").write_text("{")
     nodes = [device_node("u0", 1), device_node("u1", 2, store=str(store))]
     status = status_of(nodes, settings, make_grid)
     assert status["u1"] == f"refused: the client's store is damaged, in use, or of another model or user{MORE}"
-    assert "ada" not in everything_sent_by(nodes[1])
-    assert "home-of-ada" in caplog.text
+    assert "zoe" not in everything_sent_by(nodes[1])
+    assert "home-of-zoe" in caplog.text
 
 
 def test_a_device_that_cannot_say_who_it_is_says_nothing_of_its_disk_either(settings, device_node, make_grid):
-    only = device_node("u1", 2, **{"data-path": 7, "dataset": "/home/ada"})
+    only = device_node("u1", 2, **{"data-path": 7, "dataset": "/home/zoe"})
     with pytest.raises(RunFailedError) as caught:
         status_of([only], settings, make_grid)
     words = "a setting of the run, or of the client's node configuration, is unknown or wrong"
     assert f"the first: the client stopped with an error ({words}{MORE})" in str(caught.value)
-    assert "ada" not in str(caught.value)
+    assert "zoe" not in str(caught.value)
 
 
 def test_words_of_a_library_about_a_file_that_is_missing_stay_on_the_device(tmp_path):
     with pytest.raises(OSError) as caught:
-        pq.read_table(pa.OSFile(str(tmp_path / "ada.parquet")))
-    assert "ada" in str(caught.value.strerror)
+        pq.read_table(pa.OSFile(str(tmp_path / "zoe.parquet")))
+    assert "zoe" in str(caught.value.strerror)
     words = "failed: the device cannot read or write its files (No such file or directory)"
     assert refusal_of(caught.value) == words
-    assert refusal_of(OSError("no number, but /home/ada")).endswith("its files (OSError)")
+    assert refusal_of(OSError("no number, but /home/zoe")).endswith("its files (OSError)")
 
 
 def subclasses(cls: type) -> set[type]:
@@ -88,8 +88,8 @@ def subclasses(cls: type) -> set[type]:
 def test_no_error_that_a_user_can_cause_speaks_for_itself_unless_it_is_known_to_hold_nothing():
     speaks = set()
     for cls in set().union(*map(subclasses, (ClientError, DataError, MultiExitError, AppError))):
-        error = cls("ada", 93, "/home/ada") if cls is UserTooSmallError else cls("/home/ada holds the label 93")
-        if "/home/ada" in refusal_of(error):
+        error = cls("zoe", 93, "/home/zoe") if cls is UserTooSmallError else cls("/home/zoe holds the label 93")
+        if "/home/zoe" in refusal_of(error):
             speaks.add(cls.__name__)
         else:
             assert refusal_of(error).endswith(MORE)
@@ -105,15 +105,15 @@ def test_no_error_that_a_user_can_cause_speaks_for_itself_unless_it_is_known_to_
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (UserTooSmallError("ada", 5, "at least 20 are needed"), "too small: User ada has 5 samples; at least 20 are"),
-        (LabelsRequiredError("user 'ada' has no labelled"), "refused: user 'ada' has no labelled"),
+        (UserTooSmallError("zoe", 5, "at least 20 are needed"), "too small: User zoe has 5 samples; at least 20 are"),
+        (LabelsRequiredError("user 'zoe' has no labelled"), "refused: user 'zoe' has no labelled"),
         (WireError("the model came without its specification."), "refused: the model came without"),
-        (StoreFullError("/home/ada"), "refused: the disk under the client's store is full; "),
+        (StoreFullError("/home/zoe"), "refused: the disk under the client's store is full; "),
         # a kind without words of its own has those of its family
-        (ImageError("/home/ada/cat.png"), "refused: the client cannot personalise; "),
-        (DataError("/home/ada"), "failed: the client's data cannot be used; "),
-        (KeyError("/home/ada"), "failed: KeyError, see the client's own log"),
-        (OSError(errno.EFBIG, "/home/ada"), "failed: the device cannot read or write its files (File too large)"),
+        (ImageError("/home/zoe/cat.png"), "refused: the client cannot personalise; "),
+        (DataError("/home/zoe"), "failed: the client's data cannot be used; "),
+        (KeyError("/home/zoe"), "failed: KeyError, see the client's own log"),
+        (OSError(errno.EFBIG, "/home/zoe"), "failed: the device cannot read or write its files (File too large)"),
     ],
 )
 def test_the_server_learns_what_kind_of_thing_is_wrong(error, status):

@@ -1,0 +1,92 @@
+"""A SuperNode without PyTorch beside one with it: the same figures, the same exits, and what is refused."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from persephonee.fl_app.server_side.server_app import serve
+from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.wire import model_store
+from persephonee.multi_exit.graphs.network import GraphNetwork
+from persephonee.multi_exit.graphs.writing import write_graphs
+from persephonee.multi_exit.storage import load_network, read_description
+
+pytestmark = pytest.mark.usefixtures("on_real_devices", "draw_nothing")
+
+
+@pytest.fixture
+def fast(settings) -> AppSettings:
+    network, _ = load_network(settings.paths.model, settings.sources)
+    write_graphs(network, settings.paths.model)
+    return AppSettings.from_run_config({**settings.to_run_config(), "schedule": "fast", "node-wait": 0.5})
+
+
+def run(grid, settings):
+    serve(grid, settings, settings.paths.model, settings.paths.run_dir)
+    return pd.read_parquet(settings.paths.run_dir / "clients.parquet").set_index("client_id")
+
+
+def test_a_client_on_graphs_is_sent_the_graphs_and_reports_what_pytorch_reports(fast, device_node, make_grid, tmp_path):
+    on_graphs = run(make_grid([device_node("u0", 1, runtime="onnx")], fast), fast)
+    loaded = next(iter(model_store._IN_MEMORY.values()))[0]
+    assert isinstance(loaded, GraphNetwork)
+    (folder,) = (tmp_path / "device-1" / "models").iterdir()
+    assert read_description(folder)["graphs"] == read_description(fast.paths.model)["graphs"]
+    node = device_node("u0", 2)
+    # the same division of the samples: a device's seed is its own
+    seed = json.loads((tmp_path / "device-1" / "asked.json").read_text())["seed"]
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr("persephonee.fl_app.client_side.asked.secrets.randbelow", lambda _: seed)
+        again = AppSettings.from_run_config({**fast.to_run_config(), "run-dir": str(tmp_path / "torch")})
+        on_torch = run(make_grid([node], again), again)
+    assert list(on_graphs.status) == list(on_torch.status) == ["ok"]
+    for name in ("accuracy_original", "accuracy_before", "accuracy_after", "mean_macs", "threshold", "num_test"):
+        assert on_graphs[name].iloc[0] == pytest.approx(on_torch[name].iloc[0], abs=1e-4)
+    # the model with its graphs goes down once, and figures alone come up
+    assert on_graphs.bytes_up.iloc[0] < 4096
+
+
+def test_exits_of_a_client_on_graphs_are_merged_with_those_of_pytorch(fast, device_node, make_grid, tmp_path):
+    sharing = AppSettings.from_run_config({**fast.to_run_config(), "share-exits": True, "rounds": 2})
+    shares = {"share-exits": True}
+    names = (("u0", {"runtime": "onnx"}), ("u1", {}), ("u2", {}))
+    nodes = [device_node(name, i, **own, **shares) for i, (name, own) in enumerate(names, start=1)]
+    assert set(run(make_grid(nodes, sharing), sharing).status) == {"ok"}
+    merged, _ = load_network(sharing.paths.run_dir / "model", sharing.sources)
+    before, _ = load_network(sharing.paths.model, sharing.sources)
+    assert merged.backbone_fingerprint == before.backbone_fingerprint
+
+
+def test_the_papers_schedule_is_refused_in_a_sentence(fast, device_node, make_grid):
+    paper = AppSettings.from_run_config({**fast.to_run_config(), "schedule": "paper", "min-reply-fraction": 0.0})
+    nodes = [device_node("u0", 1, runtime="onnx"), device_node("u1", 2)]
+    status = run(make_grid(nodes, paper), paper).status
+    assert status["u1"] == "ok"
+    assert "schedule that needs PyTorch" in status["u0"]
+
+
+def test_a_model_without_graphs_is_refused_in_a_sentence(settings, device_node, make_grid):
+    fast = AppSettings.from_run_config({**settings.to_run_config(), "schedule": "fast"})
+    status = run(make_grid([device_node("u0", 1, runtime="onnx"), device_node("u1", 2)], fast), fast).status
+    assert status["u1"] == "ok"
+    assert "carries no graphs" in status["u0"]
+
+
+def test_graphs_of_another_digest_are_refused(fast, device_node, make_grid, monkeypatch):
+    from persephonee.fl_app.server_side import global_model
+
+    honest = global_model.graph_records
+
+    def swapped(folder, num_exits):
+        records = honest(folder, num_exits)
+        files = records["graph-files"]
+        first, second, *_ = files
+        files[first], files[second] = files[second], files[first]
+        return records
+
+    monkeypatch.setattr(global_model, "graph_records", swapped)
+    status = run(make_grid([device_node("u0", 1, runtime="onnx"), device_node("u1", 2)], fast), fast).status
+    assert status["u1"] == "ok"
+    assert "digest" in status["u0"]
