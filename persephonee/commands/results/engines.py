@@ -1,6 +1,6 @@
 """What answers images for `evaluate` and `predict`: a model, a device's store, or an exported network.
 
-An exported network needs ONNX Runtime and no PyTorch, so that nothing here imports PyTorch before a model is named.
+Neither an exported network nor a model that carries graphs needs PyTorch, so that nothing here imports it by itself.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persephonee.commands.model_graphs import load_for_device
 from persephonee.commands.options import source_names
 
 if TYPE_CHECKING:
     from persephonee.clients.inference.engine import Engine
+    from persephonee.clients.personalisation.features import Network
     from persephonee.data_partitions.known_parts import KnownParts
-    from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
     from persephonee.multi_exit.storage import ModelMetadata
 
 DEFAULT_THRESHOLD = 0.9
@@ -47,7 +49,7 @@ class OpenedEngine:
     """What a table calls it."""
     client_id: str | None = None
     """Whose personal exits these are."""
-    model: "tuple[MultiExitNetwork, ModelMetadata] | None" = None
+    model: "tuple[Network, ModelMetadata] | None" = None
     """None for an exported network, of which no costs are known."""
     known: "Callable[[], KnownParts] | None" = None
     """What the user's samples have served for, where a store says it."""
@@ -63,9 +65,15 @@ class OpenedEngine:
 
 
 def open_engine(
-    model: Path | None, store: Path | None, exported: Path | None, threshold: float | None, sources: str
+    model: Path | None,
+    store: Path | None,
+    exported: Path | None,
+    threshold: float | None,
+    sources: str,
+    runtime: "RuntimeSettings",
+    compute: "ComputeSettings",
 ) -> OpenedEngine:
-    """Open what the options name.
+    """Open what the options name, without PyTorch where that is not needed.
 
     Raises:
         typer.BadParameter: they do not go together.
@@ -73,43 +81,41 @@ def open_engine(
     """
     if (model is None) == (exported is None):
         raise typer.BadParameter("expected either --model MODEL, with --store DIR or without, or --exported DIR.")
-    if exported is not None:
-        if store is not None or threshold is not None:
-            raise typer.BadParameter("--exported has its own exits and threshold: leave out --store and --threshold.")
-        return _open_exported(exported)
-    assert model is not None  # one of the two is there
-    return _open_model(model, store, threshold, source_names(sources))
-
-
-def _open_exported(folder: Path) -> OpenedEngine:
+    if model is not None:
+        loaded = load_for_device(model, source_names(sources), runtime, compute, trains_heads=False)
+        return _open_model(model, loaded, store, threshold)
+    if exported is None or store is not None or threshold is not None:
+        raise typer.BadParameter("--exported has its own exits and threshold: leave out --store and --threshold.")
     from persephonee.clients.inference.onnx_engine import OnnxEngine
 
-    engine = OnnxEngine(folder)
+    engine = OnnxEngine(exported, threads=runtime.threads)
     found = engine.exported
     return OpenedEngine(
         engine=engine,
         class_names=found.class_names,
-        name=f"{folder} of user {found.client_id}",
+        name=f"{exported} of user {found.client_id}",
         client_id=found.client_id,
     )
 
 
-def _open_model(model: Path, store: Path | None, threshold: float | None, sources: tuple[str, ...]) -> OpenedEngine:
-    from persephonee.clients.inference.inference_engine import InferenceEngine
+def _open_model(
+    folder: Path, loaded: "tuple[Network, ModelMetadata]", store: Path | None, threshold: float | None
+) -> OpenedEngine:
+    from persephonee.clients.inference.engines import engine_for
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.clients.personalisation.policy import ExitPolicy
     from persephonee.fl_app.errors import AppError
-    from persephonee.multi_exit.storage import load_network
 
-    network, metadata = load_network(model, sources)
+    network, metadata = loaded
     if store is None:
         policy = ExitPolicy(
             threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
             exits_in_use=tuple(range(network.num_exits)),
             num_exits=network.num_exits,
         )
-        engine = InferenceEngine(network, policy)
-        return OpenedEngine(engine=engine, class_names=metadata.class_names, name=str(model), model=(network, metadata))
+        return OpenedEngine(
+            engine=engine_for(network, policy), class_names=metadata.class_names, name=str(folder), model=loaded
+        )
     exit_store = ExitStore(store)
     stored = exit_store.load(network.backbone_fingerprint, None)
     if stored is None:
@@ -117,10 +123,10 @@ def _open_model(model: Path, store: Path | None, threshold: float | None, source
     network.load_exit_state(stored.exit_weights)
     policy = stored.policy if threshold is None else replace(stored.policy, threshold=threshold)
     return OpenedEngine(
-        engine=InferenceEngine(network, policy, last_shift=stored.last_shift),
+        engine=engine_for(network, policy, last_shift=stored.last_shift),
         class_names=metadata.class_names,
         name=f"{store} of user {stored.client_id}",
         client_id=stored.client_id,
-        model=(network, metadata),
+        model=loaded,
         known=exit_store.known_parts,
     )

@@ -14,7 +14,9 @@ from persephonee.commands.options import (
     AsJson,
     Seed,
     Sources,
+    compute_settings,
     data_settings,
+    runtime_settings,
     split_settings,
 )
 from persephonee.commands.results.engines import Exported, Model, OpenedEngine, Store, Threshold, open_engine
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from persephonee.clients.inference.scoring import Score
     from persephonee.data_partitions.samples import Partitions, UserSamples
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
+    from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
     from persephonee.server.intervals import Estimate
 
     Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -60,7 +63,7 @@ class Evaluation:
     exits: tuple[EvaluatedExit, ...]
 
 
-@with_groups(data=data_settings, split=split_settings)
+@with_groups(data=data_settings, split=split_settings, runtime=runtime_settings, compute=compute_settings)
 def evaluate(
     *,
     context: typer.Context,
@@ -76,6 +79,8 @@ def evaluate(
     ] = None,
     data: "DataSettings",
     split: "SplitSettings",
+    runtime: "RuntimeSettings",
+    compute: "ComputeSettings",
     as_json: AsJson = False,
     sources: Sources = DEFAULT_SOURCES,
     seed: Seed = 0,
@@ -89,7 +94,7 @@ def evaluate(
     from persephonee.commands.results.images import labelled_batches
     from persephonee.commands.run_settings import given_options
 
-    opened = open_engine(model, store, exported, threshold, sources)
+    opened = open_engine(model, store, exported, threshold, sources, runtime, compute)
     if images is not None:
         strangers = sorted(
             {key.replace("-", "_") for key in given_options(context)}

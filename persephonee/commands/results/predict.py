@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persephonee.commands.options import DEFAULT_SOURCES, Sources
+from persephonee.commands.option_groups import with_groups
+from persephonee.commands.options import DEFAULT_SOURCES, Sources, compute_settings, runtime_settings
 from persephonee.commands.results.engines import Exported, Model, Store, Threshold, open_engine
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
 
 COLUMNS = ("file", "label", "confidence", "exit")
 
@@ -27,6 +30,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
+@with_groups(runtime=runtime_settings, compute=compute_settings)
 def predict(
     *,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
@@ -34,6 +38,8 @@ def predict(
     store: Store = None,
     exported: Exported = None,
     threshold: Threshold = None,
+    runtime: "RuntimeSettings",
+    compute: "ComputeSettings",
     form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
     sources: Sources = DEFAULT_SOURCES,
 ) -> None:
@@ -44,7 +50,7 @@ def predict(
     from persephonee.clients.inference.scoring import BATCH
     from persephonee.commands.results.images import batches_of, image_files
 
-    opened = open_engine(model, store, exported, threshold, sources)
+    opened = open_engine(model, store, exported, threshold, sources, runtime, compute)
     rows: list[dict[str, Any]] = []
     for files, pixels in batches_of(image_files(images), opened.engine.input_shape, BATCH):
         found = opened.engine.infer(pixels)

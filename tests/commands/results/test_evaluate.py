@@ -1,6 +1,9 @@
 import csv
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,15 @@ from PIL import Image
 from persephonee.multi_exit.storage import load_network
 from tests.commands.command_line import call, refused
 from tests.tiny_cnn import SOURCE, user_images
+
+ROOT = Path(__file__).resolve().parents[3]
+CANNOT_IMPORT = """
+import sys
+for name in ("torch", "torchvision", "pandas", "pyarrow", "onnx", "flwr", "matplotlib"):
+    sys.modules[name] = None
+from persephonee.commands.application import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +113,12 @@ def test_an_exported_network_answers_as_the_store_that_it_came_from(with_model, 
     of_store = json.loads(call("predict", class_folders[0], *model, "--format", "json").stdout)
     of_onnx = json.loads(call("predict", class_folders[0], "--exported", tmp_path / "onnx", "--format", "json").stdout)
     assert [(row["label"], row["exit"]) for row in of_onnx] == [(row["label"], row["exit"]) for row in of_store]
+    words = ["predict", class_folders[0], "--exported", tmp_path / "onnx", "--format", "json"]
+    alone = subprocess.run(
+        [sys.executable, "-c", CANNOT_IMPORT, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads(alone.stdout) == of_onnx
     found = evaluated("--exported", tmp_path / "onnx", "--images", class_folders[0])
     assert found["accuracy"] == evaluated(*model, "--images", class_folders[0])["accuracy"]
     assert found["mean_macs"] is None
