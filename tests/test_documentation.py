@@ -1,4 +1,4 @@
-"""The README's examples run, its commands exist, and the documents name files and tests that are there."""
+"""The examples run, its commands exist, and the documents name files and tests that are there."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def commands(text: str) -> list[list[str]]:
 @pytest.mark.slow
 def test_the_example_with_a_network_of_ones_own_runs_as_printed_and_gains_accuracy(tmp_path):
     examples = {
-        block.splitlines()[0].removeprefix("# "): block for block in code_blocks(DOCUMENTS[0].read_text(), "python")
+        block.splitlines()[0].removeprefix("# "): block for block in code_blocks((ROOT / "docs" / "own-cnn.md").read_text(), "python")
     }
     assert examples.keys() == {"my_cnn.py", "personalise_my_cnn.py"}
     for name, text in examples.items():
