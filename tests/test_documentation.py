@@ -28,9 +28,8 @@ def commands(text: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_the_example_with_a_network_of_ones_own_runs_as_printed_and_gains_accuracy(tmp_path):
-    examples = {
-        block.splitlines()[0].removeprefix("# "): block for block in code_blocks((ROOT / "docs" / "own-cnn.md").read_text(), "python")
-    }
+    page = (ROOT / "docs" / "own-cnn.md").read_text()
+    examples = {block.splitlines()[0].removeprefix("# "): block for block in code_blocks(page, "python")}
     assert examples.keys() == {"my_cnn.py", "personalise_my_cnn.py"}
     for name, text in examples.items():
         (tmp_path / name).write_text(text)
