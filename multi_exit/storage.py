@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,54 @@ def load_network(
         metadata.calibration.require_fit(network.num_exits, network.num_classes)
     network.calibration, network.risk_pools = metadata.calibration, metadata.risk_pools
     return network, metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """A model in a folder, by what its network.json says; its network is built when it is first asked for."""
+
+    folder: Path
+    sources: tuple[str, ...]
+    fingerprint: str
+    spec: NetworkSpec
+    metadata: ModelMetadata
+
+    @classmethod
+    def read(cls, folder: Path, sources: tuple[str, ...] = DEFAULT_SOURCES) -> "SavedModel":
+        """Read the description of the model in `folder`, and not its weights.
+
+        Raises:
+            ModelFileError: the folder is no model folder, or its description is damaged.
+        """
+        description = read_description(folder)
+        spec = NetworkSpec.from_json(json.dumps(description["spec"]))
+        return cls(
+            folder=folder,
+            sources=sources,
+            fingerprint=str(description["fingerprint"]),
+            spec=spec,
+            metadata=_metadata(description["metadata"], folder, spec.num_classes),
+        )
+
+    @property
+    def num_exits(self) -> int:
+        """M, the number of early exits."""
+        return len(self.spec.cuts)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits of each exit."""
+        return self.spec.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
+
+    @cached_property
+    def network(self) -> MultiExitNetwork:
+        """The network, as `load_network` returns it, with what that raises."""
+        return load_network(self.folder, self.sources)[0]
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and the device's owner permits it (client_sharing.py). Whatever goes wrong becom
 sentence, so that the server can count and name it (refusals.py).
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from persephonee.fl_app.client_side.coarse_report import coarse_report
 from persephonee.fl_app.client_side.refusals import refusal_of, words_for
 from persephonee.fl_app.errors import AppError, WireError
 from persephonee.fl_app.settings.app_settings import AppSettings
+from persephonee.fl_app.settings.watched_run import log_handler
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
@@ -112,6 +114,8 @@ def _answer(content: RecordDict, context: Context, does: Callable[[_Task], Recor
     user, layout, curve_allowed = "", None, False
     try:
         node = _node(context)
+        if node.is_simulated:
+            _log_to_watched_file()
         request = wire.read_request(content)
         user = node.user(str(request["user"]))
         task = _task(does.__name__, request, content, context, node, user)
@@ -261,3 +265,12 @@ def _checked(reply: RecordDict, user: str, layout: ExitLayout | None, curve_allo
 def _node(context: Context) -> ClientNode:
     settings = AppSettings.from_run_config(context.run_config)
     return ClientNode.of(context.node_config, settings, context.run_id)
+
+
+@functools.cache
+def _log_to_watched_file() -> None:
+    """Let what a simulated client says go straight to the run's log; once per process."""
+    handler = log_handler()
+    if handler is not None:
+        handler.setLevel(logging.WARNING)
+        log.addHandler(handler)

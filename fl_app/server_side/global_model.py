@@ -1,7 +1,6 @@
 """The global model that a run personalises."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,10 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from persephonee.data_partitions.opening import open_partitions
-from persephonee.fl_app.server_side.held_out_pools import calibrate_model
-from persephonee.fl_app.server_side.strategy import GlobalModel
 from persephonee.fl_app.settings.app_settings import AppSettings
-from persephonee.fl_app.wire.model_store import graph_records, model_records
 from persephonee.multi_exit.exit_weights import ExitWeights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, save_network
@@ -67,6 +63,8 @@ def _found_or_pretrained(settings: AppSettings, folder: Path, progress: Pretrain
     device = settings.compute.torch_device()
     make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress, device=device)
     if count := settings.pretraining.users.calibration_users:
+        from persephonee.fl_app.server_side.held_out_pools import calibrate_model
+
         log.info("Measuring what policies lose on up to %d users who trained nothing", count)
         calibrate_model(folder, partitions, sources=settings.sources, users=count, seed=settings.seed)
     return folder
@@ -86,15 +84,3 @@ def save_merged_model(
     save_network(network, run / "model", replace(metadata, trained_on=trained_on))
     network.load_exit_state(before)
     return run / "model"
-
-
-def as_global_model(network: MultiExitNetwork, metadata: ModelMetadata, folder: Path) -> GlobalModel:
-    """Return what the strategy needs to know of the network, whose folder may hold its graphs."""
-    return GlobalModel(
-        fingerprint=network.fingerprint,
-        num_exits=network.num_exits,
-        records=functools.cache(lambda: model_records(network, metadata.class_names)),
-        graph_records=functools.cache(
-            lambda: {**model_records(network, metadata.class_names), **graph_records(folder, network.num_exits)}
-        ),
-    )

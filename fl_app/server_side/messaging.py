@@ -38,8 +38,6 @@ FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.1, 1.0
 LOOK_UPS = 3_000
 """A simulation's grid looks at every message for every node ten times a second, at 8 us each, in the process of the
 server: with 250 messages to 250 nodes it does nothing else. So many look-ups take a quarter of a tenth of a second."""
-QUICK_PER_CORE = 16
-"""Messages on their way, where no client's work suffers from a grid that does nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,6 @@ def send_and_receive(
     on_answer: Callable[[Reply], None] = lambda _: None,
     counts: Callable[[Reply], bool] = lambda answer: answer.content is not None,
     enough: int | None = None,
-    quick: bool = False,
 ) -> list[Reply]:
     """Send each message to its node and return one answer per message, in the order of the messages.
 
@@ -71,10 +68,9 @@ def send_and_receive(
         on_answer: called for each reply or error as it arrives.
         counts: says of an answer, after `on_answer`, whether it counts towards `enough`; by default every reply does.
         enough: answers that count, after which nobody is waited for any more; None waits for all.
-        quick: a node answers without work, so that in a simulation the grid is what takes the time.
     """
     end = time.monotonic() + deadline
-    at_once = _messages_at_once(grid, len(messages), quick)
+    at_once = _messages_at_once(grid, len(messages))
     queue, node_of = deque(messages), dict[str, int]()
     waiting, unsent = set[str](), set[int]()
     predictions: dict[int, Reply] = {}
@@ -116,11 +112,11 @@ def is_simulation(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
-def _messages_at_once(grid: Grid, nodes: int, quick: bool) -> int:
+def _messages_at_once(grid: Grid, nodes: int) -> int:
     """Return how many messages may wait for a reply at a time: all of them, but in a simulation few for each core."""
     if not nodes or not is_simulation(grid):
         return max(nodes, 1)
-    return max((QUICK_PER_CORE if quick else 2) * _cores(), LOOK_UPS // nodes)
+    return max(2 * _cores(), LOOK_UPS // nodes)
 
 
 def _cores() -> int:

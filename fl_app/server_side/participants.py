@@ -1,4 +1,4 @@
-"""Who takes part in a run: wait for nodes, ask each who it is, and tell simulated ones whom they play."""
+"""Who takes part in a run: wait for nodes, ask each device who it is, and decide whom simulated nodes play."""
 
 import logging
 import time
@@ -49,7 +49,7 @@ class Participants:
 def enrol(
     grid: Grid, settings: RoundSettings, request: RecordDict, users: Callable[[int], Sequence[str]]
 ) -> Participants:
-    """Wait for nodes and ask who they are.
+    """Wait for nodes, and ask who they are; nodes of a simulation are not asked, since the server says whom they play.
 
     Args:
         grid: Flower's connection to the nodes.
@@ -61,15 +61,16 @@ def enrol(
         RunFailedError: no node came, or none said who it is.
     """
     nodes = _wait_for_nodes(grid, settings)
+    if is_simulation(grid):
+        return _playing(nodes, users(min(len(nodes), settings.clients or len(nodes))))
     messages = [Message(request, node, wire.STATUS_QUERY, ttl=settings.node_wait) for node in nodes]
     devices: list[Client] = []
-    simulated: dict[int, Client] = {}
     causes: list[str] = []
-    names = {} if is_simulation(grid) else registered_names(grid)
+    names = registered_names(grid)
     misnamed: dict[str, str] = {}
-    for answer in send_and_receive(grid, messages, settings.node_wait, quick=True):
+    for answer in send_and_receive(grid, messages, settings.node_wait):
         try:
-            status = _status(answer, is_simulation(grid))
+            status = _status(answer)
             if complaint := _false_name(status["client-id"], names.get(answer.node_id, ""), names.values()):
                 if answer.node_id in names:
                     misnamed[names[answer.node_id]] = f"{wire.REFUSED}: {complaint}"
@@ -77,20 +78,25 @@ def enrol(
         except WireError as error:
             causes.append(str(error).rstrip("."))
             continue
-        client = _client(answer, status, wire.content_bytes(request))
-        if client.is_simulated:
-            simulated[status["partition-id"]] = client
-        else:
-            devices.append(client)
-    if not devices and not simulated:
+        devices.append(_client(answer, status, wire.content_bytes(request)))
+    if not devices:
         raise RunFailedError(f"None of {len(nodes)} nodes said who it is; the first: {causes[0]}.")
     for cause in sorted(set(causes)):
         log.warning("%d of %d nodes cannot take part: %s.", causes.count(cause), len(nodes), cause)
-    playing = users(min(len(simulated), settings.clients or len(simulated))) if simulated else ()
-    # the i-th user is played by the i-th partition
-    played = [replace(simulated[i], client_id=u) for u, i in zip(playing, sorted(simulated), strict=False)]
-    found = _participants([*devices, *played], settings.clients, nameless=len(causes) - len(misnamed))
+    found = _participants(devices, settings.clients, nameless=len(causes) - len(misnamed))
     return replace(found, left_out={**found.left_out, **misnamed})
+
+
+def _playing(nodes: Sequence[int], users: Sequence[str]) -> Participants:
+    """Return a simulation's clients: each node plays one user, whichever it is, and sees the model as the server does.
+
+    A node that lacks the model says so when it is first asked to train, and is sent it.
+    """
+    clients = [
+        Client(node_id=node, client_id=user, is_simulated=True, has_model=True, needs_graphs=False, takes_exits=True)
+        for node, user in zip(nodes, users, strict=False)
+    ]
+    return _participants(clients, len(clients), nameless=0)
 
 
 def registered_names(grid: Grid) -> dict[int, str]:
@@ -125,14 +131,14 @@ def _wait_for_nodes(grid: Grid, settings: RoundSettings) -> list[int]:
     return nodes
 
 
-def _status(answer: Reply, in_simulation: bool) -> dict[str, Any]:
+def _status(answer: Reply) -> dict[str, Any]:
     if answer.content is None:
         raise WireError(answer.cause)
     status = dict(wire.check_status(answer.content))
-    if (status["partition-id"] >= 0) != in_simulation:
+    if status["partition-id"] >= 0:
         # to a simulated node the server opens its own data
-        raise WireError(f"it says that it is {'a device' if in_simulation else 'simulated'}, and it is not")
-    if not in_simulation and not status["client-id"].strip():
+        raise WireError("it says that it is simulated, and it is not")
+    if not status["client-id"].strip():
         raise WireError("it gives no id")
     return status
 
@@ -141,10 +147,10 @@ def _client(answer: Reply, status: dict[str, Any], bytes_down: int) -> Client:
     return Client(
         node_id=answer.node_id,
         client_id=status["client-id"],
-        is_simulated=status["partition-id"] >= 0,
+        is_simulated=False,
         has_model=status["model-held"],
         needs_graphs=status["needs-graphs"],
-        takes_exits=status["partition-id"] >= 0 or status["sharing-allowed"],
+        takes_exits=status["sharing-allowed"],
         bytes_up=wire.content_bytes(answer.content) if answer.content is not None else 0,
         bytes_down=bytes_down,
     )

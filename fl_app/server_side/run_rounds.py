@@ -1,9 +1,9 @@
 """The rounds of a run, from the nodes to the tables: who takes part, what each round leaves, and where to go on."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -12,17 +12,17 @@ from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.server_side import checkpoint
 from persephonee.fl_app.server_side.checkpoint import Checkpoint
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
-from persephonee.fl_app.server_side.global_model import as_global_model, save_merged_model
+from persephonee.fl_app.server_side.global_model import save_merged_model
 from persephonee.fl_app.server_side.participants import Client, Participants
 from persephonee.fl_app.server_side.run_status import RunStatus, StatusFile
-from persephonee.fl_app.server_side.strategy import PersonalisationStrategy, check_quota
+from persephonee.fl_app.server_side.strategy import GlobalModel, PersonalisationStrategy, check_quota
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.differential_privacy import write_spent
 from persephonee.fl_app.wire.model_fit import open_fitting
-from persephonee.multi_exit.network import MultiExitNetwork
-from persephonee.multi_exit.storage import ModelMetadata
+from persephonee.fl_app.wire.model_store import graph_records, model_records
+from persephonee.multi_exit.storage import SavedModel
 from persephonee.server.results.run_folder import RunFolder
 
 log = logging.getLogger("persephonee.server")
@@ -42,36 +42,42 @@ class Rounds:
     Args:
         grid: Flower's connection to the nodes.
         settings: of the run.
-        network: the global model; its backbone stays as it is, and its exits too.
-        metadata: of the model.
+        model: the global model, which stays as it is; graphs in its folder go to clients without PyTorch.
         folder: where the run's tables are, and its checkpoint, if it was begun before.
         file: that says how far the run is.
-        model: folder of the model, whose graphs go to clients without PyTorch.
     """
 
     def __init__(
         self,
         grid: Grid,
         settings: AppSettings,
-        network: MultiExitNetwork,
-        metadata: ModelMetadata,
+        model: SavedModel,
         folder: RunFolder,
         file: StatusFile,
-        model: Path,
     ) -> None:
-        self._settings, self._network, self._metadata = settings, network, metadata
+        self._settings, self._model = settings, model
         self._folder, self._file = folder, file
         self._status = RunStatus(rounds=settings.rounds.rounds)
         settings.privacy.check_accountant()
         self._begun = checkpoint.begin(folder.path, folder.completed_rounds)
         self._sharing: ExitSharing | None = None
         if settings.sharing.share_exits:
-            self._sharing = ExitSharing(network, settings.sharing, settings.privacy, self._begun.secret)
+            self._sharing = ExitSharing(model.network, settings.sharing, settings.privacy, self._begun.secret)
             if self._begun.info:
                 self._sharing.load_state(self._begun.arrays, self._begun.info)
         self._strategy = PersonalisationStrategy(
             grid,
-            as_global_model(network, metadata, model),
+            GlobalModel(
+                fingerprint=model.fingerprint,
+                num_exits=model.num_exits,
+                records=functools.cache(lambda: model_records(model.network, model.metadata.class_names)),
+                graph_records=functools.cache(
+                    lambda: {
+                        **model_records(model.network, model.metadata.class_names),
+                        **graph_records(model.folder, model.num_exits),
+                    }
+                ),
+            ),
             code_fingerprint(),
             settings.rounds,
             run=self._begun.run,
@@ -98,7 +104,7 @@ class Rounds:
             check_quota(self._settings.rounds, row, [client["status"] for client in tables.clients_of(number)])
         if self._sharing is not None:
             exits, contributors = self._sharing.exit_state(), self._sharing.contributors
-            save_merged_model(self._network, self._metadata, exits, contributors, self._folder.path)
+            save_merged_model(self._model.network, self._model.metadata, exits, contributors, self._folder.path)
             if self._settings.privacy.is_on:
                 log.info(write_spent(self._settings.privacy, self._sharing.releases, self._folder.path))
 
@@ -152,8 +158,8 @@ class Rounds:
 
     def _users(self, count: int) -> Sequence[str]:
         # only a simulation's server opens data: it runs on the machine that owns it
-        partitions = open_fitting(self._settings.data, self._network, self._metadata)
-        return choose_users(partitions.client_ids, count, self._settings.seed, exclude=self._metadata.trained_on)
+        partitions = open_fitting(self._settings.data, self._model, self._model.metadata)
+        return choose_users(partitions.client_ids, count, self._settings.seed, exclude=self._model.metadata.trained_on)
 
     def _say(self, doing: str, round: int = 0, asked: int = 0) -> None:
         self._status = replace(self._status, doing=doing, round=round, asked=asked)

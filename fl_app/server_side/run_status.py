@@ -27,6 +27,8 @@ class RunStatus:
     """Clients that have answered in this round."""
     asked: int = 0
     """Clients that were asked in this round."""
+    failures: int = 0
+    """Of all rounds, once the run has finished: clients without a valid reply."""
 
     @property
     def has_ended(self) -> bool:

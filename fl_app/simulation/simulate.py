@@ -20,11 +20,10 @@ from persephonee.data_partitions.sources.personalised_imagenet import Personalis
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side.global_model import obtain_model
+from persephonee.fl_app.server_side.run_record import MAY_DIFFER, config_of
 from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
-from persephonee.fl_app.server_side.server_app import MAY_DIFFER, config_of
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation.app_folder import write_app_folder
-from persephonee.fl_app.simulation.example_user import example_user_of
 from persephonee.fl_app.simulation.ray_cluster import check_cluster
 from persephonee.fl_app.simulation.resuming import keep_settings, noted_scratch, stop_killed_run
 from persephonee.fl_app.simulation.run_progress import shown_run
@@ -32,8 +31,7 @@ from persephonee.fl_app.simulation.scratch import scratch_folder
 from persephonee.fl_app.simulation.superlink import SuperLink
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.network import MultiExitNetwork
-from persephonee.multi_exit.storage import load_network
-from persephonee.server.report.report_page import draw_report
+from persephonee.multi_exit.storage import ModelMetadata, load_network
 from persephonee.server.results.run_folder import RunFolder, check_room
 from persephonee.server.training.global_model import choose_training_users
 from persephonee.server.training.pretraining_progress import shown_progress
@@ -64,25 +62,32 @@ def simulate(settings: AppSettings, ray_address: str = "") -> Path:
     run_dir = settings.run_folder(0)
     with _terminated_like_interrupted():
         try:
-            settings = _prepared(_with_device(settings, ray_address), run_dir)
+            settings = _with_model(_with_device(settings, ray_address), run_dir)
+            with (
+                scratch_folder(run_dir.parent if ray_address else None) as scratch,
+                SuperLink(scratch, run_dir / LOG_NAME, ray_address, is_watched=True) as superlink,
+            ):
+                # Flower starts while the model and the data are opened
+                settings, network, metadata = _prepared(settings, run_dir)
+                with noted_scratch(run_dir, scratch):
+                    _run(settings, run_dir, scratch, superlink)
         except BaseException:
             if not is_named:
                 # a folder of our own that nothing was written into
                 with contextlib.suppress(OSError):
                     run_dir.rmdir()
             raise
-        with scratch_folder(run_dir.parent if ray_address else None) as scratch, noted_scratch(run_dir, scratch):
-            _run(settings, run_dir, scratch, ray_address)
-        _look_closely(settings, run_dir)
+        _draw(settings, run_dir, network, metadata)
     return run_dir
 
 
-def _look_closely(settings: AppSettings, run_dir: Path) -> None:
-    """Draw the report again with one user's images, which the ServerApp never had."""
-    network, metadata = load_network(settings.model_folder(0), settings.sources)
-    example_user = example_user_of(settings, network, metadata, RunFolder.open(run_dir).tables())
-    if example_user is not None:
-        draw_report(run_dir, example_user)
+def _draw(settings: AppSettings, run_dir: Path, network: MultiExitNetwork, metadata: ModelMetadata) -> None:
+    """Draw the report, with one user's images, which the ServerApp never has."""
+    # imported once Flower has ended: a round does not wait for matplotlib
+    from persephonee.fl_app.simulation.example_user import example_user_of
+    from persephonee.server.report.report_page import draw_report
+
+    draw_report(run_dir, example_user_of(settings, network, metadata, RunFolder.open(run_dir).tables()))
 
 
 def _located(settings: AppSettings) -> AppSettings:
@@ -118,8 +123,8 @@ def _new_folder(place: Path, name: str) -> Path:
             folder = place / f"{name}-{number}"
 
 
-def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
-    """Check everything, cheap things first, and make the run folder and the model that the ServerApp will find."""
+def _with_model(settings: AppSettings, run_dir: Path) -> AppSettings:
+    """Check what is cheap to check, and name the model that the ServerApp will find: made here if none was named."""
     paths = settings.paths
     if paths.resume:
         RunFolder.open(run_dir)
@@ -132,13 +137,19 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
         _check_users(settings)
     with shown_progress() as progress:
         model = obtain_model(settings, settings.model_folder(0), progress)
-    network, metadata = load_network(model, settings.sources)
+    return replace(settings, paths=replace(paths, model=model))
+
+
+def _prepared(settings: AppSettings, run_dir: Path) -> tuple[AppSettings, MultiExitNetwork, ModelMetadata]:
+    """Check everything else, and make the run folder that the ServerApp will find."""
+    paths = settings.paths
+    network, metadata = load_network(settings.model_folder(0), settings.sources)
     partitions = open_fitting(settings.data, network, metadata)
     users = choose_users(
         partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
     )
     rounds = replace(settings.rounds, clients=len(users))
-    settings = replace(settings, rounds=rounds, paths=replace(paths, model=model))
+    settings = replace(settings, rounds=rounds)
     if not paths.resume:
         _check_disk(paths.client_store or run_dir / "clients", network, settings)
     config = config_of(settings, network)
@@ -146,7 +157,8 @@ def _prepared(settings: AppSettings, run_dir: Path) -> AppSettings:
     keep_settings(settings, run_dir)
     (run_dir / STATUS_NAME).unlink(missing_ok=True)
     # from here on the folder exists, and the ServerApp goes on in it
-    return replace(settings, paths=replace(settings.paths, resume=True, overwrite=False))
+    settings = replace(settings, paths=replace(settings.paths, resume=True, overwrite=False))
+    return settings, network, metadata
 
 
 def _check_users(settings: AppSettings) -> None:
@@ -177,13 +189,16 @@ def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) 
         )
 
 
-def _run(settings: AppSettings, run_dir: Path, scratch: Path, ray_address: str) -> None:
+def _run(settings: AppSettings, run_dir: Path, scratch: Path, superlink: SuperLink) -> None:
     app = write_app_folder(scratch / "app", settings.to_run_config())
     gpus = settings.compute.gpu_fraction if settings.compute.device == "cuda" else 0.0
-    with SuperLink(scratch, run_dir / LOG_NAME, ray_address) as superlink, shown_run() as show:
+    with shown_run() as show:
         for _ in range(ATTEMPTS):
             run_id = superlink.start_run(app, settings.rounds.clients, gpus)
             status = _followed(superlink, run_id, run_dir, show)
+            if status.state == FINISHED and not status.failures:
+                superlink.stop_at_once()
+                return
             cause = superlink.read_log(run_id)
             server_spoke = (read_status(run_dir) or RunStatus()).has_ended
             if server_spoke or status.round:

@@ -35,25 +35,27 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class SuperLink:
-    """A SuperLink for simulations; a context manager.
+    """A SuperLink for simulations; a context manager, which begins to start it and does not wait for it.
 
     Args:
         folder: a `scratch_folder` for its home, its working directory and Ray's files.
-        log: file that its output and that of everything it starts is appended to.
+        log: file that its output and that of everything it starts is appended to, once it is asked for a run.
         ray_address: HOST:PORT of a Ray cluster that is there; without it, a Ray of its own is started and stopped.
-
-    Raises:
-        RunFailedError: on entering: it does not start.
+        is_watched: the run's own lines go to the log as they come.
     """
 
-    def __init__(self, folder: Path, log: Path, ray_address: str = "") -> None:
+    def __init__(self, folder: Path, log: Path, ray_address: str = "", *, is_watched: bool = False) -> None:
         self._home = folder / "home"
         # its real path, since that is what the system says of the processes that work in it
         self._work = folder.resolve() / "work"
         self._log = log
+        # the run's folder may not be there before the model and the data have been looked at
+        self._output = folder / "superlink.txt"
+        self._is_used = False
+        self._ray_address = ray_address
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._environment = environment_of_flower(self._home, folder / "ray", ray_address)
+        self._environment = environment_of_flower(self._home, folder / "ray", ray_address, log if is_watched else None)
 
     def __enter__(self) -> Self:
         self._home.mkdir(parents=True)
@@ -62,7 +64,7 @@ class SuperLink:
         connection = f'address = "127.0.0.1:{self._port}"\ninsecure = true'
         (self._home / "config.toml").write_text(f'[superlink]\ndefault = "own"\n\n[superlink.own]\n{connection}\n')
         address = ["--host", "127.0.0.1", "--port", str(self._port)]
-        with self._log.open("ab") as log:
+        with self._output.open("ab") as log:
             self._process = subprocess.Popen(
                 [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess", *address],
                 stdin=subprocess.DEVNULL,
@@ -72,11 +74,6 @@ class SuperLink:
                 env=self._environment,
                 start_new_session=True,
             )
-        try:
-            self._wait_until_healthy()
-        except BaseException:
-            self.stop()
-            raise
         return self
 
     def __exit__(
@@ -103,8 +100,10 @@ class SuperLink:
             gpu_fraction: what each client takes of a GPU while it computes, in [0, 1].
 
         Raises:
-            RunFailedError: Flower refuses the app.
+            RunFailedError: the SuperLink does not start, or Flower refuses the app.
         """
+        self._is_used = True
+        self._wait_until_healthy()
         size = f"num-supernodes={num_nodes} client-resources-num-cpus=1"
         size += f" client-resources-num-gpus={gpu_fraction}" if gpu_fraction else ""
         return str(self._flwr("run", str(app), "own", "--federation-config", size)["run-id"])
@@ -128,8 +127,33 @@ class SuperLink:
         alive = _end(self._everything(), psutil.Process.terminate, ENDING_SECONDS)
         # Ray's agents outlive a Ray that was told to end, and what was starting is there by now
         _end({*alive, *self._everything()}, psutil.Process.kill, ENDING_SECONDS)
-        self._process.wait()
+        self._ended()
+
+    def stop_at_once(self) -> None:
+        """Stop everything of a run that has ended well, whose processes have nothing to say any more.
+
+        What runs on a Ray cluster of others is told to end, so that the cluster hears of it.
+        """
+        if self._ray_address:
+            self.stop()
+        elif self._process is not None:
+            for _ in range(2):
+                # a second time: what was just starting is there by now
+                _end(self._everything(), psutil.Process.kill, ENDING_SECONDS)
+            self._ended()
+
+    def _ended(self) -> None:
+        if self._process is not None:
+            self._process.wait()
         self._process = None
+        self._keep_output()
+
+    def _keep_output(self) -> None:
+        """Move what the SuperLink printed to the end of the run's log."""
+        if self._is_used and self._output.exists():
+            with self._log.open("ab") as log:
+                log.write(self._output.read_bytes())
+            self._output.unlink()
 
     def read_log(self, run_id: str) -> str:
         """Append what the ServerApp and the clients of a run printed to the log, once they have ended.
@@ -157,6 +181,7 @@ class SuperLink:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
+        self._keep_output()
         raise RunFailedError(f"Flower's SuperLink did not start; its log is {self._log}.")
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:

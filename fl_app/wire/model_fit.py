@@ -1,6 +1,6 @@
 """Whether a model fits the data; without Flower, since a device without a server asks too."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions
@@ -8,11 +8,20 @@ from persephonee.data_partitions.settings import DataSettings
 from persephonee.fl_app.errors import ModelFitError
 from persephonee.multi_exit.storage import ModelMetadata
 
-if TYPE_CHECKING:
-    from persephonee.clients.personalisation.features import Network
+
+class Takes(Protocol):
+    """A network, or what is known of one that was saved."""
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits of each exit."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
 
 
-def open_fitting(data: DataSettings, network: "Network", metadata: ModelMetadata) -> Partitions:
+def open_fitting(data: DataSettings, network: Takes, metadata: ModelMetadata) -> Partitions:
     """Open the data that a model is to take, with its labels numbered as the model numbers its classes.
 
     Raises:
@@ -25,7 +34,7 @@ def open_fitting(data: DataSettings, network: "Network", metadata: ModelMetadata
     return partitions
 
 
-def classes_of(network: "Network", metadata: ModelMetadata) -> ModelClasses:
+def classes_of(network: Takes, metadata: ModelMetadata) -> ModelClasses:
     """Return the classes of a model, with their names where it has them."""
     return ModelClasses(count=network.num_classes, names=metadata.class_names)
 
@@ -50,7 +59,7 @@ def check_division(metadata: ModelMetadata, partitions: Partitions) -> None:
             )
 
 
-def check_fit(network: "Network", partitions: Partitions) -> None:
+def check_fit(network: Takes, partitions: Partitions) -> None:
     """Refuse a model that was made for other data.
 
     Raises:

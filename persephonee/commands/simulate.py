@@ -72,9 +72,8 @@ def simulate(
 ) -> None:
     """Simulate a federation with Flower and Ray, and draw the report."""
     from persephonee.fl_app.simulation.simulate import simulate as run_simulation
-    from persephonee.server.report.report_page import REPORT_NAME
     from persephonee.server.results.results import summarise
-    from persephonee.server.results.run_folder import RunFolder
+    from persephonee.server.results.run_folder import REPORT_NAME, RunFolder
     from persephonee.server.results.terminal_table import print_summary
 
     sets = [*(sets or ()), *keys_among(context.args)]

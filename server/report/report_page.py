@@ -18,7 +18,7 @@ from persephonee.server.report.example_user_section import ExampleUser, keep_exa
 from persephonee.server.report.sharing_section import draw_held_out, held_out_text, sharing_part
 from persephonee.server.report.template import STYLE, TEMPLATE
 from persephonee.server.results.results import summarise
-from persephonee.server.results.run_folder import CHANGED, RunFolder
+from persephonee.server.results.run_folder import CHANGED, REPORT_NAME, RunFolder
 from persephonee.server.results.summary import ExitSummary, Spread, Summary
 from persephonee.server.results.summary_text import (
     UNKNOWN,
@@ -36,7 +36,6 @@ from persephonee.server.results.summary_text import (
 )
 from persephonee.server.results.table_schemas import RunTables
 
-REPORT_NAME = "report.html"
 SUMMARY_NAME = "summary.json"
 FIGURES_NAME = "figures"
 

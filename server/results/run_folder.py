@@ -35,11 +35,12 @@ from persephonee.server.results.table_schemas import (
 )
 
 CONFIG_NAME = "config.json"
+REPORT_NAME = "report.html"
 # What a run owns in its folder; overwriting removes these and nothing else.
 OWN_FILES = (
     CONFIG_NAME,
     "summary.json",
-    "report.html",
+    REPORT_NAME,
     "status.json",
     "log.txt",
     "privacy.json",

@@ -161,7 +161,9 @@ def read_table(run: Path, name: str) -> pa.Table:
         raise ServerError(f"{run} has no {path.name}, which a run folder holds: has the run finished a round?")
     try:
         # tables of earlier versions have no checksums, and are read all the same
-        table = pq.read_table(path, page_checksum_verification=True)
+        # not read_table, which imports pandas for a file without pandas in it
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         for column in set(ADDED_LATER.get(name, ())) - set(table.column_names):
             table = table.append_column(schema.field(column), pa.nulls(len(table), schema.field(column).type))
         missing = [column for column in schema.names if column not in table.column_names]

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from persephonee.fl_app.server_side import global_model
+from persephonee.fl_app.server_side import global_model, held_out_pools
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.server.training.global_model import MODEL_NAME
 
@@ -19,7 +19,7 @@ def test_two_runs_that_need_the_same_model_pretrain_it_once(tmp_path, monkeypatc
 
     monkeypatch.setattr(global_model, "make_global_model", make)
     monkeypatch.setattr(global_model, "open_partitions", lambda *args, **options: None)
-    monkeypatch.setattr(global_model, "calibrate_model", lambda *args, **options: None)
+    monkeypatch.setattr(held_out_pools, "calibrate_model", lambda *args, **options: None)
     threads = [threading.Thread(target=global_model.obtain_model, args=(AppSettings(), folder)) for _ in range(3)]
     for thread in threads:
         thread.start()

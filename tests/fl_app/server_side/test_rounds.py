@@ -96,8 +96,14 @@ def test_no_array_travels_in_a_metrics_only_round(settings, simulated_nodes, mak
     nodes = simulated_nodes(2)
     run(make_grid(nodes, settings), settings)
     contents = [c for node in nodes for c in (*node.sent, *(message.content for message in node.received))]
-    assert len(contents) == 8
+    assert len(contents) == 4
     assert not any(content.array_records for content in contents)
+
+
+def test_simulated_nodes_are_not_asked_who_they_are_before_they_train(settings, simulated_nodes, make_grid):
+    nodes = simulated_nodes(3)
+    run(make_grid(nodes, settings), settings)
+    assert [[message.metadata.message_type for message in node.received] for node in nodes] == [["train"]] * 3
 
 
 @pytest.mark.parametrize(

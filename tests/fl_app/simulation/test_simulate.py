@@ -164,7 +164,7 @@ def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
         return simulation.simulate(settings)
 
-    for step in ("_run", "_look_closely"):
+    for step in ("_run", "_draw"):
         monkeypatch.setattr(simulation, step, lambda *arguments: None)
     with pytest.raises(AppError, match=r"the exits of 2 users take .* make room"):
         run_with(needed - 1)
@@ -191,7 +191,7 @@ def test_a_run_that_is_not_there_cannot_be_resumed_and_nothing_is_pretrained_for
 
 
 def test_a_run_folder_that_exists_is_refused_and_stays_as_it_was(small_run, monkeypatch):
-    for step in ("_run", "_look_closely"):
+    for step in ("_run", "_draw"):
         monkeypatch.setattr(simulation, step, lambda *arguments: None)
     run_dir = simulation.simulate(small_run)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
@@ -229,7 +229,7 @@ def test_two_runs_of_one_second_have_folders_of_their_own_and_a_refused_one_leav
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(simulation, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
     monkeypatch.setattr(simulation, "_run", lambda *rest: None)
-    monkeypatch.setattr(simulation, "_look_closely", lambda *rest: None)
+    monkeypatch.setattr(simulation, "_draw", lambda *rest: None)
     unnamed = replace(small_run, paths=replace(small_run.paths, run_dir=None))
     folders = [simulation.simulate(unnamed) for _ in range(2)]
     assert [folder.name for folder in folders] == ["simulation-20260102-030405", "simulation-20260102-030405-2"]

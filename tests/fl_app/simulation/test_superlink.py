@@ -72,8 +72,9 @@ def test_a_superlink_that_does_not_start_is_an_error_that_names_its_log(tmp_path
     with (
         pytest.raises(RunFailedError, match=r"did not start; its log is .*log\.txt"),
         scratch_folder() as folder,
+        superlink.SuperLink(folder, tmp_path / "log.txt") as link,
     ):
-        superlink.SuperLink(folder, tmp_path / "log.txt").__enter__()
+        link.start_run(tmp_path, 1)
 
 
 def test_everything_that_works_in_its_folder_ends_with_it(tmp_path, monkeypatch):
@@ -99,6 +100,7 @@ def test_clients_are_given_their_fraction_of_a_gpu_where_they_compute_on_one(
 ):
     asked = []
     link = superlink.SuperLink(tmp_path, tmp_path / "log.txt")
+    monkeypatch.setattr(link, "_wait_until_healthy", lambda: None)
     monkeypatch.setattr(link, "_flwr", lambda *arguments: asked.append(arguments) or {"run-id": "1"})
     assert link.start_run(tmp_path, 3, gpu_fraction) == "1"
     assert asked[0][-1] == f"num-supernodes=3 client-resources-num-cpus=1{words}"
