@@ -215,7 +215,7 @@ class SavedModel:
         return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
 
     @cached_property
-    def network(self) -> MultiExitNetwork:
+    def network(self) -> "MultiExitNetwork":
         """The network, as `load_network` returns it, with what that raises."""
         return load_network(self.folder, self.sources)[0]
 

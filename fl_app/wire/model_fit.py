@@ -1,6 +1,6 @@
 """Whether a model fits the data; without Flower, since a device without a server asks too."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import ModelClasses, Partitions
