@@ -69,7 +69,7 @@ def check_node_config(config: Mapping[str, Value]) -> list[Finding]:
     shares = "may leave it" if node.sharing_allowed else "stay on it"
     findings = [
         ok("node configuration", f"client {node.client_id}, its exits {shares}"),
-        *check_backbones(node.sources),
+        *(check_backbones(node.sources) if node.runtime.runtime == "torch" else ()),
     ]
     try:
         partitions = open_partitions(node.data)

@@ -1,5 +1,6 @@
-"""Whether a machine can be a device of a federation: Python, architecture, memory, disk, torch, Flower."""
+"""Whether a machine can be a device of a federation: Python, architecture, memory, disk, runtimes, Flower."""
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -13,6 +14,8 @@ from persephonee.fl_app.deployment.findings import Finding, ok, warning, wrong
 MIB = 2**20
 # measured on x86-64 with SqueezeNet: SuperNode 108 MiB, SuperExec 87 MiB, ClientApp with torch 610 MiB
 MIN_MEMORY_MIB, GOOD_MEMORY_MIB = 900, 1800
+# without torch the ClientApp takes a fifth of that
+LIGHT_MIN_MEMORY_MIB, LIGHT_GOOD_MEMORY_MIB = 400, 900
 MIN_DISK_MIB, GOOD_DISK_MIB = 300, 1024
 MIN_PYTHON = (3, 11)
 FLOWER = ("1.41", "1.42")
@@ -23,6 +26,11 @@ import torch, torchvision
 torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)
 print(torch.__version__, torchvision.__version__, torch.cuda.is_available())
 """
+_RUNTIME = """\
+import onnxruntime
+names = (name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+print(onnxruntime.__version__, "with", ", ".join(names))
+"""
 _PAIR = "install torch and torchvision with one command from one place, as the README shows"
 
 
@@ -31,9 +39,10 @@ def check_machine(store: Path) -> list[Finding]:
     return [
         python_finding(sys.version_info[:3]),
         bits_finding(sys.maxsize.bit_length() + 1, platform.machine()),
-        memory_finding(Path("/proc/meminfo")),
+        memory_finding(Path("/proc/meminfo"), has_torch()),
         disk_finding(store),
-        torch_finding(),
+        runtime_finding(),
+        *([torch_finding()] if has_torch() else []),
         flower_finding(),
     ]
 
@@ -54,8 +63,24 @@ def bits_finding(bits: int, machine: str) -> Finding:
     return ok("64-bit", text)
 
 
-def memory_finding(meminfo: Path) -> Finding:
-    """Judge memory and swap, as /proc/meminfo tells them."""
+def has_torch() -> bool:
+    """Return whether PyTorch is installed; a device without it runs the graphs that models carry."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def runtime_finding() -> Finding:
+    """Load ONNX Runtime, in a process of its own as torch."""
+    done = subprocess.run([sys.executable, "-c", _RUNTIME], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ends Python with signal {-done.returncode}"])[-1]
+        return wrong("ONNX Runtime", last[:160], "take a build for this processor: pip install onnxruntime")
+    beside = "" if has_torch() else "; no torch: models need their graphs, and runs the fast schedule"
+    return ok("ONNX Runtime", done.stdout.strip() + beside)
+
+
+def memory_finding(meminfo: Path, with_torch: bool = True) -> Finding:
+    """Judge memory and swap, as /proc/meminfo tells them, for a device with or without PyTorch."""
+    least, good = (MIN_MEMORY_MIB, GOOD_MEMORY_MIB) if with_torch else (LIGHT_MIN_MEMORY_MIB, LIGHT_GOOD_MEMORY_MIB)
     try:
         lines = (line.split() for line in meminfo.read_text().splitlines())
         kib = {line[0].rstrip(":"): int(line[1]) for line in lines}
@@ -64,11 +89,12 @@ def memory_finding(meminfo: Path) -> Finding:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB
         free = total
     text = f"{total} MiB, {free} MiB free with swap"
-    if total < MIN_MEMORY_MIB:
-        return wrong("memory", text, f"take a device with {MIN_MEMORY_MIB} MiB or more; 2 GB is comfortable")
-    if free < MIN_MEMORY_MIB:
+    if total < least:
+        remedy = f"take a device with {least} MiB or more" + ("; 2 GB is comfortable" if with_torch else "")
+        return wrong("memory", text, remedy)
+    if free < least:
         return warning("memory", text, "end other programs, such as a desktop, or add swap (zram)")
-    if total < GOOD_MEMORY_MIB:
+    if total < good:
         return warning("memory", text, "run nothing else beside it, choose a small backbone, and add swap (zram)")
     return ok("memory", text)
 
@@ -112,7 +138,7 @@ def flower_finding() -> Finding:
     try:
         found = version("flwr")
     except PackageNotFoundError:
-        return wrong("Flower", "not installed", 'install it with pip install "persephonee[flower]"')
+        return wrong("Flower", "not installed", 'install it with pip install "persephonee[node]"')
     if found.rsplit(".", 1)[0] not in FLOWER:
         return wrong(
             "Flower", found, f'install {FLOWER[-1]} with pip install "persephonee[flower]"; the server has it too'

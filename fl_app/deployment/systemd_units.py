@@ -17,6 +17,12 @@ from persephonee.fl_app.errors import AppError
 
 RESTART_SECONDS = 15
 
+_MEMORY = """\
+# a round that needs too much is slowed down, and ended before the board itself stands still
+MemoryHigh=75%
+MemoryMax=90%
+"""
+
 _UNIT = """\
 [Unit]
 Description={description}
@@ -55,7 +61,7 @@ def supernode_unit(words: Sequence[str], *, directory: Path, writable: Sequence[
         words,
         directory,
         {**_flower(directory), "XDG_CACHE_HOME": str(writable[0] / "cache")},
-        f"ProtectSystem=strict\nProtectHome=read-only\nReadWritePaths={paths}\n",
+        f"ProtectSystem=strict\nProtectHome=read-only\nReadWritePaths={paths}\n{_MEMORY}",
     )
 
 

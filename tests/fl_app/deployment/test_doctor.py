@@ -22,6 +22,7 @@ from persephonee.fl_app.deployment.doctor_machine import (
     flower_finding,
     memory_finding,
     python_finding,
+    runtime_finding,
     torch_finding,
 )
 from persephonee.fl_app.deployment.findings import OK, WARNING, WRONG, ok
@@ -173,6 +174,17 @@ def test_memory_is_judged_with_swap(tmp_path, total, available, swap, level):
     assert by_check([memory_finding(tmp_path / "meminfo")])["memory"].level == level
 
 
+def test_without_torch_a_board_of_half_a_gigabyte_will_do_and_models_need_their_graphs(tmp_path, monkeypatch):
+    monkeypatch.setattr("persephonee.fl_app.deployment.doctor_machine.has_torch", lambda: False)
+    found = by_check(check_machine(tmp_path))
+    assert list(found) == ["Python", "64-bit", "memory", "disk", "ONNX Runtime", "Flower"]
+    assert "CPU" in found["ONNX Runtime"].found and "models need their graphs" in found["ONNX Runtime"].found
+    (tmp_path / "meminfo").write_text("MemTotal: 500000 kB\nMemAvailable: 450000 kB\nSwapFree: 0 kB")
+    assert by_check([memory_finding(tmp_path / "meminfo", with_torch=False)])["memory"].level == WARNING
+    monkeypatch.setattr("persephonee.fl_app.deployment.doctor_machine._RUNTIME", "import os; os.kill(os.getpid(), 4)")
+    assert runtime_finding().level == WRONG
+
+
 def test_a_disk_is_judged_where_the_store_will_be(tmp_path, monkeypatch):
     store = tmp_path / "not" / "yet"
     assert f"free in {tmp_path}" in disk_finding(store).found
@@ -204,7 +216,15 @@ def test_the_version_of_flower_is_judged(monkeypatch):
 
 def test_a_machine_has_a_finding_for_everything(tmp_path, monkeypatch):
     monkeypatch.setattr("persephonee.fl_app.deployment.doctor_machine.torch_finding", lambda: ok("torch", "there"))
-    assert list(by_check(check_machine(tmp_path))) == ["Python", "64-bit", "memory", "disk", "torch", "Flower"]
+    assert list(by_check(check_machine(tmp_path))) == [
+        "Python",
+        "64-bit",
+        "memory",
+        "disk",
+        "ONNX Runtime",
+        "torch",
+        "Flower",
+    ]
 
 
 def test_a_source_of_backbones_that_is_not_installed_is_named():
@@ -305,4 +325,4 @@ def test_a_machine_without_flower_hears_so_before_anything_else_fails(device, mo
     find = doctor.importlib.util.find_spec
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "flwr" else find(name))
     checks = [finding.check for finding in doctor.examine(device, [])]
-    assert checks == ["Python", "64-bit", "memory", "disk", "torch", "Flower"]
+    assert checks == ["Python", "64-bit", "memory", "disk", "ONNX Runtime", "torch", "Flower"]
