@@ -94,7 +94,7 @@ def measured(what: str, command: list[str]) -> dict[str, object]:
     """Run a command on one core, a device until its first round is done.
 
     Returns:
-        what; megabytes, the peak of what it and its descendants have resident; seconds, a device's until its first answer.
+        what; megabytes, the peak of it and its descendants; seconds, of a device until its first answer.
 
     Raises:
         CommandFailed: it failed, or a device did not personalise.
