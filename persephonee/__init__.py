@@ -48,6 +48,9 @@ _HOME_OF = {
     # the device that lives with its user
     "Device": "clients.runtime.device",
     "DeviceSettings": "clients.runtime.device_settings",
+    # what a run measured
+    "load_run": "server.results.frames",
+    "RunFrames": "server.results.frames",
 }
 
 __all__ = [
@@ -65,12 +68,14 @@ __all__ = [
     "Personalisation",
     "PersonalisationReport",
     "PersonalisationSettings",
+    "RunFrames",
     "SampleSplit",
     "SplitSettings",
     "UserSamples",
     "build_network",
     "export_onnx",
     "load_network",
+    "load_run",
     "personalise",
     "save_network",
     "split_samples",
@@ -100,6 +105,8 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.storage import ModelMetadata as ModelMetadata
     from persephonee.multi_exit.storage import load_network as load_network
     from persephonee.multi_exit.storage import save_network as save_network
+    from persephonee.server.results.frames import RunFrames as RunFrames
+    from persephonee.server.results.frames import load_run as load_run
 
 
 def __getattr__(name: str) -> Any:

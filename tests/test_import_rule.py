@@ -31,6 +31,7 @@ ROOMS_SEEN = {
     "server/training": {""},
     "server/results": {""},
     "server/report": {"", "results"},
+    "server/tracking": {"", "results", "training"},
     "data_partitions/synthetic": {""},
     "fl_app/wire": {"", "settings"},
     "fl_app/settings": {""},

@@ -19,6 +19,7 @@ from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, StatusFi
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.watched_run import LINE, is_watched, log_handler
 from persephonee.multi_exit.storage import SavedModel
+from persephonee.server.results.pretraining_curves import write_curves
 from persephonee.server.results.run_folder import REPORT_NAME, RunFolder
 from persephonee.server.training.pretraining_progress import LogProgress
 
@@ -72,6 +73,7 @@ def serve(grid: Grid, settings: AppSettings, model: Path, run_dir: Path, *, watc
         resume=settings.paths.resume,
         may_differ=MAY_DIFFER,
     )
+    write_curves(folder.path, saved.metadata.history)
     file = StatusFile(folder.path)
     try:
         Rounds(grid, settings, saved, folder, file).run()

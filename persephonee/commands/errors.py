@@ -44,6 +44,10 @@ _EXTRA_OF = {
     "river": "device",
     "psutil": "device",
     "timm": "timm",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "sqlalchemy": "mlflow",
+    "pandas": "pandas",
     "huggingface_hub": "hub",
 }
 """Which extra of this project brings an optional package."""

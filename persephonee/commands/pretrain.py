@@ -1,7 +1,7 @@
 """`persephonee pretrain`: derive the multi-exit network of a CNN and train the global model."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +22,7 @@ from persephonee.commands.options import (
     data_settings,
     source_names,
 )
+from persephonee.commands.results.track import Track, TrackerName, require_tracker, tracked_progress
 from persephonee.commands.run_settings import given_options
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch that was finished.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.")] = False,
     start: Start = None,
+    track: Track = None,
     seed: Seed = 0,
 ) -> None:
     """Derive the multi-exit network of a CNN and train the global model on many users' data.
@@ -89,9 +91,10 @@ def pretrain(
     """
     from persephonee.multi_exit.backbones import source_of
 
+    require_tracker(track)
     if start is not None:
         named = (network_settings, user_settings, training_settings, compute_settings)
-        of_pretraining = {*(name for group in named for name in group.names), "resume"}
+        of_pretraining = {*(name for group in named for name in group.names), "resume", "track"}
         refuse_given(context, sorted(of_pretraining - {"seed"}), "beside --from")
         meta_learn_and_show(
             context, start, meta, data, out, max_users=max_users or None, sources=sources, overwrite=overwrite
@@ -108,7 +111,7 @@ def pretrain(
         # whoever names a network of their own on this command line trusts it
         sources=source_names(sources, source_of(network.backbone)),
     )
-    make_and_show(settings, data, out, compute, resume=resume, overwrite=overwrite)
+    make_and_show(settings, data, out, compute, resume=resume, overwrite=overwrite, track=track)
 
 
 def make_and_show(
@@ -119,6 +122,7 @@ def make_and_show(
     *,
     resume: bool,
     overwrite: bool,
+    track: TrackerName | None = None,
 ) -> "Partitions":
     """Pretrain, print the accuracy of each exit, and return the data that was opened."""
     from rich.console import Console
@@ -134,7 +138,11 @@ def make_and_show(
     limit, num_users = settings.users.max_users, len(partitions.client_ids)
     if limit is not None and limit < num_users:
         log.info("Training on %d of %d users at most; --max-users 0 takes all.", limit, num_users)
-    with shown_progress() as progress:
+    described = {
+        **{"backbone": settings.backbone, "num_exits": settings.num_exits, "dataset": data.dataset},
+        **asdict(settings.training),
+    }
+    with shown_progress() as shown, tracked_progress(track, out, shown, described) as progress:
         network, result = make_global_model(
             settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress, device=device
         )

@@ -21,6 +21,7 @@ from persephonee.commands.options import (
     Seed,
     Sources,
 )
+from persephonee.commands.results.track import Track, require_tracker, track_results
 from persephonee.commands.run_settings import (
     DEFAULT_CLIENTS,
     given_options,
@@ -69,6 +70,7 @@ def simulate(
     config: Annotated[
         Path | None, typer.Option(help="Settings from a TOML file of keys, or from an earlier run's config.json.")
     ] = None,
+    track: Track = None,
 ) -> None:
     """Simulate a federation with Flower and Ray, and draw the report."""
     from persephonee.fl_app.simulation.simulate import simulate as run_simulation
@@ -76,8 +78,9 @@ def simulate(
     from persephonee.server.results.run_folder import REPORT_NAME, RunFolder
     from persephonee.server.results.terminal_table import print_summary
 
+    require_tracker(track)
     sets = [*(sets or ()), *keys_among(context.args)]
-    given = given_options(context, "resume", "ray_address", "sets", "config")
+    given = given_options(context, "resume", "ray_address", "sets", "config", "track")
     if resume is not None and (paths.overwrite or config is not None or paths.run_dir not in (None, resume)):
         raise typer.BadParameter(
             "--resume DIR names the run folder and its settings; leave out --run-dir, --overwrite and --config."
@@ -86,6 +89,7 @@ def simulate(
     if settings.rounds.clients < 1:
         raise typer.BadParameter(f"--clients {settings.rounds.clients} is too small; give 1 or more.")
     run = run_simulation(settings, ray_address)
+    track_results(track, run)
     folder = RunFolder.open(run)
     print_summary(summarise(folder.tables(), folder.config))
     typer.echo(f"Report: {run / REPORT_NAME}")

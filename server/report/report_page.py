@@ -15,8 +15,10 @@ from persephonee.multi_exit.atomic_files import write_json_atomically, write_tex
 from persephonee.server.report import figure_style as figures_style
 from persephonee.server.report import figures
 from persephonee.server.report.example_user_section import ExampleUser, keep_example_user, read_example_user
+from persephonee.server.report.pretraining_section import draw_pretraining, pretraining_caption
 from persephonee.server.report.sharing_section import draw_held_out, held_out_text, sharing_part
 from persephonee.server.report.template import STYLE, TEMPLATE
+from persephonee.server.results.pretraining_curves import read_curves
 from persephonee.server.results.results import summarise
 from persephonee.server.results.run_folder import CHANGED, REPORT_NAME, RunFolder
 from persephonee.server.results.summary import ExitSummary, Spread, Summary
@@ -64,7 +66,7 @@ def draw_report(run: Path, example_user: ExampleUser | None = None) -> Path:
     page = render_page(
         name=folder.path.name,
         summary=summary,
-        drawn=draw_figures(tables, summary, figures_folder),
+        drawn=[*draw_figures(tables, summary, figures_folder), *_draw_pretraining(folder.path)],
         example_user=_example_user_part(shown, tables, summary) if shown else None,
         sharing=sharing_part(summary.sharing, summary.held_out, folder.path),
         config=folder.config,
@@ -101,6 +103,15 @@ def draw_figures(tables: RunTables, summary: Summary, folder: Path) -> list[dict
             svg = figures_style.save_figure(draw_held_out(summary.held_out), folder, "held_out")
             drawn.append(_figure_part("held_out", "Users who took no part", held_out_text(summary.held_out), svg))
     return drawn
+
+
+def _draw_pretraining(run: Path) -> list[dict[str, Any]]:
+    curves = read_curves(run)
+    if not curves:
+        return []
+    with figures_style.figure_style():
+        svg = figures_style.save_figure(draw_pretraining(curves), run / FIGURES_NAME, "pretraining")
+    return [_figure_part("pretraining", "How the model was trained before", pretraining_caption(curves), svg)]
 
 
 def render_page(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from persephonee.server.errors import ServerError
 from persephonee.server.intervals import Estimate, draw_users, estimate
-from persephonee.server.results.run_folder import RunFolder
+from persephonee.server.results.run_folder import CHANGED, RunFolder
 from persephonee.server.results.summary import Change
 from persephonee.server.results.table_schemas import Row
 
@@ -23,7 +23,7 @@ SAME_DATA = (
 )
 """Settings that have to be equal, because users or their test samples would be others; a path may have moved."""
 
-_NO_SETTINGS = frozenset({"versions", "machine", "code", "network", "model", "data-path"})
+_NO_SETTINGS = frozenset({"versions", "machine", "code", "network", "model", "data-path", CHANGED})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 config.json        everything that determines the run
 exits.parquet, clients.parquet, rounds.parquet, in some runs sharing.parquet and held_out.parquet
                    the measurements, see run_folder_tables.py
+pretraining.json   how the model was trained before, epoch by epoch
 summary.json, report.html, figures/
                    drawn from the tables, see report_page.py
 model/, clients/   weights: the global model, the simulated clients' own stores
@@ -21,6 +22,7 @@ import pyarrow as pa
 from persephonee.multi_exit.atomic_files import names_in, remove_leftovers
 from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 from persephonee.server.errors import ServerError
+from persephonee.server.results.pretraining_curves import CURVES_NAME
 from persephonee.server.results.results import aggregate_round
 from persephonee.server.results.table_schemas import (
     ALL_SCHEMAS,
@@ -44,6 +46,7 @@ OWN_FILES = (
     "status.json",
     "log.txt",
     "privacy.json",
+    CURVES_NAME,
     *(f"{name}.parquet" for name in ALL_SCHEMAS),
 )
 OWN_FOLDERS = ("figures", "model", "clients", "checkpoint")

@@ -12,6 +12,7 @@ from PIL import Image
 from persephonee.server.errors import ServerError
 from persephonee.server.report.example_user_section import Example, ExampleUser
 from persephonee.server.report.report_page import _settings_part, draw_report
+from persephonee.server.results.pretraining_curves import write_curves
 from persephonee.server.results.run_folder import RunFolder
 
 FIGURES = ("accuracy-per-exit", "users-over-accuracy", "accuracy-against-cost", "exit-rates", "rounds")
@@ -169,3 +170,15 @@ def test_settings_that_differ_from_the_defaults_stand_before_the_others_which_ar
     parts = _settings_part(config)
     assert parts["changed"] == [("seed", "7"), ("epochs", "30")]
     assert parts["config"] == [("momentum", "0.9"), ("versions.torch", "2")]
+
+
+def test_the_report_shows_how_the_model_was_trained_where_that_is_known(fake_run):
+    run = fake_run(rounds=1, users=4, name="trained")
+    epochs = [
+        {"epoch": number, "learning_rate": 0.1, "train_loss": 1.0, "validation_accuracy": (0.5, 0.25 * number)}
+        for number in (1, 2, 3)
+    ]
+    write_curves(run.path, epochs)
+    text = Page(draw_report(run.path).read_text()).text
+    assert "3 epochs; at the end its first exit had 50.0 % and its last exit 75.0 %" in text
+    assert (run.path / "figures" / "pretraining.png").is_file()
