@@ -15,7 +15,8 @@ def open_partitions(
     Args:
         settings: which data.
         for_pretraining: open what the global model learns from. Only `imagefolder` keeps it apart from the users who
-            personalise; elsewhere users are divided afterwards (`persephonee.data_partitions.user_splits`).
+            personalise, unless one of Flower's partitioners divides it; elsewhere users are divided afterwards
+            (`persephonee.data_partitions.user_splits`).
         model: the classes of the model that is to take the data; parquet and leaf that do not say how many classes
             there are have as many as it.
 
@@ -59,4 +60,8 @@ def _open_image_users(settings: DataSettings, pool: str) -> Partitions:
         images = open_hub(settings.hub_name, label_column=label_column, image_column=settings.image_column)
     else:
         images = open_image_set(settings.data_path, label_column=label_column, image_column=settings.image_column)
-    return PersonalisedImageNet(images, settings.image_users(), pool)
+    if settings.partitioner == "gaussian":
+        return PersonalisedImageNet(images, settings.image_users(), pool)
+    from persephonee.data_partitions.sources.flower_partitions import FlowerPartitions
+
+    return FlowerPartitions(images, settings.image_users())

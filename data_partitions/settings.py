@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from persephonee.data_partitions.errors import DataSettingsError
-from persephonee.data_partitions.sources.image_users import ImageUserSettings
+from persephonee.data_partitions.sources.image_users import ImageUserSettings, Partitioner
 
 Dataset = Literal["synthetic-writers", "femnist", "parquet", "leaf", "imagefolder"]
 DATASETS = get_args(Dataset)
@@ -34,7 +34,7 @@ class DataSettings:
     folders, or parquet; the others take none."""
 
     user_column: str = "writer_id"
-    """parquet: the column that names the users."""
+    """parquet, imagefolder by natural-id: the column that names the users."""
 
     label_column: str = DEFAULT_LABEL_COLUMN
     """parquet: the column of the classes; imagefolder: likewise, label where none is named."""
@@ -55,13 +55,23 @@ class DataSettings:
     """imagefolder: how many users are drawn; a user is the same however many there are."""
 
     samples_per_user: int = 600
-    """imagefolder: images of each user."""
+    """imagefolder, gaussian: images of each user."""
 
     label_skew_width: float = 10.0
-    """imagefolder: standard deviation of a user's Gaussian taste, in classes."""
+    """imagefolder, gaussian: standard deviation of a user's Gaussian taste, in classes."""
 
     image_size: int | None = None
     """imagefolder: scale and crop images to this side, in px; by default they stay as they are."""
+
+    partitioner: Partitioner = "gaussian"
+    """imagefolder: who has which images: "gaussian", users with a taste of their own as in the paper, or one of
+    Flower's partitioners: "dirichlet", "shards", or "natural-id", by --user-column of parquet or of a hub's data."""
+
+    dirichlet_alpha: float = 0.5
+    """imagefolder, dirichlet: the concentration, > 0; the smaller, the fewer classes a user has."""
+
+    shards_per_user: int = 2
+    """imagefolder, shards: how many a user gets, of images sorted by class."""
 
     seed: int = 0
     """synthetic-writers, imagefolder: another seed gives other writers, other users; an imagefolder's model has to be
@@ -92,6 +102,10 @@ class DataSettings:
             label_skew_width=self.label_skew_width,
             image_size=self.image_size,
             seed=self.seed,
+            partitioner=self.partitioner,
+            dirichlet_alpha=self.dirichlet_alpha,
+            shards_per_user=self.shards_per_user,
+            user_column=self.user_column,
         )
 
     def to_flat(self) -> dict[str, str | int | float | bool]:
@@ -106,8 +120,16 @@ class DataSettings:
         Raises:
             DataSettingsError: an unknown key, a value of the wrong type, or what the settings themselves refuse.
         """
-        numbers = ("num_classes", "num_writers", "num_users", "samples_per_user", "image_size", "seed")
-        types: dict[str, type] = {**dict.fromkeys(numbers, int), "label_skew_width": float}
+        numbers = (
+            "num_classes",
+            "num_writers",
+            "num_users",
+            "samples_per_user",
+            "shards_per_user",
+            "image_size",
+            "seed",
+        )
+        types: dict[str, type] = {**dict.fromkeys(numbers, int), "label_skew_width": float, "dirichlet_alpha": float}
         unknown = sorted(set(flat) - {field.name for field in fields(cls)})
         if unknown:
             raise DataSettingsError(f"'{unknown[0]}' is no setting of the data; there are {_field_names(cls)}.")

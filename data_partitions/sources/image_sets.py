@@ -44,6 +44,9 @@ class ImageSet(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """K names."""
 
+    def column(self, name: str) -> list[Any]:
+        """Return another column, one value a row, such as the users' ids."""
+
     def cells(self, rows: Labels) -> Iterator[Any]:
         """Yield the images of some rows, in their order, still encoded."""
 
@@ -80,6 +83,10 @@ class ClassFolders:
         if others:
             logger.warning("%s: %d files are no images by their names, such as %s", folder, len(others), others[0].name)
         self.labels: Labels = np.asarray(labels, dtype=np.int64)
+
+    def column(self, name: str) -> list[Any]:
+        """Refuse: a folder has no columns."""
+        raise MissingDataError(f"Class folders have no column '{name}'; give parquet, or another --partitioner.")
 
     def cells(self, rows: Labels) -> Iterator[Any]:
         """Yield the files' bytes.
@@ -149,6 +156,13 @@ class ParquetImages:
         self.labels, names = to_labels(column, self._files.class_names(label_column), label_column)
         self.class_names = _checked_names(self.labels, names, f"Column '{label_column}' of {data_path}")
 
+    def column(self, name: str) -> list[Any]:
+        """Return a column's values; none may be empty."""
+        found = self._files.read_columns([name])[name]
+        if found.null_count:
+            raise BrokenDataError(f"Column '{name}' is empty in {found.null_count} rows.")
+        return list(found.to_pylist())
+
     def cells(self, rows: Labels) -> Iterator[Any]:
         """Yield the cells of the image column."""
         return self._files.cells(self._image_column, rows)
@@ -190,6 +204,17 @@ class HubImages:
             raise BrokenDataError(f"Column '{label_column}' of the hub's data set has empty labels.")
         self.labels, names = to_labels(column, [(len(column), tuple(names) if names else None)], label_column)
         self.class_names = _checked_names(self.labels, names, f"Column '{label_column}'")
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column's values; none may be empty."""
+        if name not in self._dataset.column_names:
+            raise MissingDataError(
+                f"The hub's data set has no column '{name}'; its columns are {', '.join(self._dataset.column_names)}."
+            )
+        found = list(self._dataset[name])
+        if None in found:
+            raise BrokenDataError(f"Column '{name}' of the hub's data set has empty cells.")
+        return found
 
     def cells(self, rows: Labels) -> Iterator[Any]:
         """Yield PIL images."""

@@ -15,18 +15,16 @@ import logging
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from persephonee.data_partitions.errors import BrokenDataError, NotEnoughUsersError
-from persephonee.data_partitions.image_decoder import Pixels
+from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.data_partitions.samples import UserSamples, check_index
-from persephonee.data_partitions.sources.image_cells import decode, number_of_channels, refuse_too_many, stack
+from persephonee.data_partitions.sources.image_cells import refuse_too_many, stack
+from persephonee.data_partitions.sources.image_rows import Rows, decode_rows
 from persephonee.data_partitions.sources.image_sets import ImageSet
 from persephonee.data_partitions.sources.image_users import ImageUserSettings
 
 logger = logging.getLogger(__name__)
 
-Rows = NDArray[np.int64]
 # streams of random numbers, which must not share numbers
 _POOLS, _SHARES, _USER = range(3)
 
@@ -59,14 +57,14 @@ class PersonalisedImageNet:
             self._rows = [np.sort(np.concatenate(parts)) for parts in drawn]
             self._tests = [test for _, test in drawn]
         self.pool = pool
-        self.division: dict[str, float] = {"seed": settings.seed, "global_fraction": settings.global_fraction}
+        self.division = settings.division()
         """What decides which images are for the global model, besides the image set itself."""
         self.num_partitions = len(self._rows)
         self.client_ids = tuple(f"{pool[0] if pool == 'global' else 'u'}{user:04d}" for user in range(len(self._rows)))
         self.counts = tuple(map(len, self._rows))
         self.classes_seen = tuple(len(np.unique(images.labels[rows])) for rows in self._rows)
         """Each user's number of classes that are there in practice."""
-        self.image_shape: tuple[int, int, int] = self._decode(self._rows[0][:1])[0].shape
+        self.image_shape: tuple[int, int, int] = decode_rows(images, self._rows[0][:1], settings.image_size)[0].shape
         seen = f"{min(self.classes_seen)} to {max(self.classes_seen)}"
         logger.info("%d users of the %s pool see %s of %d classes", len(self._rows), pool, seen, self.num_classes)
 
@@ -75,10 +73,11 @@ class PersonalisedImageNet:
         check_index(index, self.num_partitions)
         client_id, rows = self.client_ids[index], self._rows[index]
         refuse_too_many(len(rows), self.image_shape, client_id)
+        pixels = decode_rows(self._images, rows, self._settings.image_size)
         fixed = np.isin(rows, self._tests[index]) if self.pool == "personal" else None
         return UserSamples(
             client_id=client_id,
-            images=stack(self._decode(rows), self.image_shape, client_id),
+            images=stack(pixels, self.image_shape, client_id),
             labels=self._images.labels[rows],
             fixed_test=fixed,
         )
@@ -98,18 +97,6 @@ class PersonalisedImageNet:
             _choose(may_train, labels, self._settings.samples_per_user - num_tests, shares, generator),
             _choose(tests, labels, num_tests, shares, generator),
         )
-
-    def _decode(self, rows: Rows) -> list[Pixels]:
-        pixels = []
-        for row, cell in zip(rows, self._images.cells(rows), strict=True):
-            try:
-                grey = isinstance(cell, list | np.ndarray) and number_of_channels(cell, self._images.folder_of(0)) == 1
-                image = decode(cell, 1 if grey else 3, self._images.folder_of(int(row)))
-            except ValueError as error:
-                where = self._images.describe_row(int(row))
-                raise BrokenDataError(f"The image in {where} cannot be used: {error}.") from error
-            pixels.append(_fit(np.repeat(image, 3, axis=0) if grey else image, self._settings.image_size))
-        return pixels
 
 
 def popularity(num_classes: int, width: float, generator: np.random.Generator) -> NDArray[np.float64]:
@@ -163,19 +150,6 @@ def _choose(pool: Rows, labels: Rows, count: int, shares: NDArray[np.float64], g
         wanted = np.minimum(wanted + more, left)
     chosen = [generator.choice(rows, number, replace=False) for rows, number in zip(of_class, wanted, strict=True)]
     return np.concatenate(chosen)
-
-
-def _fit(image: Pixels, size: int | None) -> Pixels:
-    """Scale the shorter side of [3, H, W] to `size` px and cut the middle out of the longer one."""
-    if size is None or image.shape[1:] == (size, size):
-        return image
-    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    cut = np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.uint8)
-    return np.ascontiguousarray(cut.transpose(2, 0, 1))
 
 
 def _generator(settings: ImageUserSettings, *purpose: int) -> np.random.Generator:

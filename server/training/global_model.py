@@ -54,7 +54,8 @@ def is_global_pool(partitions: Partitions) -> bool:
 
 def division_of(partitions: Partitions) -> dict[str, Any]:
     """Return what the model has to remember of a pool: which images it took, so that no user is given them later."""
-    return {"division": partitions.division} if isinstance(partitions, PersonalisedImageNet) else {}
+    division = getattr(partitions, "division", None)
+    return {"division": division} if division else {}
 
 
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
