@@ -35,6 +35,7 @@ ROOMS_SEEN = {
     "data_partitions/synthetic": {""},
     "fl_app/wire": {"", "settings"},
     "fl_app/settings": {""},
+    "fl_app/template": {"", "settings"},
     "fl_app/deployment": {"", "settings", "client_side"},
     "fl_app/client_side": {"", "wire", "settings"},
     "fl_app/server_side": {"", "wire", "settings"},

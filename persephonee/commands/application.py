@@ -23,6 +23,7 @@ from persephonee.commands.inspect import inspect
 from persephonee.commands.models.model import model_app
 from persephonee.commands.personalise import personalise
 from persephonee.commands.pretrain import pretrain
+from persephonee.commands.projects.new import new
 from persephonee.commands.report import report
 from persephonee.commands.results.compare import compare
 from persephonee.commands.results.evaluate import evaluate
@@ -42,7 +43,7 @@ app = typer.Typer(
     # scripts that were written for version 0.1 go on
     context_settings={"token_normalize_func": lambda name: _RENAMED_OPTIONS.get(name, name)},
 )
-for verb in (pretrain, calibrate, inspect, personalise, report, compare, evaluate, predict, export, figures):
+for verb in (pretrain, calibrate, inspect, personalise, report, compare, evaluate, predict, export, figures, new):
     app.command()(verb)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(simulate)
 for verb in (enrol, doctor):

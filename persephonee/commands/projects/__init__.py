@@ -1,0 +1,1 @@
+"""What begins a project of one's own."""
