@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# a test has a core to itself and no more, and so has each program that it starts
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 # the key with which a user's runs are sealed is no business of the tests
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="persephonee-tests-")

@@ -132,10 +132,10 @@ def _smoke() -> Study:
             num_exits=2,
             head="pooled",
             users=UserFractions(personal_users=6, max_users=12),
-            training=PretrainSettings(epochs=4, batch_size=32, max_samples=1_000),
+            training=PretrainSettings(epochs=2, batch_size=32, max_samples=500),
             sources=(SMOKE_SOURCE,),
         ),
-        num_users=6,
+        num_users=4,
         epochs=3,
         sample_counts=(10, 25, 50),
     )

@@ -11,10 +11,10 @@ from tests.commands.command_line import call, refused
 from tests.tiny_cnn import SOURCE
 
 
-@pytest.fixture
-def older(pretrained, tmp_path):
+@pytest.fixture(scope="module")
+def older(pretrained, tmp_path_factory):
     """A model as an earlier version wrote it: neither its exits are calibrated nor its policies measured."""
-    folder = shutil.copytree(pretrained, tmp_path / "older")
+    folder = shutil.copytree(pretrained, tmp_path_factory.mktemp("older") / "M")
     network, metadata = load_network(folder, (SOURCE,))
     # as if a pretraining on few of its users had left some to calibrate on
     settings = {**metadata.settings, "personal_users": 2}
@@ -22,11 +22,19 @@ def older(pretrained, tmp_path):
     return folder
 
 
-def test_an_older_model_gets_its_calibration_and_its_pools_and_keeps_its_fingerprint(older, data_text):
-    before = load_network(older, (SOURCE,))
-    result = call("calibrate", "--model", older, *data_text, "--sources", SOURCE)
+@pytest.fixture(scope="module")
+def calibrated(older, data_text):
+    """The same model after `calibrate`, and what that printed."""
+    folder = shutil.copytree(older, older.parent / "calibrated")
+    result = call("calibrate", "--model", folder, *data_text, "--sources", SOURCE)
     assert result.exit_code == 0, result.output
-    network, metadata = load_network(older, (SOURCE,))
+    return folder, result.stdout
+
+
+def test_an_older_model_gets_its_calibration_and_its_pools_and_keeps_its_fingerprint(older, calibrated):
+    before = load_network(older, (SOURCE,))
+    folder, printed = calibrated
+    network, metadata = load_network(folder, (SOURCE,))
     assert network.fingerprint == before[0].fingerprint
     assert network.calibration is not None
     assert len(network.risk_pools) == 6
@@ -35,15 +43,14 @@ def test_an_older_model_gets_its_calibration_and_its_pools_and_keeps_its_fingerp
     others = set(metadata.settings["calibrated_on"])
     assert len(others) == 2 and not others & set(before[1].trained_on)
     assert set(metadata.trained_on) == set(before[1].trained_on) | others
-    assert "measured on 3 users" in " ".join(result.stdout.split())
+    assert "measured on 3 users" in " ".join(printed.split())
 
 
-def test_calibrating_again_gives_the_same_bytes(older, data_text):
-    words = ("calibrate", "--model", older, *data_text, "--sources", SOURCE)
-    assert call(*words).exit_code == 0
-    first = (older / "network.json").read_bytes()
-    assert call(*words).exit_code == 0
-    assert (older / "network.json").read_bytes() == first
+def test_calibrating_again_gives_the_same_bytes(calibrated, data_text):
+    folder, _ = calibrated
+    first = (folder / "network.json").read_bytes()
+    assert call("calibrate", "--model", folder, *data_text, "--sources", SOURCE).exit_code == 0
+    assert (folder / "network.json").read_bytes() == first
 
 
 def test_a_folder_without_a_model_is_refused_in_a_sentence(tmp_path, data_text):

@@ -144,7 +144,7 @@ def test_a_store_of_another_user_is_refused(replay):
     assert "was made with user u01, not u00" in refused("device", "run", *replay, "--user", "u00")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_watched_folder_is_answered_without_flower_and_ray_and_a_signal_stops_it_cleanly(
     tmp_path, with_model, number
 ):

@@ -79,7 +79,8 @@ def test_onnx_runtime_gives_the_logits_and_exits_of_torch_for_any_batch_size(toy
 
 def test_the_last_exits_shift_is_in_the_exported_network(toy_network, tmp_path, images):
     shifts = torch.arange(12).reshape(3, 4) / 2
-    stored = replace(stored_exits(toy_network, 0.8, (0, 1)), shifts=shifts)
+    # no early exit in use, whose graphs would take seconds to write
+    stored = replace(stored_exits(toy_network, 0.8, ()), shifts=shifts)
     export_onnx(toy_network, stored, tmp_path / "onnx")
     engine = OnnxEngine(tmp_path / "onnx", threads=1)
     assert_parity(engine, InferenceEngine(toy_network, stored.policy, last_shift=shifts[-1]), images)

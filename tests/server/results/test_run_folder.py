@@ -259,7 +259,7 @@ def test_a_flipped_bit_in_a_table_is_noticed_or_changes_nothing(tmp_path):
     run.append_round([exit_row()], [client_row()], {"round": 1, "replies": 1, "failures": 0})
     path = tmp_path / "clients.parquet"
     whole, table = path.read_bytes(), run.tables().clients
-    for i in range(len(whole) // 4):
+    for i in range(0, len(whole), 13):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         with contextlib.suppress(ServerError):
             assert run.tables().clients.equals(table)
