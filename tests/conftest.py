@@ -11,6 +11,9 @@ torch.set_num_threads(1)
 # the key with which a user's runs are sealed is no business of the tests
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="persephonee-tests-")
 
+# no test cuts the power: to wait for the disk thousands of times would take minutes, and shows nothing
+os.fsync = lambda descriptor: None
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PERSEPHONEE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
 
