@@ -7,9 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from persephonee.fl_app.server_side.run_status import FINISHED
@@ -88,7 +92,26 @@ def test_a_device_lives_through_a_round_without_torch(python, digits, tmp_path):
     assert json.loads(run([*words, "status", "--store", tmp_path / "life", "--json"], tmp_path))["rounds"] >= 1
 
 
-def test_a_supernode_without_torch_takes_part_beside_one_with_it_over_tls(python, tmp_path):
+@contextmanager
+def watched_memory(process: psutil.Process) -> Iterator[list[int]]:
+    """Yield the bytes that a process and its descendants have resident, ten times a second."""
+    seen, ends = [0], threading.Event()
+
+    def watch() -> None:
+        while not ends.wait(0.1):
+            with suppress(psutil.Error):
+                seen.append(sum(one.memory_info().rss for one in (process, *process.children(recursive=True))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ends.set()
+        thread.join()
+
+
+def test_a_supernode_without_torch_takes_part_beside_one_with_it_over_tls(python, tmp_path, record_property):
     with enrolled(tmp_path) as federation:
         network, _ = load_network(federation.folder / "model")
         write_graphs(network, federation.folder / "model")
@@ -99,8 +122,10 @@ def test_a_supernode_without_torch_takes_part_beside_one_with_it_over_tls(python
         assert bin_folder in text
         unit.file.write_text(text.replace(bin_folder, str(python.parent)))
         unit.start_and_join()
-        first = federation.run("first", schedule="fast")
-        status = ending_of(first, 400, tended=(unit,))
+        with watched_memory(psutil.Process(unit.process.pid)) as seen:
+            first = federation.run("first", schedule="fast")
+            status = ending_of(first, 400, tended=(unit,))
+        record_property("megabytes", max(seen) / 1e6)
         assert status.state == FINISHED, status.doing
         clients = pd.read_parquet(first / "clients.parquet").set_index("client_id")
         assert list(clients.status) == ["ok", "ok"]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.errors import ModelFileError, SettingsError
 from persephonee.multi_exit.graphs.checking import check_graph
 from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs
-from persephonee.multi_exit.graphs.sessions import open_session
+from persephonee.multi_exit.graphs.sessions import open_session, require_providers
 from persephonee.multi_exit.graphs.writing import GraphError, write_graphs
+from persephonee.multi_exit.settings import RuntimeSettings
 from persephonee.multi_exit.storage import ModelMetadata, read_description, save_network
 
 
@@ -151,3 +152,14 @@ def test_what_a_stranger_says_of_graphs_is_checked(written, tiny_network):
         with pytest.raises(ModelFileError, match="graphs cannot be read"):
             ModelGraphs.from_dict(values, tiny_network.num_exits)
     shutil.rmtree(folder)
+
+
+def test_a_provider_that_the_installed_build_lacks_is_named_with_those_that_it_has(one_sentence):
+    settings = RuntimeSettings(providers="cpu, Vulkan")
+    with pytest.raises(SettingsError, match=r"Vulkan is not in the installed build.*CPU") as caught:
+        require_providers(settings.provider_names)
+    one_sentence(caught)
+    assert require_providers(RuntimeSettings(providers="cpu").provider_names) == ("CPUExecutionProvider",)
+    for wrong in ({"runtime": "tflite"}, {"threads": -1}, {"providers": " , "}):
+        with pytest.raises(SettingsError):
+            RuntimeSettings(**wrong)
