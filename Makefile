@@ -22,7 +22,7 @@ PAIR = $$($(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproje
 # a pair that the machine brings along (a Jetson's own build) is used; a virtual environment's cannot be
 HAS_PAIR := import sys, torch, torchvision; sys.exit(sys.prefix != sys.base_prefix)
 
-.PHONY: install demo bench test test-slow test-faults lint docs packages clean
+.PHONY: install demo bench test test-slow test-faults evidence-check lint docs packages clean
 
 install: $(STAMP)
 
@@ -57,6 +57,10 @@ test-faults: install
 	$(BIN)/pytest -m slow tests/fl_app/deployment/test_devices_slow.py tests/fl_app/deployment/test_faults_slow.py \
 		-o junit_family=xunit1 --junitxml=$(FAULTS) $(PYTEST_ARGS)
 	$(BIN)/python -m tests.fault_table $(FAULTS) docs/reliability.md
+
+# each headline in a reduced version, within a band; about a minute, and part of `make test`
+evidence-check: install
+	$(BIN)/python -m persephonee.experiments.evidence.check
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Whether the headlines still hold: each in a reduced version, within a band, in minutes."""
