@@ -53,7 +53,7 @@ def test_an_opponent_has_the_samples_that_we_train_and_test_on(settings, path):
     samples = open_partitions(DATA).load_partition(1)
     split = split_samples(samples, SplitSettings(), settings.seed)
     assert torch.equal(train.dataset.tensors[0], to_float(samples.images[split.train]))
-    assert torch.equal(test.dataset.tensors[1], samples.labels[split.test])
+    assert torch.equal(test.dataset.tensors[1], torch.from_numpy(samples.labels[split.test]))
     assert train.batch_size == 32
 
 
