@@ -81,7 +81,9 @@ def promise_text(promise: PromiseSummary) -> str:
     if promise.mean_drop is None:
         return text
     error = f" (standard error {100 * promise.drop_error:.2f})" if promise.drop_error is not None else ""
+    drop = 100 * promise.mean_drop
+    change = f"lost {drop:.2f} points" if drop >= 0 else f"gained {-drop:.2f} points"
     return (
-        f"{text} Measured on their test samples, {promise.promised} users with a promise lost "
-        f"{100 * promise.mean_drop:.2f} points on average{error}, and {promise.beyond} of them more than {points}."
+        f"{text} Measured on their test samples, {promise.promised} users with a promise {change} on average{error}, "
+        f"and {promise.beyond} of them lost more than {points}."
     )
