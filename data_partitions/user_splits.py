@@ -130,7 +130,12 @@ def choose_users(
 
 
 def split_samples(
-    samples: UserSamples, settings: SplitSettings, seed: int, known: KnownParts | None = None
+    samples: UserSamples,
+    settings: SplitSettings,
+    seed: int,
+    known: KnownParts | None = None,
+    *,
+    names_near_duplicates: bool = True,
 ) -> SampleSplit:
     """Divide one user's samples, stratified by class where the counts allow.
 
@@ -145,6 +150,7 @@ def split_samples(
         settings: sizes of the parts and the labelled fraction.
         seed: with the client id it determines the result; a larger labelled fraction contains a smaller one.
         known: the parts of earlier rounds, from the exit store that the exits go on from.
+        names_near_duplicates: whether to look for test images that are nearly the same as others, and to warn.
 
     Raises:
         UserTooSmallError: fewer than settings.min_samples, fewer than two to train, or another part that would be
@@ -179,7 +185,8 @@ def split_samples(
     shuffled = _generator(seed, samples, "labelled").permutation(rest)
     labelled = np.zeros(total, dtype=bool)
     labelled[shuffled[: math.floor(settings.labels * len(rest) + 0.5)]] = True
-    _name_near_duplicates(samples, test, rest)
+    if names_near_duplicates:
+        _name_near_duplicates(samples, test, rest)
     return SampleSplit(train=train, calibration=calibration, test=test, labelled=labelled)
 
 

@@ -47,6 +47,7 @@ def personalise_batch(
     *,
     round_number: int = 1,
     seed: int = 0,
+    features: FeatureCache | None = None,
 ) -> list[Personalisation]:
     """Return what `personalise` returns for each user, within the rounding of float32.
 
@@ -57,13 +58,14 @@ def personalise_batch(
         settings: of the round, for all.
         round_number: from 1.
         seed: with client id and round it determines the result.
+        features: of all users' images, one user after the other; None computes them.
 
     Raises:
         NonFiniteLossError: somebody's training diverged; nobody's round is stored.
         ClientError: as `personalise`.
     """
     network.freeze_backbone()
-    whole = fill_cache(network, np.concatenate([user.samples.images for user in users]))
+    whole = features or fill_cache(network, np.concatenate([user.samples.images for user in users]))
     sizes = [len(user.samples) for user in users]
     logits = whole.last_logits.split(sizes)
     maps = zip(*(cast(Tensor, one).split(sizes) for one in whole.maps), strict=True)

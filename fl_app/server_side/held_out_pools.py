@@ -4,17 +4,21 @@ Beside them, for a model that has none yet, the calibration of its exits (temper
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from persephonee.clients.personalisation.batched_personalise import BatchUser, personalise_batch
 from persephonee.clients.personalisation.evaluation import ExitOutputs
-from persephonee.clients.personalisation.features import compute_features
-from persephonee.clients.personalisation.personalise import personalise
+from persephonee.clients.personalisation.feature_cache import FeatureCache, fill_cache
+from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.risk.risk_control import pool_curves
 from persephonee.clients.personalisation.risk.risk_curves import (
     FEWEST_SAMPLES,
@@ -43,7 +47,39 @@ PROMISES = tuple((tolerance, delta) for tolerance in (0.005, 0.01, 0.02, 0.03, 0
 CALIBRATED_ON = "calibrated_on"
 """Where the metadata's settings name the users that no validation saw and the pools did."""
 
+GROUP_USERS = 64
+"""Who personalise together on a GPU at most."""
+
+WAITING_USERS = 4 * GROUP_USERS
+"""Who are sorted by size at a time."""
+
+GROUP_BYTES = 8 * 2**30
+"""Of a GPU's memory that they take, about."""
+
+UNFOLDED = 27
+"""A convolution of 3 x 3 as a product takes nine times its maps, and its gradient about as much twice more."""
+
+SECONDS_BETWEEN_LINES = 10.0
+
 Told = Callable[[int, int], None]
+
+
+class RemainingTime:
+    """How far the users are, in words, and how long the others take."""
+
+    def __init__(self) -> None:
+        self._begun = self._said = time.monotonic()
+
+    def words(self, done: int, of: int) -> str:
+        """Return what there is to say once `done` of `of` users have personalised."""
+        left = (time.monotonic() - self._begun) / done * (of - done)
+        return f"{done} of {of} users, about {_duration(left)} more"
+
+    def log_sometimes(self, logger: logging.Logger, done: int, of: int) -> None:
+        """Log these words, every ten seconds at most."""
+        if time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            logger.info(self.words(done, of))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +98,7 @@ def calibrate_model(
     users: int,
     seed: int = 0,
     told: Told = lambda done, of: None,
+    device: torch.device | None = None,
 ) -> tuple[MultiExitNetwork, ModelMetadata, int]:
     """Make the pools of the model in `folder`, and the calibration of its exits where it has none; save both with it.
 
@@ -75,9 +112,10 @@ def calibrate_model(
         users: how many at most.
         seed: decides which others.
         told: called with how many users are done.
+        device: where it is computed; None takes the CPU.
 
     Returns:
-        The network, what is known of it, and how many users its pools are of.
+        The network, on the CPU, what is known of it, and how many users its pools are of.
 
     Raises:
         MultiExitError: the folder holds no model.
@@ -85,6 +123,7 @@ def calibrate_model(
         PretrainingError: no user is there to calibrate on.
     """
     network, metadata = load_network(folder, sources)
+    network.to(device or "cpu")
     chosen, others = held_out_users(metadata, partitions, users, seed)
     if network.calibration is None:
         network.calibration = fit_calibration(network, gather_samples(partitions, chosen))
@@ -97,6 +136,7 @@ def calibrate_model(
         calibration=network.calibration,
         risk_pools=network.risk_pools,
     )
+    network.cpu()
     save_network(network, folder, metadata)
     return network, metadata, count
 
@@ -121,47 +161,115 @@ def held_out_users(
 def make_pools(
     network: MultiExitNetwork, partitions: Partitions, users: Sequence[str], told: Told = lambda done, of: None
 ) -> tuple[dict[str, Any], int]:
-    """Return the pools of these users by name, and how many of the users had enough samples."""
+    """Return the pools of these users by name, and how many of the users had enough samples.
+
+    On a GPU users of like size personalise together, elsewhere one after the other, which is faster there.
+    """
     network.freeze_backbone()
     network.risk_pools = {}
-    found: dict[str, list[_Curves]] = {}
-    count = 0
-    for done, user in enumerate(users):
-        curves = _of_user(network, partitions, user)
-        count += bool(curves)
+    found: dict[str, dict[str, _Curves]] = {}
+    for group in _groups(network, partitions, users):
+        found.update(zip((user.samples.client_id for user in group), _of_group(network, group), strict=True))
+        told(len(found), len(users))
+    # in the order of the users, whatever the groups: sums depend on it
+    curves_of = [found[name] for name in users if name in found]
+    named: dict[str, list[_Curves]] = {}
+    for curves in curves_of:
         for name, one in curves.items():
-            found.setdefault(name, []).append(one)
-        told(done + 1, len(users))
+            named.setdefault(name, []).append(one)
     pools = {
         name: pool_curves(
             [one.believed for one in curves], "controlled", PROMISES, judged=[one.lost for one in curves]
         ).to_json()
-        for name, curves in found.items()
+        for name, curves in named.items()
         if len(curves) > 1
     }
-    return pools, count
+    return pools, len(curves_of)
 
 
-def _of_user(network: MultiExitNetwork, partitions: Partitions, user: str) -> Mapping[str, _Curves]:
+def _with_split(partitions: Partitions, user: str) -> BatchUser | None:
+    """Return a user's samples, all labelled, and how they are split; None where they are too few."""
     samples = partitions.load_partition(partitions.client_ids.index(user))
-    features, found = None, {}
+    try:
+        # nobody looks at a held-out user's near-duplicates, and to look for them takes a while
+        split = split_samples(samples, SplitSettings(labels=1.0), seed=0, names_near_duplicates=False)
+    except UserTooSmallError as error:
+        log.info("Left out: %s", error)
+        return None
+    return BatchUser(samples=samples, split=split) if len(split.judged) >= 2 * FEWEST_SAMPLES else None
+
+
+def _groups(network: MultiExitNetwork, partitions: Partitions, users: Sequence[str]) -> Iterator[list[BatchUser]]:
+    """Yield users of like sizes, so many at a time as fit into the memory of the network's GPU; elsewhere one by one.
+
+    Who has too few samples is left out. The images of a few groups are in memory at a time.
+    """
+    together = _is_on_gpu(network)
+    waiting: list[BatchUser] = []
+    for name in users:
+        user = _with_split(partitions, name)
+        if user is not None:
+            waiting.append(user)
+        if waiting and (not together or len(waiting) == WAITING_USERS or _bytes_of(waiting) > GROUP_BYTES):
+            yield from _fitting(network, waiting)
+            waiting = []
+    yield from _fitting(network, waiting)
+
+
+def _is_on_gpu(network: MultiExitNetwork) -> bool:
+    return next(network.parameters()).device.type != "cpu"
+
+
+def _fitting(network: MultiExitNetwork, users: Sequence[BatchUser]) -> Iterator[list[BatchUser]]:
+    maps = [4 * math.prod(shape) for shape in network.feature_shapes]
+    group: list[BatchUser] = []
+    room = 0
+    for user in sorted(users, key=lambda user: len(user.samples)):
+        # the features of all samples, and a batch's maps unfolded for a convolution, forth and back
+        needed = len(user.samples) * sum(maps) + PersonalisationSettings().batch_size * UNFOLDED * max(maps)
+        if group and (needed > room or len(group) == GROUP_USERS):
+            yield group
+            group = []
+        room = (room if group else GROUP_BYTES) - needed
+        group.append(user)
+    if group:
+        yield group
+
+
+def _bytes_of(users: Sequence[BatchUser]) -> int:
+    return sum(user.samples.images.nbytes for user in users)
+
+
+def _of_group(network: MultiExitNetwork, users: Sequence[BatchUser]) -> list[dict[str, _Curves]]:
+    """Return each user's curves by the name of their pool: four personalisations over one pass of the backbone."""
+    features = fill_cache(network, np.concatenate([user.samples.images for user in users]))
+    curves: list[dict[str, _Curves]] = [{} for _ in users]
     for labels in (1.0, 0.0):
-        try:
-            split = split_samples(samples, SplitSettings(labels=labels), seed=0)
-        except UserTooSmallError as error:
-            log.info("Left out: %s", error)
-            return {}
-        if len(split.judged) < 2 * FEWEST_SAMPLES:
-            return {}
-        features = features or compute_features(network, samples.images)
-        truth = samples.labels[split.judged]
-        known = truth if labels else np.full_like(truth, -1)
+        known = [user if labels else _unlabelled(user) for user in users]
         for schedule in get_args(Schedule):
             settings = PersonalisationSettings(schedule=schedule, weights=loss_weights("auto", labels))
-            done = personalise(network, samples, split, settings, features=features)
-            found[pool_name(schedule, bool(labels))] = _curves(network, done.outputs.all, known, truth)
-            found[pool_name(BEFORE, bool(labels))] = _curves(network, done.outputs_before.all, known, truth)
-    return found
+            for own, user, done in zip(curves, users, _personalised(network, known, settings, features), strict=True):
+                truth = user.samples.labels[user.split.judged]
+                given = truth if labels else np.full_like(truth, -1)
+                own[pool_name(schedule, bool(labels))] = _curves(network, done.outputs.all, given, truth)
+                own[pool_name(BEFORE, bool(labels))] = _curves(network, done.outputs_before.all, given, truth)
+    return curves
+
+
+def _personalised(
+    network: MultiExitNetwork, users: Sequence[BatchUser], settings: PersonalisationSettings, features: FeatureCache
+) -> list[Personalisation]:
+    if len(users) > 1:
+        return personalise_batch(network, users, settings, features=features)
+    return [personalise(network, users[0].samples, users[0].split, settings, features=features)]
+
+
+def _unlabelled(user: BatchUser) -> BatchUser:
+    return replace(user, split=replace(user.split, labelled=np.zeros_like(user.split.labelled)))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def _curves(

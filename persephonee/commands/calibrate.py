@@ -1,25 +1,32 @@
 """`persephonee calibrate`: what a model has to carry so that a device's policy keeps its promise."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from persephonee.commands.option_groups import with_groups
-from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, data_settings, source_names
+from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, compute_settings, data_settings, source_names
 
 if TYPE_CHECKING:
+    import torch
+
     from persephonee.data_partitions.samples import Partitions
     from persephonee.data_partitions.settings import DataSettings
     from persephonee.multi_exit.network import MultiExitNetwork
+    from persephonee.multi_exit.settings import ComputeSettings
+
+log = logging.getLogger("persephonee.calibrate")
 
 
-@with_groups(data=data_settings)
+@with_groups(data=data_settings, compute=compute_settings)
 def calibrate(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model, which receives the calibration.")],
     data: "DataSettings",
     users: Annotated[int, typer.Option(help="At most so many users who trained nothing.", min=2)] = 100,
+    compute: "ComputeSettings",
     sources: Sources = DEFAULT_SOURCES,
     seed: Seed = 0,
 ) -> None:
@@ -32,24 +39,36 @@ def calibrate(
     from persephonee.commands.models.card import write_card_if_possible
     from persephonee.data_partitions.opening import open_partitions
 
+    device = compute.torch_device()
     partitions = open_partitions(data, for_pretraining=True)
-    network = calibrate_and_show(model, partitions, source_names(sources), users, seed)
+    network = calibrate_and_show(model, partitions, source_names(sources), users, seed, device)
     # saving a model removes the graphs that it had
     write_graphs_if_possible(network, model)
     write_card_if_possible(network, model)
 
 
 def calibrate_and_show(
-    model: Path, partitions: "Partitions", sources: tuple[str, ...], users: int, seed: int
+    model: Path,
+    partitions: "Partitions",
+    sources: tuple[str, ...],
+    users: int,
+    seed: int,
+    device: "torch.device | None" = None,
 ) -> "MultiExitNetwork":
     """Calibrate, print what the model can promise a device, and return its network."""
     from rich.console import Console
 
     from persephonee.clients.personalisation.risk.risk_pools import RiskPool
     from persephonee.clients.personalisation.settings import PersonalisationSettings
-    from persephonee.fl_app.server_side.held_out_pools import calibrate_model
+    from persephonee.fl_app.server_side.held_out_pools import RemainingTime, calibrate_model
 
-    console, settings = Console(), PersonalisationSettings()
+    console, settings, estimate = Console(), PersonalisationSettings(), RemainingTime()
+
+    def tell(done: int, of: int) -> None:
+        status.update(f"Measuring what policies lose: {estimate.words(done, of)}")
+        if not console.is_terminal:
+            estimate.log_sometimes(log, done, of)
+
     with console.status("Measuring what policies lose") as status:
         network, _, count = calibrate_model(
             model,
@@ -57,7 +76,8 @@ def calibrate_and_show(
             sources=sources,
             users=users,
             seed=seed,
-            told=lambda done, of: status.update(f"Measuring what policies lose: {done} of {of} users"),
+            told=tell,
+            device=device,
         )
     found = {name: RiskPool.from_json(pool, network.num_exits) for name, pool in network.risk_pools.items()}
     certified = [n for n, p in found.items() if p.certificate(settings.drop_tolerance, settings.delta) is not None]

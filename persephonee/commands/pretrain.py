@@ -148,7 +148,8 @@ def make_and_show(
         )
     # graphs last: saving a model removes those that it had
     if settings.users.calibration_users:
-        calibrate_and_show(out, partitions, settings.sources, settings.users.calibration_users, settings.training.seed)
+        count, seed = settings.users.calibration_users, settings.training.seed
+        calibrate_and_show(out, partitions, settings.sources, count, seed, device)
     write_graphs_if_possible(network, out)
     write_card_if_possible(network, out)
     console = Console()
