@@ -31,17 +31,27 @@ class TinyCNN(nn.Module):
         return self.classifier(features.mean((2, 3)))
 
 
+def importable(patch: pytest.MonkeyPatch, function: Callable[..., nn.Module]) -> str:
+    """Make a backbone of one's own importable and return its name."""
+    module = types.ModuleType(MODULE)
+    module.build = function  # type: ignore[attr-defined]
+    patch.setitem(sys.modules, MODULE, module)
+    return f"{MODULE}:build"
+
+
+def make_tiny_network(patch: pytest.MonkeyPatch) -> MultiExitNetwork:
+    """Return the network of `tiny_network`, whose weights are the same each time."""
+    name = importable(patch, TinyCNN)
+    network = build_network(name, num_exits=2, num_classes=10, input_size=64, head="msdnet", allowed=(MODULE,))
+    with torch.no_grad():
+        network.train()(torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(1)))
+    return network.eval()
+
+
 @pytest.fixture
 def own_backbone(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., nn.Module]], str]:
     """Return a function that makes a backbone of one's own importable and returns its name."""
-
-    def register(function: Callable[..., nn.Module]) -> str:
-        module = types.ModuleType(MODULE)
-        module.build = function  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, MODULE, module)
-        return f"{MODULE}:build"
-
-    return register
+    return lambda function: importable(monkeypatch, function)
 
 
 @pytest.fixture
@@ -56,12 +66,9 @@ def build_own(own_backbone: Callable[..., str]) -> Callable[..., MultiExitNetwor
 
 
 @pytest.fixture
-def tiny_network(build_own: Callable[..., MultiExitNetwork]) -> MultiExitNetwork:
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> MultiExitNetwork:
     """Two early exits and the last one, 10 classes, grey images of 64 px; its BatchNorm has seen data."""
-    network = build_own(TinyCNN)
-    with torch.no_grad():
-        network.train()(torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(1)))
-    return network.eval()
+    return make_tiny_network(monkeypatch)
 
 
 @pytest.fixture

@@ -14,12 +14,23 @@ from persephonee.multi_exit.graphs.sessions import open_session, require_provide
 from persephonee.multi_exit.graphs.writing import GraphError, write_graphs
 from persephonee.multi_exit.settings import RuntimeSettings
 from persephonee.multi_exit.storage import ModelMetadata, read_description, save_network
+from tests.multi_exit.conftest import make_tiny_network
+
+
+@pytest.fixture(scope="module")
+def written_once(tmp_path_factory):
+    """The tiny network with its graphs, which take seconds to write."""
+    folder = tmp_path_factory.mktemp("graphs") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        network = make_tiny_network(patch)
+        save_network(network, folder, ModelMetadata())
+        return folder, write_graphs(network, folder)
 
 
 @pytest.fixture
-def written(tiny_network, tmp_path):
-    save_network(tiny_network, tmp_path / "model", ModelMetadata())
-    return tmp_path / "model", write_graphs(tiny_network, tmp_path / "model")
+def written(written_once, tmp_path):
+    folder, graphs = written_once
+    return shutil.copytree(folder, tmp_path / "model"), graphs
 
 
 def test_the_graphs_answer_as_torch_for_any_batch_and_have_no_batch_norm_and_no_path(tiny_network, written):
