@@ -47,9 +47,9 @@ def test_the_version_is_that_of_the_package():
 def test_every_option_of_simulate_that_is_a_setting_has_its_name_and_its_default(monkeypatch):
     command = typer.main.get_command(app).commands["simulate"]
     defaults = {**AppSettings().to_run_config(), "clients": DEFAULT_CLIENTS}
-    own = {"resume", "ray-address", "set", "config"}
+    own = {"resume", "ray-address", "set", "config", "track"}
     options = {p.opts[0].removeprefix("--"): p for p in command.params if p.name not in ("help", "context")}
-    assert len(options) <= 21
+    assert len(options) <= 22
     for name, option in options.items():
         if name not in own:
             assert (option.default or "") == (defaults[name] or ""), name

@@ -75,9 +75,9 @@ def test_a_model_without_graphs_is_refused_in_a_sentence(settings, device_node, 
 
 
 def test_graphs_of_another_digest_are_refused(fast, device_node, make_grid, monkeypatch):
-    from persephonee.fl_app.server_side import global_model
+    from persephonee.fl_app.server_side import run_rounds
 
-    honest = global_model.graph_records
+    honest = run_rounds.graph_records
 
     def swapped(folder, num_exits):
         records = honest(folder, num_exits)
@@ -86,7 +86,7 @@ def test_graphs_of_another_digest_are_refused(fast, device_node, make_grid, monk
         files[first], files[second] = files[second], files[first]
         return records
 
-    monkeypatch.setattr(global_model, "graph_records", swapped)
+    monkeypatch.setattr(run_rounds, "graph_records", swapped)
     status = run(make_grid([device_node("u0", 1, runtime="onnx"), device_node("u1", 2)], fast), fast).status
     assert status["u1"] == "ok"
     assert "digest" in status["u0"]
