@@ -83,7 +83,7 @@ def test_pretrain_keeps_users_back_and_records_whom_it_used(pretrained):
     assert [record["epoch"] for record in metadata.history] == [1, 2]
     assert all(len(record["validation_accuracy"]) == network.num_exits + 1 for record in metadata.history)
     assert metadata.dataset == "parquet"
-    assert sorted(path.name.split("-")[0] for path in pretrained.iterdir()) == ["network.json", "weights"]
+    assert sorted(path.name.split("-")[0] for path in pretrained.iterdir()) == ["README.md", "network.json", "weights"]
 
 
 @pytest.mark.parametrize(("option", "trained"), [("3", 9), ("0.5", 6), ("0", 12)])
