@@ -10,6 +10,7 @@ first used, so that `import persephonee` is fast and loads neither PyTorch nor F
 """
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ from typing import TYPE_CHECKING, Any
 _HERE = Path(__file__).resolve().parent
 if not (_HERE / "multi_exit").is_dir():
     __path__.append(str(_HERE.parent))
+
+# ONNX Runtime's wheels from 1.32 on tell Microsoft that and how they are used, from the moment of the import, and leave
+# a file behind; what a device does is nobody's business. Whoever wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME_OF = {
     # the multi-exit network

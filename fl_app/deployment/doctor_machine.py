@@ -27,7 +27,7 @@ torchvision.ops.nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)
 print(torch.__version__, torchvision.__version__, torch.cuda.is_available())
 """
 _RUNTIME = """\
-import onnxruntime
+import persephonee, onnxruntime
 names = (name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
 print(onnxruntime.__version__, "with", ", ".join(names))
 """

@@ -1,5 +1,9 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -25,6 +29,8 @@ def written_once(tmp_path_factory):
         network = make_tiny_network(patch)
         save_network(network, folder, ModelMetadata())
         return folder, write_graphs(network, folder)
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -174,3 +180,12 @@ def test_a_provider_that_the_installed_build_lacks_is_named_with_those_that_it_h
     for wrong in ({"runtime": "tflite"}, {"threads": -1}, {"providers": " , "}):
         with pytest.raises(SettingsError):
             RuntimeSettings(**wrong)
+
+
+def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path):
+    """Its telemetry begins with the import, and leaves a file of the session in the folder for temporary files."""
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"TMPDIR": str(tmp_path)}
+    code = "import persephonee.multi_exit.graphs.network"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
