@@ -30,6 +30,7 @@ def written_once(tmp_path_factory):
         save_network(network, folder, ModelMetadata())
         return folder, write_graphs(network, folder)
 
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
