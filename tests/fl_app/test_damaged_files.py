@@ -22,7 +22,7 @@ from persephonee.fl_app.server_side.run_status import StatusFile
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation import resuming
 from persephonee.multi_exit.checked_json import write_with_digest
-from persephonee.multi_exit.storage import load_network
+from persephonee.multi_exit.storage import SavedModel, load_network
 from persephonee.server.report import report_page
 from persephonee.server.report.example_user_section import Example, ExampleUser, keep_example_user
 from persephonee.server.results.run_folder import RunFolder
@@ -148,10 +148,10 @@ def resumed(folder: Path):
     """Return all that a resumed run reads before it asks its first client."""
     resuming.stop_killed_run(folder)
     settings = resumed_settings(folder, (), {"sources": MODULE, "rounds": 2})
-    network, metadata = load_network(settings.model_folder(0), settings.sources)
-    config = server_app.config_of(settings, network)
+    model = SavedModel.read(settings.model_folder(0), settings.sources)
+    config = server_app.config_of(settings, model)
     run = RunFolder.create(folder, config, resume=True, may_differ=server_app.MAY_DIFFER)
-    begun = Rounds(None, settings, network, metadata, run, StatusFile(folder))._begun
+    begun = Rounds(None, settings, model, run, StatusFile(folder))._begun
     tables = run.tables()
     arrays = {name: array.tolist() for name, array in begun.arrays.items()}
     rows = [getattr(tables, name).to_pylist() for name in SCHEMAS]
