@@ -10,7 +10,7 @@ first used, so that `import persephonee` is fast and loads neither PyTorch nor F
 """
 
 import importlib
-import os
+from os import environ as _environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if not (_HERE / "multi_exit").is_dir():
 
 # ONNX Runtime's wheels from 1.32 on tell Microsoft that and how they are used, from the moment of the import, and leave
 # a file behind; what a device does is nobody's business. Whoever wants it sets the variable to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME_OF = {
     # the multi-exit network
