@@ -55,15 +55,15 @@ services:
       - flower-supernode
       - --root-certificates=/federation/ca.crt
       - --superlink=superlink:8443
-      - --auth-supernode-private-key=/keys/user-00
+      - --auth-supernode-private-key=/keys/user-05
       - --node-config
       - >-
-        client-id="user-00" store="/state/store" dataset="parquet" data-path="/users/user-00.parquet"
+        client-id="user-05" store="/state/store" dataset="parquet" data-path="/users/user-05.parquet"
         user-column="user" label-column="label" backbones="<<package>>.cnn"
     volumes:
       - ./federation/ca.crt:/federation/ca.crt:ro
-      - ./keys/user-00:/keys/user-00:ro
-      - ./users/user-00.parquet:/users/user-00.parquet:ro
+      - ./keys/user-05:/keys/user-05:ro
+      - ./users/user-05.parquet:/users/user-05.parquet:ro
       - supernode-1:/state
 
   supernode-2:
@@ -73,15 +73,15 @@ services:
       - flower-supernode
       - --root-certificates=/federation/ca.crt
       - --superlink=superlink:8443
-      - --auth-supernode-private-key=/keys/user-01
+      - --auth-supernode-private-key=/keys/user-07
       - --node-config
       - >-
-        client-id="user-01" store="/state/store" dataset="parquet" data-path="/users/user-01.parquet"
+        client-id="user-07" store="/state/store" dataset="parquet" data-path="/users/user-07.parquet"
         user-column="user" label-column="label" backbones="<<package>>.cnn"
     volumes:
       - ./federation/ca.crt:/federation/ca.crt:ro
-      - ./keys/user-01:/keys/user-01:ro
-      - ./users/user-01.parquet:/users/user-01.parquet:ro
+      - ./keys/user-07:/keys/user-07:ro
+      - ./users/user-07.parquet:/users/user-07.parquet:ro
       - supernode-2:/state
 
 volumes:
@@ -114,13 +114,13 @@ In this folder:
 ```sh
 mkdir -p wheels keys users models runs                     # persephonee's wheel goes into wheels/
 persephonee server init --host superlink --host 127.0.0.1 --listen 0.0.0.0 --out federation
-for user in user-00 user-01; do ssh-keygen -q -t ecdsa -b 384 -N "" -f keys/$user; done
-# users/user-00.parquet and users/user-01.parquet: the rows of these users; models/first: a model that pretrain wrote
+for user in user-05 user-07; do ssh-keygen -q -t ecdsa -b 384 -N "" -f keys/$user; done
+# users/user-05.parquet and users/user-07.parquet: the rows of these users; models/first: a model that pretrain wrote
 docker compose build --build-arg TORCH_INDEX="<the index of the CPU builds>"
 docker compose up -d
 export FLWR_HOME=$PWD/federation/flwr
 # in federation/flwr/config.toml, address is superlink:8443: outside of the containers it is 127.0.0.1:8443
-for user in user-00 user-01; do flwr supernode register keys/$user.pub devices --name $user; done
+for user in user-05 user-07; do flwr supernode register keys/$user.pub devices --name $user; done
 flwr run .. devices --stream --run-config 'model="/models/first" run-dir="/runs/first" clients=2'
 ```
 

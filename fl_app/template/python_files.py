@@ -15,7 +15,7 @@ def build(num_classes: int, in_channels: int) -> nn.Module:
         *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
         *(nn.Conv2d(32, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU()),
         *(nn.Conv2d(48, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)),
+        *(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(64 * 9, num_classes)),
     )
 '''
 

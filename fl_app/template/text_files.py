@@ -37,7 +37,11 @@ label-column = "label"
 # the global model is trained on the users that do not personalise; give `model` to take one that is there
 model = ""
 pretrain-epochs = 12
+pretrain-patience = 12
+pretrain-batch-size = 32
+pretrain-learning-rate = 0.02
 pretrain-personal-users = 4
+pretrain-validation-fraction = 0.25
 pretrain-calibration-users = 0
 # the run; 0 takes all users that may personalise
 clients = 4
@@ -75,8 +79,10 @@ The same outside of Flower, in this folder:
 
 ```sh
 PYTHONPATH=. persephonee pretrain --backbone <<package>>.cnn:build --sources <<package>>.cnn --num-exits 2 \\
-    --dataset parquet --data-path users.parquet --user-column user --label-column label --out model
-PYTHONPATH=. persephonee personalise --model model --sources <<package>>.cnn --user user-00 --store stores/user-00 \\
+    --dataset parquet --data-path users.parquet --user-column user --label-column label \\
+    --personal-users 4 --validation-fraction 0.25 --calibration-users 0 \\
+    --epochs 12 --patience 12 --batch-size 32 --learning-rate 0.02 --out model
+PYTHONPATH=. persephonee personalise --model model --sources <<package>>.cnn --user user-05 --store stores/user-05 \\
     --dataset parquet --data-path users.parquet --user-column user --label-column label
 ```
 

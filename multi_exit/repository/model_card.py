@@ -127,11 +127,11 @@ def _data_part(metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> Iter
         yield f"- Classes: {shown}{f', and {len(names) - 20} more' if len(names) > 20 else ''}."
     if trained > 0:
         samples = f" with {settings['num_train']} samples" if "num_train" in settings else ""
-        yield f"- {trained} users{samples} trained the model."
+        yield f"- {_users(trained)}{samples} trained the model."
     if validated:
-        yield f"- {validated} other users chose the best epoch (epoch {settings.get('best_epoch', '?')})."
+        yield f"- {_users(validated)} apart chose the best epoch (epoch {settings.get('best_epoch', '?')})."
     if calibrated:
-        yield f"- {calibrated} further users trained nothing, and calibrated what is promised."
+        yield f"- {_users(calibrated)} apart trained nothing, and calibrated what is promised."
     if settings.get("backbone_weights"):
         yield f"- The backbone began with the weights of `{_plain(str(settings['backbone_weights']))}`."
     yield ""
@@ -159,9 +159,11 @@ def _exits_part(network: MultiExitNetwork, measured: Mapping[str, Any] | None) -
     yield ""
     yield "Costs are those of a network with this exit alone: the backbone up to it and its own head."
     if measured:
+        means = "means over" if measured["users"] > 1 else "of"
+        over = "users, each of whom counts the same" if measured["users"] > 1 else "that user's samples"
         yield (
-            f"Accuracies are means over {measured['users']} users ({measured['samples']} samples) whom training never "
-            "saw, each user counting the same, with a bootstrap over users. They chose the best epoch, and the "
+            f"Accuracies are {means} {_users(measured['users'])} ({measured['samples']} samples) whom training never "
+            f"saw; the intervals are a bootstrap over {over}. The same users chose the best epoch, and the "
             "temperatures and biases of the calibration were fitted on them, so that both flatter a little. ECE: the "
             "expected calibration error over 15 bins, of all samples. Nothing here is personal yet."
         )
@@ -195,6 +197,10 @@ def _tolerance(certificates: Sequence[Mapping[str, Any]]) -> str:
 
 def _interval(accuracy: Mapping[str, float]) -> str:
     return f"{100 * accuracy['mean']:.1f} % ({100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f})"
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count} users"
 
 
 def _plain(text: str) -> str:

@@ -19,7 +19,9 @@ BINS = 15
 
 
 def measure_exits(network: MultiExitNetwork, partitions: Partitions, users: Sequence[str]) -> dict[str, Any]:
-    """Return each exit's accuracy over users with its interval, and its calibration error over samples; JSON values.
+    """Return each exit's accuracy with its interval, and its calibration error over all samples; JSON values.
+
+    The interval is over users, and over the samples of a single user.
 
     Args:
         network: trained and calibrated; leaves eval() mode on.
@@ -36,7 +38,10 @@ def measure_exits(network: MultiExitNetwork, partitions: Partitions, users: Sequ
         [(one.argmax(2) == table.labels).double().mean(1).numpy() for one, table in zip(logits, tables, strict=True)]
     )
     together, labels = torch.cat(logits, dim=1), torch.cat([table.labels for table in tables])
-    draws = draw_users(len(users))
+    if len(users) == 1:
+        # one user has no spread: the interval is over their samples
+        accuracies = (together.argmax(2) == labels).double().numpy().T
+    draws = draw_users(len(accuracies))
     return {
         "users": len(users),
         "samples": len(labels),

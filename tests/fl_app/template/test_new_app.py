@@ -63,16 +63,16 @@ def test_the_compose_file_is_yaml_of_a_superlink_and_two_supernodes_with_tls(app
     link = services["superlink"]["command"]
     assert {"--ssl-certfile=/federation/server.crt", "--enable-supernode-auth"} <= set(link)
     assert "--insecure" not in link
-    for number in (1, 2):
+    for number, user in ((1, "user-05"), (2, "user-07")):
         command = services[f"supernode-{number}"]["command"]
         assert "--root-certificates=/federation/ca.crt" in command
         words = command[command.index("--node-config") + 1].split()
         config = {key: value.strip('"') for key, value in (word.split("=", 1) for word in words)}
         node = ClientNode.of(config, AppSettings(), run_id=1)
-        assert (node.client_id, node.sources) == (f"user-0{number - 1}", ("my_shapes.cnn",))
+        assert (node.client_id, node.sources) == (user, ("my_shapes.cnn",))
         # each file that a command names lies in a volume
         mounted = {volume.split(":")[1] for volume in services[f"supernode-{number}"]["volumes"]}
-        assert {"/federation/ca.crt", f"/keys/user-0{number - 1}", f"/users/user-0{number - 1}.parquet"} < mounted
+        assert {"/federation/ca.crt", f"/keys/{user}", f"/users/{user}.parquet"} < mounted
 
 
 @pytest.mark.parametrize("name", ["My App", "1st", "persephonee", "json", "a--b", "class", "x" * 41])

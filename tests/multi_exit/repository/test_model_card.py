@@ -53,7 +53,7 @@ def test_hugging_face_reads_the_front_matter_with_the_accuracy_of_each_exit(netw
 def test_the_card_says_who_trained_what_is_promised_and_what_each_exit_is_worth(network, tmp_path):
     text = save(network, tmp_path / "writers").read_text()
     assert "- 2 users with 48 samples trained the model." in text
-    assert "- 1 other users chose the best epoch (epoch 2)." in text
+    assert "- 1 user apart chose the best epoch (epoch 2)." in text
     assert "| fast-labels | 30 | 2 points |" in text
     rows = [line for line in text.splitlines() if "50.0 % (25.0–75.0) | 0.123 | 0.045 |" in line]
     assert len(rows) == 3

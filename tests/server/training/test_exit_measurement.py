@@ -29,3 +29,10 @@ def test_each_user_counts_the_same_however_many_samples_they_have():
     accuracy = found["exits"][0]["accuracy"]
     assert accuracy["mean"] == pytest.approx(np.mean(own))
     assert min(own) <= accuracy["low"] <= accuracy["mean"] <= accuracy["high"] <= max(own)
+
+
+def test_the_interval_of_a_single_user_is_over_their_samples():
+    network = build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head="pooled", allowed=(SOURCE,))
+    accuracy = measure_exits(network, TinyUsers(users=1, samples=40), ["u00"])["exits"][-1]["accuracy"]
+    half = 1.96 * (accuracy["mean"] * (1 - accuracy["mean"]) / 40) ** 0.5
+    assert accuracy["high"] - accuracy["low"] == pytest.approx(2 * half, abs=0.06)
