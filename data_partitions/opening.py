@@ -8,7 +8,10 @@ IMAGE_SET_LABEL_COLUMN = "label"
 
 
 def open_partitions(
-    settings: DataSettings, for_pretraining: bool = False, model: ModelClasses | None = None
+    settings: DataSettings,
+    for_pretraining: bool = False,
+    model: ModelClasses | None = None,
+    allowed: tuple[str, ...] = (),
 ) -> Partitions:
     """Open the data; no image is decoded yet beyond the first user's.
 
@@ -19,10 +22,15 @@ def open_partitions(
             (`persephonee.data_partitions.user_splits`).
         model: the classes of the model that is to take the data; parquet and leaf that do not say how many classes
             there are have as many as it.
+        allowed: the modules from which this machine's owner lets a source of one's own be imported.
 
     Raises:
         DataError: what is missing or broken, in one sentence.
     """
+    if settings.is_own:
+        from persephonee.data_partitions.sources.own_source import open_own_source
+
+        return open_own_source(settings, allowed)
     if settings.dataset == "parquet" and settings.data_path is not None:
         from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 

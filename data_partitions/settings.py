@@ -1,5 +1,6 @@
 """Which data, and how a user's samples are divided. PyTorch is not loaded: the command line reads this for --help."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ Dataset = Literal["synthetic-writers", "femnist", "parquet", "leaf", "imagefolde
 DATASETS = get_args(Dataset)
 NEEDS_PATH = ("parquet", "leaf")
 MAX_WRITERS = 3550
+OWN_SOURCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 DEFAULT_LABEL_COLUMN = "character"
 PAPER_PERSONAL_FRACTION = 250 / 3500
 
@@ -26,12 +28,13 @@ class DataSettings:
         DataSettingsError: an unknown data set, a path that is missing or not wanted, or a number out of range.
     """
 
-    dataset: Dataset = "synthetic-writers"
-    """Which data: the built-in writers, FEMNIST, or files of one's own."""
+    dataset: str = "synthetic-writers"
+    """Which data: synthetic-writers, femnist, parquet, leaf, imagefolder, or package.module:function, a source of one's
+    own whose module this machine's owner allows (sources)."""
 
     data_path: Path | None = None
     """parquet: a file, folder or pattern; leaf: the folder with train/ and test/; imagefolder: a folder of class
-    folders, or parquet; the others take none."""
+    folders, or parquet; a source of one's own: what it takes; the others take none."""
 
     user_column: str = "writer_id"
     """parquet, imagefolder by natural-id: the column that names the users."""
@@ -78,13 +81,16 @@ class DataSettings:
     pretrained with the same."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            raise DataSettingsError(f"--dataset {self.dataset} is not known; choose one of {', '.join(DATASETS)}.")
+        if self.dataset not in DATASETS and not self.is_own:
+            raise DataSettingsError(
+                f"--dataset {self.dataset} is not known; choose one of {', '.join(DATASETS)}, or name a source of your "
+                "own as package.module:function."
+            )
         if self.dataset == "imagefolder" and (self.data_path is None) != bool(self.hub_name):
             raise DataSettingsError("--dataset imagefolder needs either --data-path or --hub-name; give one of them.")
         if self.dataset in NEEDS_PATH and self.data_path is None:
             raise DataSettingsError(f"--dataset {self.dataset} needs --data-path; name where the data lies.")
-        if self.dataset not in (*NEEDS_PATH, "imagefolder") and self.data_path is not None:
+        if self.dataset in ("synthetic-writers", "femnist") and self.data_path is not None:
             raise DataSettingsError(f"--dataset {self.dataset} takes no --data-path; leave out {self.data_path}.")
         if self.num_classes is not None and self.num_classes < 2:
             raise DataSettingsError(f"num_classes={self.num_classes} is too small; give 2 or more.")
@@ -93,6 +99,11 @@ class DataSettings:
         if not 0 <= self.seed < 2**63:
             raise DataSettingsError(f"seed={self.seed} is out of range; give a whole number in [0, 2**63).")
         self.image_users()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a function of one's own opens the data."""
+        return OWN_SOURCE.fullmatch(self.dataset) is not None
 
     def image_users(self) -> ImageUserSettings:
         """Return how `imagefolder` draws its users."""

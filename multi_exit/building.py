@@ -49,7 +49,8 @@ def build_network(
         num_classes: K, at least 2; may be left out with a CNN of your own.
         in_channels: 1 or 3.
         input_size: side of the square images, in px.
-        head: "auto", "msdnet" or "pooled"; "auto" never costs more than half of the network up to the exit.
+        head: "auto", "msdnet" or "pooled"; "auto" never costs more than half of the network up to the exit; or
+            `package.module:function`, which makes a head of (shape, num_classes).
         stem: "original"; "stride-1", which keeps the resolution of small images; or "auto", which is stride-1 for
             untrained torchvision and timm networks up to 48 px or where they run on nothing else, and leaves networks
             with weights and networks of your own alone.
@@ -58,7 +59,7 @@ def build_network(
         mean: per channel, subtracted from images in [0, 1]; published weights bring theirs. Three for grey images give
             the network three equal channels.
         std: per channel; given together with `mean`.
-        allowed: the sources from which this machine builds backbones.
+        allowed: the sources from which this machine builds backbones and heads.
         seed: of the random weights.
 
     Raises:
@@ -108,7 +109,7 @@ def build_network(
                 )
         num_exits = min(USUAL_EXITS, len(attach_points)) if num_exits is None else num_exits
         chosen = choose_attach_points(attach_points, max(cnn.measured.macs.values()), num_exits, name)
-        network = assemble(cnn, chosen, replace(spec, cuts=tuple(point.node for point in chosen)))
+        network = assemble(cnn, chosen, replace(spec, cuts=tuple(point.node for point in chosen)), allowed)
         network.classifier_is_new = classifier_is_new
         return network
 
@@ -120,7 +121,7 @@ def rebuild_network(
 
     Args:
         spec: of the network.
-        allowed: the sources from which this machine builds backbones.
+        allowed: the sources from which this machine builds backbones and heads.
         backbone: the CNN, where the network was built from one in memory.
 
     Raises:
@@ -147,7 +148,7 @@ def rebuild_network(
         raise ModelFileError(
             f"the exits of this {spec.backbone} are not in the order in which it computes: pretrain the model again."
         )
-    return assemble(cnn, tuple(by_node[cut] for cut in spec.cuts), spec)
+    return assemble(cnn, tuple(by_node[cut] for cut in spec.cuts), spec, allowed)
 
 
 def name_of(spec: NetworkSpec) -> str:

@@ -30,13 +30,16 @@ class MeasuredCNN:
     measured: Measurement
 
 
-def assemble(cnn: MeasuredCNN, chosen: tuple[AttachPoint, ...], spec: NetworkSpec) -> MultiExitNetwork:
+def assemble(
+    cnn: MeasuredCNN, chosen: tuple[AttachPoint, ...], spec: NetworkSpec, allowed: tuple[str, ...]
+) -> MultiExitNetwork:
     """Return the multi-exit network of a CNN, in eval() mode.
 
     Args:
         cnn: to cut; the network takes its modules.
         chosen: where the M exits are attached.
         spec: of the network.
+        allowed: the sources from which this machine takes heads.
 
     Raises:
         BackboneError: the last exit does not answer as the CNN does.
@@ -45,7 +48,7 @@ def assemble(cnn: MeasuredCNN, chosen: tuple[AttachPoint, ...], spec: NetworkSpe
     stages = _cut(cnn.traced, spec.cuts)
     name = spec.backbone.removeprefix(GIVEN)
     check_same_answers(nn.Sequential(*stages).eval(), name, probe_images(cnn.image_shape), cnn.logits)
-    heads = [build_head(spec.head, point.shape, spec.num_classes, point.macs) for point in chosen]
+    heads = [build_head(spec.head, point.shape, spec.num_classes, point.macs, allowed) for point in chosen]
     total = max(cnn.measured.macs.values())
     rows = []
     # a set: a parameter that serves in two stages counts once

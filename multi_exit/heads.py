@@ -5,14 +5,16 @@
 first where it costs at most half of the network up to the exit, and else the largest of the second that does.
 """
 
+import re
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from persephonee.multi_exit.costs import count_macs
-from persephonee.multi_exit.errors import SettingsError
-from persephonee.multi_exit.settings import HeadKind
+from persephonee.multi_exit.errors import BackboneNotAllowedError, SettingsError
+from persephonee.multi_exit.own_networks import imported
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, HeadKind
 
 MSDNET_CHANNELS = 128
 
@@ -89,6 +91,7 @@ class PooledHead(nn.Module):
 
 
 HEADS = get_args(HeadKind)
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def fits(shape: tuple[int, int, int], num_classes: int, backbone_macs: int) -> bool:
@@ -96,24 +99,34 @@ def fits(shape: tuple[int, int, int], num_classes: int, backbone_macs: int) -> b
     return shape[0] * num_classes <= HEAD_FRACTION * backbone_macs
 
 
-def build_head(kind: str, shape: tuple[int, int, int], num_classes: int, backbone_macs: int) -> nn.Module:
+def build_head(
+    kind: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    backbone_macs: int,
+    allowed: tuple[str, ...] = DEFAULT_SOURCES,
+) -> nn.Module:
     """Return a head for maps of `shape` (C, H, W).
 
     Args:
-        kind: "auto", "msdnet" or "pooled".
+        kind: "auto", "msdnet", "pooled", or `package.module:function`, a head of one's own.
         shape: of the feature map.
         num_classes: K, number of logits.
         backbone_macs: the backbone's multiply-adds up to the exit, for "auto".
+        allowed: the sources that this machine's owner allows; modules of heads of one's own are named one by one.
 
     Raises:
-        SettingsError: the kind is unknown.
+        SettingsError: the kind is unknown, or one's own head is none.
+        BackboneNotAllowedError: the module of one's own head is not allowed.
     """
     if kind == "msdnet":
         return MSDNetHead(shape, num_classes)
     if kind == "pooled":
         return PooledHead(shape, num_classes)
+    if _OWN.fullmatch(kind):
+        return _own_head(kind, shape, num_classes, allowed)
     if kind != "auto":
-        raise SettingsError(f"head={kind!r} is unknown: use one of {', '.join(HEADS)}.")
+        raise SettingsError(f"head={kind!r} is unknown: use one of {', '.join(HEADS)}, or package.module:function.")
     if count_macs(MSDNetHead(shape, num_classes), shape) <= HEAD_FRACTION * backbone_macs:
         return MSDNetHead(shape, num_classes)
     for side in (4, 2):
@@ -121,3 +134,31 @@ def build_head(kind: str, shape: tuple[int, int, int], num_classes: int, backbon
         if count_macs(head, shape) <= HEAD_FRACTION * backbone_macs:
             return head
     return PooledHead(shape, num_classes, 1)
+
+
+def _own_head(name: str, shape: tuple[int, int, int], num_classes: int, allowed: tuple[str, ...]) -> nn.Module:
+    """Return what `package.module:function` makes of (shape, num_classes), once it has shown that it is a head.
+
+    Its last layer has to be the linear `classifier`, which takes what `embed` returns: the fast schedule trains this
+    layer alone, and a device without PyTorch computes it by itself.
+    """
+    module = name.split(":")[0]
+    if module not in allowed:
+        raise BackboneNotAllowedError(
+            f"head {name!r} comes from {module!r}, but only {', '.join(allowed)} may be used here: "
+            f"allow {module!r} in this machine's own configuration if you trust it."
+        )
+    make = imported(name, "head")
+    expected = "a torch.nn.Module with a last nn.Linear named classifier and a method embed"
+    probe = torch.linspace(0, 1, 2 * shape[0] * shape[1] * shape[2]).reshape(2, *shape)
+    try:
+        head = make(shape, num_classes)
+        with torch.no_grad():
+            head.eval()
+            embedded, logits = head.embed(probe), head(probe)
+            is_head = isinstance(head.classifier, nn.Linear) and torch.allclose(head.classifier(embedded), logits)
+    except Exception as error:  # one's own code may raise anything
+        raise SettingsError(f"head {name!r} fails on maps {list(shape)} ({error}): return {expected}.") from None
+    if not is_head or logits.shape != (2, num_classes) or embedded.ndim != 2:
+        raise SettingsError(f"head {name!r} is none, or gives no logits [B, {num_classes}]: return {expected}.")
+    return head  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ import copy
 import importlib
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -20,13 +21,7 @@ def from_module(name: str, num_classes: int, in_channels: int) -> nn.Module:
     Raises:
         BackboneError: it cannot be imported or called, or returns something else than a module.
     """
-    module_name, function_name = name.split(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # the import runs the user's own code, which may raise anything
-        raise BackboneError(
-            f"backbone {name!r} cannot be imported ({reason_of(error)}): check the name, the module and PYTHONPATH."
-        ) from None
+    function, function_name = imported(name, "backbone"), name.split(":")[1]
     arguments = {"num_classes": num_classes, "in_channels": in_channels}
     try:
         inspect.signature(function).bind(**arguments)
@@ -44,6 +39,21 @@ def from_module(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BackboneError(f"backbone {name!r} returned {type(model).__name__}: return a torch.nn.Module.")
     return unwrapped(model, name)
+
+
+def imported(name: str, what: str) -> Any:
+    """Import what `package.module:function` names; the caller has asked whether the module is allowed.
+
+    Raises:
+        BackboneError: it cannot be imported.
+    """
+    module_name, function_name = name.split(":")
+    try:
+        return getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # the import runs the user's own code, which may raise anything
+        raise BackboneError(
+            f"{what} {name!r} cannot be imported ({reason_of(error)}): check the name, the module and PYTHONPATH."
+        ) from None
 
 
 def given_network(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     store          folder of its exits, policy and state
     dataset, data-path, user-column, ...   its data, as in the run settings
     model-store    folder of models by fingerprint; default: `models` in the store
-    backbones      sources that it builds backbones from, with commas; default: torchvision,timm
+    backbones      sources that it builds backbones, heads and data from, with commas; default: torchvision,timm
     share-curve    true allows its risk curve to leave it, for policies chosen with those of others; default: false
     share-exits    true allows its exits to leave it when a run asks for them, and merged ones in; default: false
     device         where it computes: cuda, cpu, or auto, a GPU where there is one; default: auto
@@ -192,7 +192,7 @@ class ClientNode:
             DataError: the data is missing or broken.
             AppError: it has no such user, or the network was made for other data.
         """
-        partitions = _open(self.data, classes_of(network, metadata))
+        partitions = _open(self.data, classes_of(network, metadata), self.sources)
         check_fit(network, partitions)
         if user not in partitions.client_ids:
             raise RunConfigError(f"The data has no user {user!r}; it has {partitions.num_partitions} others.")
@@ -229,6 +229,6 @@ def store_of(stores: Path, client_id: str) -> Path:
 
 
 @functools.lru_cache(maxsize=2)
-def _open(settings: DataSettings, model: ModelClasses) -> Partitions:
+def _open(settings: DataSettings, model: ModelClasses, allowed: tuple[str, ...]) -> Partitions:
     # once per process: the index of a large data set takes seconds to read
-    return open_partitions(settings, model=model)
+    return open_partitions(settings, model=model, allowed=allowed)

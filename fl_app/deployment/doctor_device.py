@@ -72,7 +72,7 @@ def check_node_config(config: Mapping[str, Value]) -> list[Finding]:
         *(check_backbones(node.sources) if node.runtime.runtime == "torch" else ()),
     ]
     try:
-        partitions = open_partitions(node.data)
+        partitions = open_partitions(node.data, allowed=node.sources)
     except (DataError, OSError) as error:
         return [*findings, wrong("data", str(error).rstrip("."), f"change it in {NODE_CONFIG_NAME}")]
     if node.client_id not in partitions.client_ids:

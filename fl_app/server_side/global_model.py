@@ -59,7 +59,7 @@ def _found_or_pretrained(settings: AppSettings, folder: Path, progress: Pretrain
         log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)
         return folder
     log.info("No model was named: pretraining one in %s", folder)
-    partitions = open_partitions(settings.data, for_pretraining=True)
+    partitions = open_partitions(settings.data, for_pretraining=True, allowed=settings.sources)
     device = settings.compute.torch_device()
     make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress, device=device)
     if count := settings.pretraining.users.calibration_users:

@@ -158,7 +158,7 @@ class Rounds:
 
     def _users(self, count: int) -> Sequence[str]:
         # only a simulation's server opens data: it runs on the machine that owns it
-        partitions = open_fitting(self._settings.data, self._model, self._model.metadata)
+        partitions = open_fitting(self._settings.data, self._model, self._model.metadata, self._settings.sources)
         return choose_users(partitions.client_ids, count, self._settings.seed, exclude=self._model.metadata.trained_on)
 
     def _say(self, doing: str, round: int = 0, asked: int = 0) -> None:

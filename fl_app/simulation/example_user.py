@@ -48,7 +48,7 @@ def example_user_of(
     stored = ExitStore(store_of(stores, client_id)).load(network.backbone_fingerprint, client_id)
     if stored is None:
         return None
-    partitions = open_fitting(settings.data, network, metadata)
+    partitions = open_fitting(settings.data, network, metadata, settings.sources)
     samples = partitions.load_partition(partitions.client_ids.index(client_id))
     test = split_samples(samples, settings.split, settings.seed, stored.parts).test
     network.load_exit_state(stored.exit_weights)

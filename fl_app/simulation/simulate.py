@@ -144,7 +144,7 @@ def _prepared(settings: AppSettings, run_dir: Path) -> tuple[AppSettings, MultiE
     """Check everything else, and make the run folder that the ServerApp will find."""
     paths = settings.paths
     network, metadata = load_network(settings.model_folder(0), settings.sources)
-    partitions = open_fitting(settings.data, network, metadata)
+    partitions = open_fitting(settings.data, network, metadata, settings.sources)
     users = choose_users(
         partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
     )
@@ -163,7 +163,7 @@ def _prepared(settings: AppSettings, run_dir: Path) -> tuple[AppSettings, MultiE
 
 def _check_users(settings: AppSettings) -> None:
     """Refuse a run for which too few users will be left once the model has been pretrained on others."""
-    partitions = open_partitions(settings.data)
+    partitions = open_partitions(settings.data, allowed=settings.sources)
     exclude: tuple[str, ...] = ()
     if not isinstance(partitions, PersonalisedImageNet):
         # the users of an image set are drawn from another pool than the model's

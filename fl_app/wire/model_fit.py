@@ -21,14 +21,22 @@ class Takes(Protocol):
         """(C, H, W) of an image."""
 
 
-def open_fitting(data: DataSettings, network: Takes, metadata: ModelMetadata) -> Partitions:
+def open_fitting(
+    data: DataSettings, network: Takes, metadata: ModelMetadata, allowed: tuple[str, ...] = ()
+) -> Partitions:
     """Open the data that a model is to take, with its labels numbered as the model numbers its classes.
+
+    Args:
+        data: which.
+        network: the model, or what is known of it.
+        metadata: of the model.
+        allowed: the modules from which this machine's owner lets a source of one's own be imported.
 
     Raises:
         DataError: what is missing or broken, in one sentence.
         ModelFitError: the model was made for other data.
     """
-    partitions = open_partitions(data, model=classes_of(network, metadata))
+    partitions = open_partitions(data, model=classes_of(network, metadata), allowed=allowed)
     check_fit(network, partitions)
     check_division(metadata, partitions)
     return partitions

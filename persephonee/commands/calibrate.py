@@ -40,7 +40,7 @@ def calibrate(
     from persephonee.data_partitions.opening import open_partitions
 
     device = compute.torch_device()
-    partitions = open_partitions(data, for_pretraining=True)
+    partitions = open_partitions(data, for_pretraining=True, allowed=source_names(sources))
     network = calibrate_and_show(model, partitions, source_names(sources), users, seed, device)
     # saving a model removes the graphs that it had
     write_graphs_if_possible(network, model)

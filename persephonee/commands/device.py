@@ -145,7 +145,7 @@ def run(
     )
     trains_heads = schedule.schedule == "paper"
     network, metadata = load_for_device(model, source_names(sources), runtime, compute, trains_heads=trains_heads)
-    samples = None if watch else _load_user(data, user, network, metadata)
+    samples = None if watch else _load_user(data, user, network, metadata, source_names(sources))
     clock, source = _clock_and_power(power, replay=samples is not None)
     class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))
     lines = DeviceLines(class_names, clock, as_json=as_json, quiet=quiet)
@@ -179,12 +179,14 @@ def status(
         show_status(found)
 
 
-def _load_user(data: "DataSettings", user: str, network: "Network", metadata: "ModelMetadata") -> "UserSamples":
+def _load_user(
+    data: "DataSettings", user: str, network: "Network", metadata: "ModelMetadata", allowed: tuple[str, ...]
+) -> "UserSamples":
     from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting
 
-    partitions = open_fitting(data, network, metadata)
+    partitions = open_fitting(data, network, metadata, allowed)
     index = find_user(partitions.client_ids, user)
     if index is None:
         some = ", ".join(partitions.client_ids[:3])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persephonee.commands.option_groups import OptionGroup, with_groups
-from persephonee.commands.options import DEFAULT_SOURCES, GLOBAL_MODEL, AsJson, Seed, Sources, source_names
+from persephonee.commands.options import DEFAULT_SOURCES, GLOBAL_MODEL, AsJson, Seed, Sources, own_modules, source_names
 
 if TYPE_CHECKING:
     from persephonee.multi_exit.network import MultiExitNetwork
@@ -53,7 +53,7 @@ def inspect(
             input_size=input_size,
             head=wanted.head,
             stem=wanted.stem,
-            allowed=source_names(sources, source_of(backbone)),
+            allowed=source_names(sources, *own_modules(wanted.head), source_of(backbone)),
             seed=seed,
         )
     _show(network, as_json)

@@ -66,7 +66,7 @@ def meta_learn_and_show(
 
     if "meta" not in given_options(context):
         raise typer.BadParameter("--from takes a model whose exits are to be meta-learned; add --meta reptile.")
-    partitions = open_partitions(data, for_pretraining=True)
+    partitions = open_partitions(data, for_pretraining=True, allowed=source_names(sources))
     with shown_progress() as progress:
         network, result = make_meta_learned_model(
             start,

@@ -49,7 +49,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 Sources = Annotated[
     str,
     typer.Option(
-        help="Where backbones may come from, with commas: torchvision, timm, or the module of a network of one's own.",
+        help="Where backbones, heads and data may come from, with commas: torchvision, timm, or modules of one's own.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -60,6 +60,11 @@ def source_names(sources: str, *trusted: str) -> tuple[str, ...]:
     """Return the names in a comma-separated list, and those that are trusted anyway, each once."""
     named = (name.strip() for name in sources.split(",") if name.strip())
     return tuple(dict.fromkeys((*named, *trusted)))
+
+
+def own_modules(*names: str) -> tuple[str, ...]:
+    """Return the modules of those names that are `package.module:function`: whoever types them trusts them."""
+    return tuple(name.split(":")[0] for name in names if ":" in name)
 
 
 def refuse_missing_labels(loss: "LossSettings", labelled: float) -> None:

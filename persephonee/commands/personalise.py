@@ -71,7 +71,7 @@ def personalise(
     refuse_missing_labels(loss, split.labels)
     trains_heads = schedule.schedule == "paper" and loss.weights(split.labels).is_learning
     network, metadata = load_for_device(model, source_names(sources), runtime, compute, trains_heads=trains_heads)
-    samples = _load_user(data, user, network, metadata)
+    samples = _load_user(data, user, network, metadata, source_names(sources))
     exit_store = ExitStore(store)
     earlier = exit_store.load(network.backbone_fingerprint, user)
     result = personalise_user(
@@ -90,12 +90,14 @@ def personalise(
         _show(result.report, store, promise_in_words(result.report.rule, schedule.drop_tolerance, schedule.delta))
 
 
-def _load_user(data: "DataSettings", user: str, network: "Network", metadata: "ModelMetadata") -> "UserSamples":
+def _load_user(
+    data: "DataSettings", user: str, network: "Network", metadata: "ModelMetadata", allowed: tuple[str, ...]
+) -> "UserSamples":
     from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting
 
-    partitions = open_fitting(data, network, metadata)
+    partitions = open_fitting(data, network, metadata, allowed)
     others = sorted(set(partitions.client_ids) - set(metadata.trained_on))
     choice = f"take another, such as {', '.join(others[:3])}" if others else "no user is left that it was not"
     index = find_user(partitions.client_ids, user)

@@ -20,6 +20,7 @@ from persephonee.commands.options import (
     Sources,
     compute_settings,
     data_settings,
+    own_modules,
     source_names,
 )
 from persephonee.commands.results.track import Track, TrackerName, require_tracker, tracked_progress
@@ -109,7 +110,7 @@ def pretrain(
         users=replace(users, max_users=FEW_USERS if max_users is None else max_users or None),
         training=replace(training, seed=seed, mode="joint" if network.weights is None else "exits"),
         # whoever names a network of their own on this command line trusts it
-        sources=source_names(sources, source_of(network.backbone)),
+        sources=source_names(sources, *own_modules(data.dataset, network.head), source_of(network.backbone)),
     )
     make_and_show(settings, data, out, compute, resume=resume, overwrite=overwrite, track=track)
 
@@ -134,7 +135,7 @@ def make_and_show(
     from persephonee.server.training.pretraining_progress import shown_progress
 
     device = compute.torch_device()
-    partitions = open_partitions(data, for_pretraining=True)
+    partitions = open_partitions(data, for_pretraining=True, allowed=settings.sources)
     limit, num_users = settings.users.max_users, len(partitions.client_ids)
     if limit is not None and limit < num_users:
         log.info("Training on %d of %d users at most; --max-users 0 takes all.", limit, num_users)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from persephonee.data_partitions.settings import PAPER_PERSONAL_FRACTION
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, HeadKind, StemKind
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, StemKind
 from persephonee.server.errors import PretrainingError
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
@@ -69,9 +69,9 @@ class GlobalModelSettings:
     num_exits: int = 6
     """M, the number of early exits besides the original classifier."""
 
-    head: HeadKind = "auto"
-    """Kind of the early exits: msdnet as in the paper, the much cheaper pooled, or auto, which takes msdnet where it
-    costs at most half of the network up to the exit, and pooled elsewhere."""
+    head: str = "auto"
+    """Kind of the early exits: msdnet as in the paper, the much cheaper pooled, auto, which takes msdnet where it costs
+    at most half of the network up to the exit and pooled elsewhere, or package.module:function, a head of one's own."""
 
     stem: StemKind = "auto"
     """What becomes of the network's first layers: original leaves them, stride-1 keeps the resolution of small images,

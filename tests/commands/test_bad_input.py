@@ -28,7 +28,10 @@ from tests.tiny_cnn import SOURCE
         ("inspect --backbone mobilenet_v2 --num-classes 1", "num_classes=1"),
         ("inspect --backbone mobilenet_v2 --input-size 2", "input_size=2"),
         ("inspect --backbone mobilenet_v2 --in-channels 2", "in_channels=2"),
-        ("inspect --backbone mobilenet_v2 --head deep", "'deep' is not one of 'auto', 'msdnet', 'pooled'"),
+        (
+            "inspect --backbone mobilenet_v2 --head deep",
+            "head='deep' is unknown: use one of auto, msdnet, pooled, or package.module:function",
+        ),
         ("inspect nowhere", "nowhere is no model folder"),
         ("report nowhere", "nowhere is no folder"),
         ("personalise --user 1 --store S", "Missing option '--model'"),

@@ -1,8 +1,13 @@
+import sys
+
 import pytest
 import torch
 
-from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.errors import BackboneNotAllowedError, SettingsError
 from persephonee.multi_exit.heads import build_head
+from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
+from tests.tiny_cnn import NAME, SIDE, SOURCE
 
 MAPS = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 2), (4, 4), (5, 5), (7, 7), (8, 8)]
 
@@ -56,3 +61,54 @@ def test_an_unknown_head_is_refused_in_one_sentence(one_sentence):
     with pytest.raises(SettingsError) as caught:
         build_head("mlp", (1, 2, 2), 3, 0)
     assert "msdnet, pooled" in one_sentence(caught)
+
+
+HEADS_OF_ONES_OWN = """
+import torch
+from torch import nn
+
+class Head(nn.Module):
+    def __init__(self, shape, num_classes):
+        super().__init__()
+        self.pool, self.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(shape[0], num_classes)
+    def embed(self, maps):
+        return self.pool(maps).flatten(1)
+    def forward(self, maps):
+        return self.classifier(self.embed(maps))
+
+class Squashed(Head):
+    def forward(self, maps):
+        return super().forward(maps).softmax(1)
+
+def linear(shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], num_classes))
+"""
+
+
+@pytest.fixture
+def own_heads(tmp_path, monkeypatch):
+    (tmp_path / "my_heads.py").write_text(HEADS_OF_ONES_OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_heads", None)
+
+
+def test_a_head_of_ones_own_is_built_saved_and_loaded_where_its_module_is_allowed(own_heads, tmp_path):
+    allowed = (SOURCE, "my_heads")
+    settings = {"num_exits": 2, "num_classes": 2, "input_size": SIDE}
+    network = build_network(NAME, head="my_heads:Head", allowed=allowed, **settings)
+    assert [type(head).__name__ for head in network.heads] == ["Head", "Head"]
+    save_network(network, tmp_path / "model", ModelMetadata())
+    images = torch.rand(3, 1, SIDE, SIDE)
+    loaded, _ = load_network(tmp_path / "model", allowed)
+    assert all(torch.equal(a, b) for a, b in zip(network(images), loaded(images), strict=True))
+    sys.modules.pop("my_heads")
+    with pytest.raises(BackboneNotAllowedError, match="comes from 'my_heads', but only"):
+        load_network(tmp_path / "model", (SOURCE,))
+    assert "my_heads" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["my_heads:Squashed", "my_heads:linear"])
+def test_a_head_whose_classifier_does_not_end_it_is_refused(own_heads, name):
+    with pytest.raises(SettingsError, match=r"a last nn\.Linear named classifier and a method embed"):
+        build_head(name, (6, 4, 4), 5, 0, ("my_heads",))

@@ -17,6 +17,7 @@ from persephonee.commands.options import (
     compute_settings,
     data_settings,
     runtime_settings,
+    source_names,
     split_settings,
 )
 from persephonee.commands.results.engines import Exported, Model, OpenedEngine, Store, Threshold, open_engine
@@ -104,7 +105,7 @@ def evaluate(
             raise typer.BadParameter(f"--images is the data: leave out --{strangers[0].replace('_', '-')}.")
         scores = {"": score(opened.engine, labelled_batches(images, opened, BATCH))}
     else:
-        scores = dict(_score_users(opened, data, split, user or (), seed))
+        scores = dict(_score_users(opened, _open_data(opened, data, source_names(sources)), split, user or (), seed))
     found = _evaluation(opened, scores, seed)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
@@ -113,13 +114,12 @@ def evaluate(
 
 
 def _score_users(
-    opened: OpenedEngine, data: "DataSettings", split: "SplitSettings", named: Sequence[str], seed: int
+    opened: OpenedEngine, partitions: "Partitions", split: "SplitSettings", named: Sequence[str], seed: int
 ) -> "Iterator[tuple[str, Score]]":
     from persephonee.clients.inference.scoring import score
     from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
 
-    partitions = _open_data(opened, data)
     trained_on = set(opened.model[1].trained_on) if opened.model else set()
     wanted = named or ([opened.client_id] if opened.client_id is not None else partitions.client_ids)
     asked = bool(named) or opened.client_id is not None
@@ -139,16 +139,17 @@ def _score_users(
         raise AppError(f"the model was trained on all users of {partitions.name}: name other data.")
 
 
-def _open_data(opened: OpenedEngine, data: "DataSettings") -> "Partitions":
+def _open_data(opened: OpenedEngine, data: "DataSettings", allowed: tuple[str, ...]) -> "Partitions":
     from persephonee.data_partitions.opening import open_partitions
     from persephonee.data_partitions.samples import ModelClasses
     from persephonee.fl_app.errors import AppError
     from persephonee.fl_app.wire.model_fit import open_fitting
 
     if opened.model is not None:
-        return open_fitting(data, *opened.model)
+        return open_fitting(data, *opened.model, allowed)
     engine = opened.engine
-    partitions = open_partitions(data, model=ModelClasses(count=engine.num_classes, names=opened.class_names))
+    classes = ModelClasses(count=engine.num_classes, names=opened.class_names)
+    partitions = open_partitions(data, model=classes, allowed=allowed)
     if (partitions.num_classes, partitions.image_shape) != (engine.num_classes, engine.input_shape):
         raise AppError(
             f"{partitions.name} has other classes or other images than {opened.name} takes: name other data."
