@@ -1,6 +1,6 @@
 """Drift detection on the losses that exploration measures (Sec. 3.4): has an exit become worse than it was validated?
 
-Three rules, one detector per exit in use: ADWIN, as `river` has it, Page-Hinkley, and the paper's plain rule. All
+Three rules, one detector per exit in use: ADWIN (adwin.py), Page-Hinkley, and the paper's plain rule. All
 look for a loss that rises; a loss that falls is no reason to worry.
 """
 
@@ -9,9 +9,10 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.runtime.adwin import Adwin
 
 Rule = Literal["adwin", "page-hinkley", "plain"]
 RULES = get_args(Rule)
@@ -47,12 +48,12 @@ class DriftSettings:
     """
 
     rule: Rule = "page-hinkley"
-    """What notices a rising loss; adwin needs the package river."""
+    """What notices a rising loss."""
 
     adwin_delta: float = 0.6
     """ADWIN's confidence, in (0, 1): smaller raises fewer false alarms and notices later (Bifet & Gavalda 2007).
 
-    Its bound is a cautious one: river's default of 0.002, meant for streams of many thousands, hardly ever fires on
+    Its bound is a cautious one: its usual value of 0.002, meant for streams of many thousands, hardly ever fires on
     the hundreds that a device explores.
     """
 
@@ -96,17 +97,12 @@ class AdwinDetector:
     """ADWIN: a window that drops its older part when the two parts' means differ by more than chance."""
 
     def __init__(self, settings: DriftSettings) -> None:
-        from river import drift
-
-        adwin: Any = drift.ADWIN
-        # looked at after each sample: explored samples are few
-        self._adwin = adwin(delta=settings.adwin_delta, clock=1)
+        self._adwin = Adwin(settings.adwin_delta)
 
     def update(self, loss: float) -> bool:
         """Add the next loss and return whether the window was cut and its mean is higher than before."""
-        before = self._adwin.estimation
-        self._adwin.update(min(max(loss / ADWIN_RANGE, 0.0), 1.0))
-        return bool(self._adwin.drift_detected and self._adwin.estimation > before)
+        before = self._adwin.mean
+        return self._adwin.update(min(max(loss / ADWIN_RANGE, 0.0), 1.0)) and self._adwin.mean > before
 
 
 class PageHinkleyDetector:

@@ -41,7 +41,6 @@ _EXTRA_OF = {
     "onnx": "train",
     "onnxscript": "train",
     "pyarrow": "parquet",
-    "river": "device",
     "psutil": "device",
     "timm": "timm",
     "tensorboard": "tensorboard",

@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
-from river import drift as river_drift
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.clients.runtime.adwin import Adwin
 from persephonee.clients.runtime.drift import FIRST_LOSSES, DriftMonitor, DriftSettings, PageHinkleyDetector, PlainRule
 
 RULES = ("adwin", "page-hinkley", "plain")
@@ -92,7 +94,36 @@ def test_settings_out_of_range_are_refused(wrong):
         DriftSettings(**wrong)
 
 
+@pytest.mark.parametrize("delta", [0.6, 0.05, 0.002])
+def test_adwin_has_rivers_window_mean_and_alarms_after_each_value(delta):
+    river_drift = pytest.importorskip("river.drift")
+    alarms = 0
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        quiet = 0.3 * generator.random(generator.integers(5, 300))
+        stream = [*quiet, *np.clip(generator.normal(0.6, 0.2, 200), 0, 1), *generator.random(150)]
+        ours, theirs = Adwin(delta), river_drift.ADWIN(delta=delta, clock=1)
+        for value in map(float, stream):
+            has_risen = ours.update(value)
+            theirs.update(value)
+            assert (has_risen, ours.width) == (theirs.drift_detected, theirs.width)
+            assert ours.mean == pytest.approx(theirs.estimation, abs=1e-9)
+            alarms += has_risen
+    assert alarms >= 6
+
+
+def test_adwin_forgets_the_older_half_of_a_step_by_hand():
+    # 20 zeros, then ones: at delta 0.6 the bound with 5 ones is first beaten by a mean that is 1 apart
+    adwin = Adwin(0.6)
+    cuts = [number for number, value in enumerate([0.0] * 20 + [1.0] * 10) if adwin.update(value)]
+    log = math.log(2 * math.log(25) / 0.6)
+    variance, per_value = 0.8 * 0.2, 1 / 16 + 1
+    assert math.sqrt(2 * per_value * variance * log) + 2 / 3 * per_value * log > 1
+    assert 25 < cuts[0] < 29
+
+
 def test_page_hinkley_raises_its_alarms_where_river_does():
+    river_drift = pytest.importorskip("river.drift")
     settings = DriftSettings(page_hinkley_threshold=5.0)
     generator = np.random.default_rng(0)
     losses = np.concatenate([generator.exponential(size=200), 1.5 + generator.exponential(size=300)])
