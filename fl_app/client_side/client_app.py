@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 from persephonee.clients.personalisation.evaluation import evaluate_exits
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.features import runs_on_graphs
+from persephonee.clients.personalisation.features import Features, backbone_fingerprint, runs_on_graphs
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.personalisation.risk.risk_pools import RiskPool
@@ -30,6 +30,7 @@ from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.fl_app.client_side.client_node import ClientNode
 from persephonee.fl_app.client_side.client_sharing import attach_exits, received_exits
 from persephonee.fl_app.client_side.coarse_report import coarse_report
+from persephonee.fl_app.client_side.kept_features import KeptFeatures
 from persephonee.fl_app.client_side.refusals import refusal_of, words_for
 from persephonee.fl_app.errors import AppError, WireError
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -107,6 +108,22 @@ class _Task:
     samples: UserSamples
     split: SampleSplit
     store: ExitStore
+
+    def kept_features(self) -> Features | None:
+        """Return the features of a simulated user that are kept between messages; None where a round makes its own.
+
+        A device answers each message in a process of its own, which keeps nothing.
+        """
+        if not self.node.is_simulated:
+            return None
+        self.network.freeze_backbone()
+        stored = self.store.load(backbone_fingerprint(self.network), self.user)
+        exits = [one for one in (self.exits, stored and stored.exit_weights) if one]
+        model = str(self.request["model"])
+        return _KEPT.features(self.network, model, self.samples, self.settings.personalisation, exits)
+
+
+_KEPT = KeptFeatures()
 
 
 def _answer(content: RecordDict, context: Context, does: Callable[[_Task], RecordDict]) -> RecordDict:
@@ -194,6 +211,7 @@ def _personalise(task: _Task) -> RecordDict:
         seed=task.seed,
         global_exit_weights=task.exits,
         run=str(task.request["run"]),
+        features=task.kept_features(),
     )
     reply = _to_reply(task, done.report)
     if task.settings.pools_curves and task.node.permits_curve and done.choice.curve is not None:
