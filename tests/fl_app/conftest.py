@@ -3,8 +3,6 @@
 And users, with a model, for the verbs of the command line.
 """
 
-import sys
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
-from torch import nn
 
 from persephonee.fl_app.client_side import client_app, client_node
 from persephonee.fl_app.server_side import participants, server_app
@@ -26,21 +23,9 @@ from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import model_store
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
+from tests.tiny_cnn import NAME, SOURCE
 
-MODULE = "backbone_of_the_flower_tests"
 NUM_CLASSES, SIDE = 3, 16
-
-
-def build(num_classes: int, in_channels: int) -> nn.Module:
-    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-    blocks = [*block(in_channels, 8, 2), *block(8, 8, 1), *block(8, 8, 2)]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
-
-
-sys.modules[MODULE] = types.ModuleType(MODULE)
-sys.modules[MODULE].build = build
 
 
 @dataclass
@@ -149,21 +134,26 @@ def data(tmp_path) -> Path:
     return tmp_path / "users.parquet"
 
 
-@pytest.fixture
-def model(tmp_path) -> Path:
-    """A model with two early exits whose weights are random."""
+def save_model(folder: Path) -> Path:
+    """Save a model with two early exits whose weights are random, and the same each time."""
     torch.manual_seed(0)
     network = build_network(
-        f"{MODULE}:build",
+        NAME,
         num_exits=2,
         num_classes=NUM_CLASSES,
         input_size=SIDE,
         head="pooled",
-        allowed=(MODULE,),
+        allowed=(SOURCE,),
         stem="stride-1",
     )
-    save_network(network, tmp_path / "model", ModelMetadata(dataset="users"))
-    return tmp_path / "model"
+    save_network(network, folder, ModelMetadata(dataset="users"))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A model with two early exits whose weights are random."""
+    return save_model(tmp_path / "model")
 
 
 @pytest.fixture
@@ -174,7 +164,7 @@ def settings(tmp_path, data, model) -> AppSettings:
         "data-path": str(data),
         "model": str(model),
         "run-dir": str(tmp_path / "run"),
-        "sources": MODULE,
+        "sources": SOURCE,
         "epochs": 2,
         "batch-size": 8,
         "node-wait": 0.5,
@@ -233,7 +223,7 @@ def device_node(data, tmp_path):
     def make(client_id: str, node_id: int, **more) -> Node:
         store = tmp_path / f"device-{node_id}"
         own = {"client-id": client_id, "store": str(store), "dataset": "parquet", "data-path": str(data)}
-        return Node({**own, "backbones": MODULE, **more}, node_id)
+        return Node({**own, "backbones": SOURCE, **more}, node_id)
 
     return make
 

@@ -30,11 +30,11 @@ from persephonee.server.results.table_schemas import SCHEMAS
 from persephonee.server.training import pretraining
 from persephonee.server.training.pretraining_checkpoint import save_checkpoint
 from tests.commands.command_line import call
-from tests.fl_app.conftest import MODULE
 from tests.fl_app.damage import Refused, attack, ran
+from tests.tiny_cnn import NAME, SOURCE
 
 COUNTS = [pytest.param(2, id="few"), pytest.param(200, id="many", marks=pytest.mark.slow)]
-FEW_EPOCHS = ("--epochs", 1, "--batch-size", 8, "--sources", MODULE)
+FEW_EPOCHS = ("--epochs", 1, "--batch-size", 8, "--sources", SOURCE)
 
 
 _MADE: dict[str, Path] = {}
@@ -63,19 +63,19 @@ def store(tmp_path, product, data_words) -> Path:
 
 
 def inspected(folder: Path) -> str:
-    return ran(call("inspect", folder, "--json", "--sources", MODULE))
+    return ran(call("inspect", folder, "--json", "--sources", SOURCE))
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("pattern", ["network.json", "weights-*"])
 def test_a_damaged_model(product, pattern, count):
-    attack(product("model"), pattern, lambda folder: (inspected(folder), load_network(folder, (MODULE,))[1]), count)
+    attack(product("model"), pattern, lambda folder: (inspected(folder), load_network(folder, (SOURCE,))[1]), count)
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("pattern", ["state.json", "exits-*"])
 def test_a_damaged_store(product, pattern, count):
-    backbone = load_network(product("model"), (MODULE,))[0].backbone_fingerprint
+    backbone = load_network(product("model"), (SOURCE,))[0].backbone_fingerprint
 
     def read(folder):
         found = ExitStore(folder).load(backbone, None)
@@ -101,7 +101,7 @@ def test_damaged_memory_of_what_a_device_was_asked(tmp_path, count):
 @pytest.fixture
 def exported(tmp_path, product) -> Path:
     """What `export` makes of the store."""
-    words = ("--model", product("model"), "--store", product("store"), "--sources", MODULE)
+    words = ("--model", product("model"), "--store", product("store"), "--sources", SOURCE)
     done = call("export", *words, "--out", tmp_path / "onnx")
     assert done.exit_code == 0, done.output
     return tmp_path / "onnx"
@@ -147,7 +147,7 @@ def reported(folder: Path) -> str:
 def resumed(folder: Path):
     """Return all that a resumed run reads before it asks its first client."""
     resuming.stop_killed_run(folder)
-    settings = resumed_settings(folder, (), {"sources": MODULE, "rounds": 2})
+    settings = resumed_settings(folder, (), {"sources": SOURCE, "rounds": 2})
     model = SavedModel.read(settings.model_folder(0), settings.sources)
     config = server_app.config_of(settings, model)
     run = RunFolder.create(folder, config, resume=True, may_differ=server_app.MAY_DIFFER)
@@ -185,12 +185,12 @@ def test_a_damaged_note_of_who_runs(product, tmp_path, count):
 def test_a_damaged_checkpoint_of_a_pretraining(tmp_path, data_words, count, monkeypatch):
     # what follows the training takes seconds, and reads no checkpoint
     monkeypatch.setattr("persephonee.commands.pretrain.write_graphs_if_possible", lambda *_: None)
-    network = ("--backbone", f"{MODULE}:build", "--num-exits", 2, "--head", "pooled")
+    network = ("--backbone", NAME, "--num-exits", 2, "--head", "pooled")
     words = ("pretrain", *network, *data_words, "--epochs", 2, "--batch-size", 32, "--calibration-users", 0)
 
     def read(folder):
         ran(call(*words, "--out", folder, "--resume"))
-        return load_network(folder, (MODULE,))[0].fingerprint
+        return load_network(folder, (SOURCE,))[0].fingerprint
 
     def interrupted(path, checkpoint):
         save_checkpoint(path, checkpoint)

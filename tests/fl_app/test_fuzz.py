@@ -28,8 +28,8 @@ from persephonee.server.report import report_page
 from persephonee.server.results.run_folder import RunFolder
 from persephonee.server.results.table_schemas import SCHEMAS
 from tests.commands.command_line import call
-from tests.fl_app.conftest import MODULE
 from tests.fl_app.test_damaged_files import FEW_EPOCHS
+from tests.tiny_cnn import SOURCE
 
 PIECES = [b"{", b"[", b'"', b"\\u", b"\xff", b"1e999", b"NaN", b"9" * 30, b",", b":", b"\x00", b"-"]
 FEW, MANY = 150, 3_000
@@ -126,7 +126,7 @@ def test_mutated_models(model, count):
     good = without_digest(path)
     for _ in range(count):
         path.write_text(json.dumps(mutated(good, draw)))
-        attempt(lambda: load_network(model, (MODULE,)))
+        attempt(lambda: load_network(model, (SOURCE,)))
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -161,7 +161,7 @@ def test_mutated_stores(model, data, tmp_path, count):
     words = ("--dataset", "parquet", "--data-path", data, "--user", "u0", "--store", tmp_path / "S", *FEW_EPOCHS)
     assert call("personalise", "--model", model, *words).exit_code == 0
     draw, path = random.Random(5), tmp_path / "S" / "state.json"
-    good, backbone = without_digest(path), load_network(model, (MODULE,))[0].backbone_fingerprint
+    good, backbone = without_digest(path), load_network(model, (SOURCE,))[0].backbone_fingerprint
     for _ in range(count):
         path.write_text(json.dumps(mutated(good, draw)))
         attempt(lambda: ExitStore(tmp_path / "S").load(backbone, "u0"))

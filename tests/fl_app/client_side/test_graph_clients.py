@@ -1,6 +1,8 @@
 """A SuperNode without PyTorch beside one with it: the same figures, the same exits, and what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,14 +13,23 @@ from persephonee.fl_app.wire import model_store
 from persephonee.multi_exit.graphs.network import GraphNetwork
 from persephonee.multi_exit.graphs.writing import write_graphs
 from persephonee.multi_exit.storage import load_network, read_description
+from tests.fl_app.conftest import save_model
+from tests.tiny_cnn import SOURCE
 
 pytestmark = pytest.mark.usefixtures("on_real_devices", "draw_nothing")
 
 
+@pytest.fixture(scope="module")
+def model_with_graphs(tmp_path_factory) -> Path:
+    """The model of these tests with its graphs, which take seconds to write."""
+    folder = save_model(tmp_path_factory.mktemp("graphs") / "model")
+    write_graphs(load_network(folder, (SOURCE,))[0], folder)
+    return folder
+
+
 @pytest.fixture
-def fast(settings) -> AppSettings:
-    network, _ = load_network(settings.paths.model, settings.sources)
-    write_graphs(network, settings.paths.model)
+def fast(settings, model_with_graphs) -> AppSettings:
+    shutil.copytree(model_with_graphs, settings.paths.model, dirs_exist_ok=True)
     return AppSettings.from_run_config({**settings.to_run_config(), "schedule": "fast", "node-wait": 0.5})
 
 
