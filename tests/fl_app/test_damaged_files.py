@@ -22,6 +22,8 @@ from persephonee.fl_app.server_side.run_status import StatusFile
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation import resuming
 from persephonee.multi_exit.checked_json import write_with_digest
+from persephonee.multi_exit.graphs.network import load_graph_network
+from persephonee.multi_exit.graphs.writing import write_graphs
 from persephonee.multi_exit.storage import SavedModel, load_network
 from persephonee.server.report import report_page
 from persephonee.server.report.example_user_section import Example, ExampleUser, keep_example_user
@@ -70,6 +72,25 @@ def inspected(folder: Path) -> str:
 @pytest.mark.parametrize("pattern", ["network.json", "weights-*"])
 def test_a_damaged_model(product, pattern, count):
     attack(product("model"), pattern, lambda folder: (inspected(folder), load_network(folder, (SOURCE,))[1]), count)
+
+
+@pytest.fixture
+def on_graphs(tmp_path, product) -> Path:
+    """The model with the graphs that a device without PyTorch runs."""
+    folder = shutil.copytree(product("model"), tmp_path / "on-graphs")
+    write_graphs(load_network(folder, (MODULE,))[0], folder)
+    return folder
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("pattern", ["graph-*.onnx", "network.json", "weights-*"])
+def test_a_damaged_model_that_runs_on_its_graphs(product, pattern, count):
+    def read(folder):
+        network, metadata = load_graph_network(folder, threads=1)
+        embedded = network.embed(np.zeros((2, *network.input_shape), dtype=np.uint8))
+        return [rows.tolist() for rows in embedded.exits], embedded.last_logits.tolist(), metadata
+
+    attack(product("on_graphs"), pattern, read, count)
 
 
 @pytest.mark.parametrize("count", COUNTS)
