@@ -78,7 +78,7 @@ def test_a_damaged_model(product, pattern, count):
 def on_graphs(tmp_path, product) -> Path:
     """The model with the graphs that a device without PyTorch runs."""
     folder = shutil.copytree(product("model"), tmp_path / "on-graphs")
-    write_graphs(load_network(folder, (MODULE,))[0], folder)
+    write_graphs(load_network(folder, (SOURCE,))[0], folder)
     return folder
 
 
