@@ -74,11 +74,15 @@ lint: install
 docs: install
 	$(BIN)/python docs/build_reference.py build/docs
 
-# what a release consists of, in dist/
-packages: install
+# what a release consists of, in dist/; neither PyTorch nor Flower is needed, so it has an environment of its own
+packages: RELEASE := build/release
+packages:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet $$($(PYTHON) -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])')
 	rm -rf dist
-	$(BIN)/python -m build
-	$(BIN)/twine check --strict dist/*
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*
 
 clean:
 	rm -rf .venv

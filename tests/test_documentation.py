@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_the_example_with_a_network_of_ones_own_runs_as_printed_and_gains_accura
     assert len(gains) == 10
     assert sum(gains) / len(gains) > 5
     assert all(int(macs) < 100 for _, _, macs in printed)
+
+
+def test_the_package_its_citation_and_the_newest_dated_entry_of_the_changelog_have_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = re.findall(r"^(version|date-released): (\S+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    entries = re.findall(r"^## \[(\d\S*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert dict(citation) == {"version": version, "date-released": entries[0][1]}
+    assert entries[0][0] == version
+    assert entries == sorted(entries, key=lambda entry: entry[1], reverse=True)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -41,7 +41,7 @@ _EXTRA_OF = {
     "onnx": "train",
     "onnxscript": "train",
     "pyarrow": "parquet",
-    "psutil": "device",
+    "psutil": "simulation",
     "timm": "timm",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
