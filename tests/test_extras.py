@@ -27,6 +27,8 @@ VERBS = {
     "datasets,train": [PRETRAIN],
     "flower": ["server init --out server --host 127.0.0.1"],
     "simulation,privacy": [PRETRAIN, f"simulate --model model {DATA} --clients 2 --rounds 1 --run-dir run"],
+    "tensorboard": [f"{PRETRAIN} --track tensorboard"],
+    "mlflow,hub,train": [f"{PRETRAIN} --track mlflow", "model push model copy"],
     "timm": ["inspect --backbone timm/lcnet_050 --num-exits 2 --input-size 64 --num-classes 10"],
 }
 

@@ -1,5 +1,7 @@
 """Rows of an image set as pixels of three channels and one size."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -7,12 +9,15 @@ from PIL import Image
 from persephonee.data_partitions.errors import BrokenDataError
 from persephonee.data_partitions.image_decoder import Pixels
 from persephonee.data_partitions.sources.image_cells import decode, number_of_channels
-from persephonee.data_partitions.sources.image_sets import ImageSet
+
+if TYPE_CHECKING:
+    # it needs pyarrow, which a pretraining on other data does without
+    from persephonee.data_partitions.sources.image_sets import ImageSet
 
 Rows = NDArray[np.int64]
 
 
-def decode_rows(images: ImageSet, rows: Rows, size: int | None) -> list[Pixels]:
+def decode_rows(images: "ImageSet", rows: Rows, size: int | None) -> list[Pixels]:
     """Return the images of some rows, each uint8 [3, H, W], scaled and cropped to `size` px where it is given.
 
     Raises:

@@ -12,6 +12,7 @@ the part. Two users may share an image within a part.
 """
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,11 @@ from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.data_partitions.samples import UserSamples, check_index
 from persephonee.data_partitions.sources.image_cells import refuse_too_many, stack
 from persephonee.data_partitions.sources.image_rows import Rows, decode_rows
-from persephonee.data_partitions.sources.image_sets import ImageSet
 from persephonee.data_partitions.sources.image_users import ImageUserSettings
+
+if TYPE_CHECKING:
+    # it needs pyarrow, which a pretraining on other data does without
+    from persephonee.data_partitions.sources.image_sets import ImageSet
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ class PersonalisedImageNet:
 
     name = "imagefolder"
 
-    def __init__(self, images: ImageSet, settings: ImageUserSettings, pool: str = "personal") -> None:
+    def __init__(self, images: "ImageSet", settings: ImageUserSettings, pool: str = "personal") -> None:
         self._images, self._settings = images, settings
         self.class_names: tuple[str, ...] | None = images.class_names
         self.num_classes = len(images.class_names)

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persephonee.server.results.pretraining_curves import read_curves
-from persephonee.server.results.run_folder import RunFolder
 from persephonee.server.tracking.trackers import Tracker
 from persephonee.server.training.pretraining_checkpoint import EpochRecord
 from persephonee.server.training.pretraining_progress import PretrainProgress
+
+if TYPE_CHECKING:
+    # a pretraining is tracked where parquet is not installed
+    from persephonee.server.results.run_folder import RunFolder
 
 ARTIFACTS = ("report.html", "summary.json", "config.json")
 ROUND_NUMBERS = (
@@ -56,7 +59,7 @@ def epoch_numbers(loss: float, rate: float, accuracies: Iterable[float]) -> dict
     return {"pretraining/loss": loss, "pretraining/learning_rate": rate, **of_exits}
 
 
-def track_run(folder: RunFolder, tracker: Tracker) -> None:
+def track_run(folder: "RunFolder", tracker: Tracker) -> None:
     """Tell a tracker everything that a run folder holds: settings, curves, rounds, exits and the report.
 
     Raises:
