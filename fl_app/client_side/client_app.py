@@ -30,7 +30,7 @@ from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.fl_app.client_side.client_node import ClientNode
 from persephonee.fl_app.client_side.client_sharing import attach_exits, received_exits
 from persephonee.fl_app.client_side.coarse_report import coarse_report
-from persephonee.fl_app.client_side.kept_features import KeptFeatures
+from persephonee.fl_app.client_side.kept_features import kept_features
 from persephonee.fl_app.client_side.refusals import refusal_of, words_for
 from persephonee.fl_app.errors import AppError, WireError
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -112,7 +112,7 @@ class _Task:
     def kept_features(self) -> Features | None:
         """Return the features of a simulated user that are kept between messages; None where a round makes its own.
 
-        A device answers each message in a process of its own, which keeps nothing.
+        A device keeps nothing of its user's images.
         """
         if not self.node.is_simulated:
             return None
@@ -120,10 +120,7 @@ class _Task:
         stored = self.store.load(backbone_fingerprint(self.network), self.user)
         exits = [one for one in (self.exits, stored and stored.exit_weights) if one]
         model = str(self.request["model"])
-        return _KEPT.features(self.network, model, self.samples, self.settings.personalisation, exits)
-
-
-_KEPT = KeptFeatures()
+        return kept_features(self.store.folder, self.network, model, self.samples, self.settings.personalisation, exits)
 
 
 def _answer(content: RecordDict, context: Context, does: Callable[[_Task], RecordDict]) -> RecordDict:
@@ -237,6 +234,7 @@ def _choose(task: _Task) -> RecordDict:
         task.pool,
         run=str(task.request["run"]),
         round_number=int(task.request["round"]),
+        features=task.kept_features(),
     )
     return _to_reply(task, report)
 

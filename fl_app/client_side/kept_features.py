@@ -1,74 +1,67 @@
-"""What a user's images look like to the frozen network, kept between the rounds of a simulation.
+"""What a user's images look like to the frozen network, kept between the messages and the rounds of a simulation.
 
 Where classifiers alone learn, all that a round asks of an image is what each exit's classifier takes of it, some
 kilobytes. The backbone and the heads' convolutions, which are most of such a round's work, then compute it once for a
-user and process. It is keyed by the fingerprints of the model and of the images, so that it outlives neither, and
-bounded: once it is full, nothing more is kept.
+user. It lies in the simulated client's own store, so that whichever process plays the user next finds it, and names
+the model and the images that it is of: it is taken for no others.
 """
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from persephonee.clients.personalisation.features import EmbeddingCache, Features, features_of, runs_on_graphs
+from persephonee.clients.personalisation.features import EmbeddingCache, Features, features_of
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.samples import UserSamples
+from persephonee.multi_exit.atomic_files import make_private_folder, write_bytes_atomically
+from persephonee.multi_exit.checked_json import arrays_header, checked_state
 from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names
 
 if TYPE_CHECKING:
     from persephonee.clients.personalisation.features import Network
 
-KEPT_BYTES = 512 * 2**20
-"""Of the memory of a process that plays clients."""
+FEATURES_NAME = "features.safetensors"
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
 
 
-class KeptFeatures:
-    """Features of users by their images; of one model at a time.
+def kept_features(
+    folder: Path,
+    network: "Network",
+    model: str,
+    samples: UserSamples,
+    settings: PersonalisationSettings,
+    exits: Iterable[ExitWeights],
+) -> Features | None:
+    """Return the features of all samples of a user; None where a round needs more than classifiers take.
 
     Args:
-        most_bytes: how much is kept.
+        folder: the simulated client's store, in which they are kept.
+        network: frozen.
+        model: its fingerprint.
+        samples: of the user.
+        settings: of the round.
+        exits: those that the round starts from or compares with, besides the network's own.
     """
-
-    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
-        self._most, self._model, self._bytes = most_bytes, "", 0
-        self._of: dict[str, EmbeddingCache] = {}
-
-    def features(
-        self,
-        network: "Network",
-        model: str,
-        samples: UserSamples,
-        settings: PersonalisationSettings,
-        exits: Iterable[ExitWeights],
-    ) -> Features | None:
-        """Return the features of all samples of a user; None where a round needs more than classifiers take.
-
-        Args:
-            network: frozen.
-            model: its fingerprint.
-            samples: of the user.
-            settings: of the round.
-            exits: those that the round starts from or compares with, besides the network's own.
-        """
-        # a budget bounds what a small device has in memory, and says itself what is kept
-        if not learns_classifiers_alone(settings) or settings.memory_budget:
-            return None
-        own = as_arrays(network.exit_state())
-        if not all(differ_in_classifiers_alone(own, one) for one in exits):
-            return None
-        if model != self._model:
-            self._model, self._bytes, self._of = model, 0, {}
-        key = f"{samples.images.shape} {hashlib.sha256(samples.images.tobytes()).hexdigest()}"
-        if key not in self._of:
-            found = _embedded(network, samples, own)
-            size = found.last_exit_logits.nbytes + sum(rows.nbytes for rows in found.embedded)
-            if self._bytes + size > self._most:
-                return found
-            self._of[key] = found
-            self._bytes += size
-        return self._of[key]
+    # a budget bounds what a small device has in memory, and says itself what is kept
+    if not learns_classifiers_alone(settings) or settings.memory_budget:
+        return None
+    own = as_arrays(network.exit_state())
+    if not all(differ_in_classifiers_alone(own, one) for one in exits):
+        return None
+    key = f"{model} {samples.images.shape} {hashlib.sha256(samples.images.tobytes()).hexdigest()}"
+    found = _read(folder / FEATURES_NAME, key)
+    if found is None:
+        found = _embedded(network, samples, own)
+        # what cannot be kept is computed again
+        with suppress(OSError):
+            _write(folder / FEATURES_NAME, key, found)
+    return found
 
 
 def learns_classifiers_alone(settings: PersonalisationSettings) -> bool:
@@ -87,6 +80,27 @@ def differ_in_classifiers_alone(own: ExitWeights, other: ExitWeights) -> bool:
 
 def _embedded(network: "Network", samples: UserSamples, own: ExitWeights) -> EmbeddingCache:
     features = features_of(network, samples.images)
-    if runs_on_graphs(network) and isinstance(features, EmbeddingCache):
+    if isinstance(features, EmbeddingCache):
         return features
     return EmbeddingCache(embedded=features.embed(own), last_exit_logits=features.last_exit_logits)
+
+
+def _write(path: Path, key: str, features: EmbeddingCache) -> None:
+    arrays = {f"exit.{exit}": np.ascontiguousarray(rows) for exit, rows in enumerate(features.embedded)}
+    arrays["last"] = np.ascontiguousarray(features.last_exit_logits)
+    make_private_folder(path.parent)
+    write_bytes_atomically(path, safetensors.numpy.save(arrays, metadata=arrays_header(key, arrays)), private=True)
+
+
+def _read(path: Path, key: str) -> EmbeddingCache | None:
+    """Return the features in a file; None where there are none, or damaged ones, or those of other images or models."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = file.metadata()
+        arrays = safetensors.numpy.load_file(path)
+        if checked_state(header, arrays) != key:
+            return None
+        embedded = tuple(arrays[f"exit.{exit}"] for exit in range(len(arrays) - 1))
+        return EmbeddingCache(embedded=embedded, last_exit_logits=arrays["last"])
+    except _DAMAGES:
+        return None

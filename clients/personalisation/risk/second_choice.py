@@ -11,7 +11,7 @@ from persephonee.clients.personalisation.calibration import LeavingCosts
 from persephonee.clients.personalisation.evaluation import JudgedOutputs, report_round
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
-from persephonee.clients.personalisation.features import backbone_fingerprint, features_of
+from persephonee.clients.personalisation.features import Features, backbone_fingerprint, features_of
 from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
 from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.clients.personalisation.reports import PersonalisationReport
@@ -36,6 +36,7 @@ def choose_again(
     *,
     run: str,
     round_number: int,
+    features: Features | None = None,
 ) -> PersonalisationReport:
     """Choose the policy of a round's exits again, put it in force, and report on it.
 
@@ -48,6 +49,7 @@ def choose_again(
         pool: of the other clients.
         run: that the round belonged to.
         round_number: from 1.
+        features: of all the user's samples; None computes those of the samples on which exits are judged.
 
     Returns:
         The report of the policy in force. What it says of "before" is of the model's own exits.
@@ -61,12 +63,14 @@ def choose_again(
     if stored is None or (stored.run, stored.round) != (run, round_number):
         raise StoreError(f"{store.folder} holds no exits of round {round_number} of this run: run the round again.")
     labels = usable_labels(samples, split, settings)
-    features = features_of(network, samples.images[split.judged])
-    every, count = np.arange(len(split.judged)), len(split.calibration)
+    judged, count = split.judged, len(split.calibration)
+    if features is None:
+        features, judged = features_of(network, samples.images[judged]), np.arange(len(judged))
     own = as_arrays(network.exit_state())
     in_force = with_last_shift(features, stored.last_shift)
-    before = JudgedOutputs.parted(features.exit_logits(own, every), features.last_exit_logits, count)
-    after = JudgedOutputs.parted(features.exit_logits(stored.exit_weights, every), in_force.last_exit_logits, count)
+    last_logits, last_in_force = features.last_exit_logits[judged], in_force.last_exit_logits[judged]
+    before = JudgedOutputs.parted(features.exit_logits(own, judged), last_logits, count)
+    after = JudgedOutputs.parted(features.exit_logits(stored.exit_weights, judged), last_in_force, count)
     given = labels[split.calibration]
     leaving_costs: LeavingCosts = network.costs.leaving_macs
     if settings.cost == "latency":
@@ -85,7 +89,7 @@ def choose_again(
     return report_round(
         samples,
         split,
-        reference_classes(samples.labels[split.test], in_force.last_exit_logits[count:]),
+        reference_classes(samples.labels[split.test], last_in_force[count:]),
         network.costs,
         outputs_before=before.test,
         policy_before=choice.policy,

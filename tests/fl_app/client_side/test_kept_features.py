@@ -7,8 +7,8 @@ import pytest
 from persephonee.clients.personalisation import feature_cache
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.samples import UserSamples
-from persephonee.fl_app.client_side import client_app
-from persephonee.fl_app.client_side.kept_features import KeptFeatures
+from persephonee.fl_app.client_side import kept_features as module
+from persephonee.fl_app.client_side.kept_features import FEATURES_NAME, kept_features
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.exit_weights import as_arrays, classifiers_of, with_classifiers
@@ -29,54 +29,66 @@ def user(number: int, count: int = 20) -> UserSamples:
     return UserSamples(client_id=f"u{number}", images=images[:, None], labels=labels)
 
 
-def test_the_same_images_are_computed_once_and_others_anew(network):
-    kept = KeptFeatures()
-    first = kept.features(network, "M", user(0), FAST, ())
-    assert kept.features(network, "M", user(0), FAST, ()) is first
-    other = kept.features(network, "M", user(1), FAST, ())
-    assert other is not first
+@pytest.fixture
+def passes(monkeypatch):
+    """Count the passes of the frozen network."""
+    counted = []
+    fill = feature_cache.fill_cache
+    monkeypatch.setattr(feature_cache, "fill_cache", lambda *args: counted.append(1) or fill(*args))
+    return counted
+
+
+def test_the_same_images_are_computed_once_and_others_or_another_model_anew(network, tmp_path, passes):
+    first = kept_features(tmp_path, network, "M", user(0), FAST, ())
+    again = kept_features(tmp_path, network, "M", user(0), FAST, ())
+    assert len(passes) == 1
+    for one, other in zip(
+        (*first.embedded, first.last_exit_logits), (*again.embedded, again.last_exit_logits), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    other = kept_features(tmp_path, network, "M", user(1), FAST, ())
     assert not np.array_equal(other.last_exit_logits, first.last_exit_logits)
+    kept_features(tmp_path, network, "N", user(1), FAST, ())
+    kept_features(tmp_path, network, "N", user(1, count=19), FAST, ())
+    assert len(passes) == 4
 
 
-def test_features_of_one_model_are_never_given_for_another(network):
-    kept = KeptFeatures()
-    first = kept.features(network, "M", user(0), FAST, ())
-    assert kept.features(network, "N", user(0), FAST, ()) is not first
-    assert kept.features(network, "M", user(0), FAST, ()) is not first
+def test_a_damaged_file_is_computed_again(network, tmp_path, passes):
+    first = kept_features(tmp_path, network, "M", user(0), FAST, ())
+    path = tmp_path / FEATURES_NAME
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b""):
+        path.write_bytes(damaged)
+        again = kept_features(tmp_path, network, "M", user(0), FAST, ())
+        np.testing.assert_array_equal(again.last_exit_logits, first.last_exit_logits)
+    assert len(passes) == 4
 
 
-def test_what_is_kept_gives_the_logits_of_the_heads(network):
+def test_what_is_kept_gives_the_logits_of_the_heads(network, tmp_path):
     own = as_arrays(network.exit_state())
     changed = with_classifiers(own, [2 * matrix for matrix in classifiers_of(own)])
     samples = user(0)
-    kept = KeptFeatures().features(network, "M", samples, FAST, (changed,))
+    kept = kept_features(tmp_path, network, "M", samples, FAST, (changed,))
     cache = feature_cache.fill_cache(network, samples.images)
     every = np.arange(len(samples))
     for exits in (own, changed):
         np.testing.assert_allclose(kept.exit_logits(exits, every), cache.exit_logits(exits, every), atol=1e-5)
 
 
-def test_exits_that_differ_in_more_than_their_classifiers_get_none(network):
+def test_exits_that_differ_in_more_than_their_classifiers_get_none(network, tmp_path):
     own = as_arrays(network.exit_state())
     # the blend of a pooled head comes before its classifier
     (blend,) = (name for name in own if name.startswith("heads.1.") and own[name].ndim < 2 and "classifier" not in name)
-    assert KeptFeatures().features(network, "M", user(0), FAST, ({**own, blend: own[blend] + 1},)) is None
+    assert kept_features(tmp_path, network, "M", user(0), FAST, ({**own, blend: own[blend] + 1},)) is None
 
 
-def test_the_papers_schedule_and_a_memory_budget_get_none(network):
+def test_the_papers_schedule_and_a_memory_budget_get_none(network, tmp_path):
     for settings in (PersonalisationSettings(), PersonalisationSettings(schedule="fast", memory_budget="1GB")):
-        assert KeptFeatures().features(network, "M", user(0), settings, ()) is None
-
-
-def test_once_it_is_full_nothing_more_is_kept(network):
-    kept = KeptFeatures(most_bytes=1)
-    first = kept.features(network, "M", user(0), FAST, ())
-    assert first is not None
-    assert kept.features(network, "M", user(0), FAST, ()) is not first
+        assert kept_features(tmp_path, network, "M", user(0), settings, ()) is None
 
 
 def test_in_a_run_with_shared_exits_each_users_images_go_through_the_backbone_once(
-    settings, simulated_nodes, make_grid, monkeypatch, tmp_path
+    settings, simulated_nodes, make_grid, monkeypatch, tmp_path, passes
 ):
     passes = []
     fill = feature_cache.fill_cache
@@ -94,7 +106,7 @@ def test_in_a_run_with_shared_exits_each_users_images_go_through_the_backbone_on
     kept = run(make_grid(simulated_nodes(4), many), many)
     assert len(passes) == 4
     # and the figures are those of a run that keeps nothing
-    monkeypatch.setattr(client_app, "_KEPT", KeptFeatures(most_bytes=0))
+    monkeypatch.setattr(module, "_read", lambda path, key: None)
     anew = AppSettings.from_run_config({**config, "run-dir": str(tmp_path / "anew")})
     other = run(make_grid(simulated_nodes(4), anew), anew)
     assert (kept / "exits.parquet").read_bytes() == (other / "exits.parquet").read_bytes()
