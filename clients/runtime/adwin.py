@@ -19,7 +19,7 @@ LEAST_WIDTH = 10
 
 
 class _Bucket(NamedTuple):
-    count: int
+    size: int
     total: float
     squares: float
     """Sum of the squared distances to the bucket's mean."""
@@ -34,6 +34,7 @@ class Adwin:
 
     def __init__(self, delta: float) -> None:
         self._delta = delta
+        self._was_cut = False
         self._begin()
 
     @property
@@ -64,7 +65,7 @@ class Adwin:
     def _merge_buckets(self) -> None:
         size = 1
         while True:
-            alike = [position for position, bucket in enumerate(self._buckets) if bucket.count == size]
+            alike = [position for position, bucket in enumerate(self._buckets) if bucket.size == size]
             if len(alike) <= MOST_ALIKE:
                 return
             first, second = self._buckets[alike[0]], self._buckets[alike[1]]
@@ -79,7 +80,7 @@ class Adwin:
         variance = self._squares / self.width
         older, total = 0, 0.0
         for bucket in self._buckets[:-1]:
-            older, total = older + bucket.count, total + bucket.total
+            older, total = older + bucket.size, total + bucket.total
             newer = self.width - older
             if min(older, newer) < LEAST_PART:
                 continue
@@ -91,7 +92,7 @@ class Adwin:
 
     def _forget_oldest(self) -> None:
         oldest = self._buckets.pop(0)
-        rest, total = self.width - oldest.count, self._total - oldest.total
-        distance = oldest.total / oldest.count - total / rest
-        self._squares -= oldest.squares + distance**2 * oldest.count * rest / self.width
+        rest, total = self.width - oldest.size, self._total - oldest.total
+        distance = oldest.total / oldest.size - total / rest
+        self._squares -= oldest.squares + distance**2 * oldest.size * rest / self.width
         self.width, self._total = rest, total
