@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from persephonee.clients.personalisation.prior import Floats, calibrated_probabilities, estimate_class_prior
+from persephonee.clients.personalisation.prior import ClassPrior, Floats, calibrated_probabilities, estimate_class_prior
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.seeds import numpy_generator
 from persephonee.data_partitions.user_splits import SampleSplit
+from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names, num_exits_of
 
 if TYPE_CHECKING:
@@ -52,12 +53,23 @@ def class_shifts(
     calibration = network.calibration
     if calibration is None or not settings.use_prior:
         return no_shifts(network)
+    prior = class_prior(calibration, features, labels, split, *purpose)
+    return np.outer(calibration.temperatures, prior.shift).astype(np.float32)
+
+
+def class_prior(
+    calibration: ExitCalibration,
+    features: "Features",
+    labels: NDArray[np.int64],
+    split: SampleSplit,
+    *purpose: object,
+) -> ClassPrior:
+    """Return the class frequencies of a user's training samples; arguments as of `class_shifts`."""
     raw = features.last_exit_logits[split.train].astype(np.float64)
     probabilities = calibrated_probabilities(raw, calibration.temperatures[-1], np.array(calibration.biases[-1]))
     frequencies = np.array(calibration.frequencies)
     generator = numpy_generator(*purpose, "class frequencies")
-    prior = estimate_class_prior(probabilities, frequencies, generator, labels[split.train])
-    return np.outer(calibration.temperatures, prior.shift).astype(np.float32)
+    return estimate_class_prior(probabilities, frequencies, generator, labels[split.train], calibration.least_gain)
 
 
 def shifted(exits: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]", shifts: Shifts) -> ExitWeights:

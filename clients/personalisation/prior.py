@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.multi_exit.exit_calibration import LEAST_GAIN
 
 Floats = NDArray[np.float64]
 
@@ -23,10 +24,6 @@ ITERATIONS = 12
 """Of expectation maximisation for each strength; it goes on from the strength before, so a few suffice."""
 CERTAINTY = 2.0
 """By how many standard errors the likelihood of held-out samples has to beat that of the global frequencies."""
-LEAST_GAIN = 0.08
-"""And by how many nats a sample. Many samples make sure of a slight skew whose shift moves predictions up and down
-alike: of 32 development users of Tiny ImageNet with popularities of 50 classes, 3 to 6 % lost over 2 points at an exit
-without this bound and the mean gained nothing; with popularities of 10 classes the median gain is 0.42."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,11 +34,13 @@ class ClassPrior:
         frequencies: w, shape [K], positive, of sum 1.
         shift: log(w / g), shape [K], which every exit adds to its logits; all zeros where no shift was found.
         strength: pseudo-samples of the pull that was chosen; infinite where no shift was found.
+        gain: in the log-likelihood of samples that took no part, against the global frequencies, in nats a sample.
     """
 
     frequencies: Floats
     shift: Floats
     strength: float
+    gain: float = 0.0
 
     @property
     def is_shifted(self) -> bool:
@@ -58,7 +57,11 @@ def calibrated_probabilities(logits: Floats, temperature: float, bias: Floats) -
 
 
 def estimate_class_prior(
-    probabilities: Floats, global_frequencies: Floats, generator: np.random.Generator, labels: NDArray[np.int64]
+    probabilities: Floats,
+    global_frequencies: Floats,
+    generator: np.random.Generator,
+    labels: NDArray[np.int64],
+    least_gain: float = LEAST_GAIN,
 ) -> ClassPrior:
     """Return the user's class frequencies, or the global ones where the samples do not show others beyond doubt.
 
@@ -67,6 +70,7 @@ def estimate_class_prior(
         global_frequencies: g, shape [K], positive, of sum 1.
         generator: of the division of the samples into folds.
         labels: shape [N], -1 where there is none; a labelled sample counts for its class alone.
+        least_gain: nats a sample that a shift has to be worth.
 
     Raises:
         ClientSettingsError: an argument is no probability, or of another shape.
@@ -85,10 +89,15 @@ def estimate_class_prior(
     held_out = _held_out_gains(ratios, global_frequencies, generator)
     best = int(held_out.mean(axis=1).argmax())
     gains = held_out[best]
-    if gains.mean() <= max(LEAST_GAIN, CERTAINTY * gains.std(ddof=1) / np.sqrt(len(gains))):
+    if gains.mean() <= max(least_gain, CERTAINTY * gains.std(ddof=1) / np.sqrt(len(gains))):
         return no_shift
     frequencies = _fitted(ratios, global_frequencies)[best]
-    return ClassPrior(frequencies=frequencies, shift=np.log(frequencies / global_frequencies), strength=STRENGTHS[best])
+    return ClassPrior(
+        frequencies=frequencies,
+        shift=np.log(frequencies / global_frequencies),
+        strength=STRENGTHS[best],
+        gain=float(gains.mean()),
+    )
 
 
 def _held_out_gains(ratios: Floats, global_frequencies: Floats, generator: np.random.Generator) -> Floats:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.batched_personalise import BatchUser, personalise_batch
 from persephonee.clients.personalisation.evaluation import ExitOutputs
+from persephonee.clients.personalisation.exit_shifts import class_prior
 from persephonee.clients.personalisation.feature_cache import FeatureCache, fill_cache
+from persephonee.clients.personalisation.features import features_of
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.risk.risk_control import pool_curves
 from persephonee.clients.personalisation.risk.risk_curves import (
@@ -33,7 +35,9 @@ from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import choose_users, split_samples
+from persephonee.multi_exit.exit_calibration import LEAST_GAIN
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import UNLABELLED
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.training.exit_calibration_fit import fit_calibration
 from persephonee.server.training.global_model_settings import UserFractions
@@ -127,6 +131,8 @@ def calibrate_model(
     chosen, others = held_out_users(metadata, partitions, users, seed)
     if network.calibration is None:
         network.calibration = fit_calibration(network, gather_samples(partitions, chosen))
+    found = prior_trials(network.freeze_backbone(), partitions, chosen)
+    network.calibration = replace(network.calibration, least_gain=least_gain_of(found))
     network.risk_pools, count = make_pools(network, partitions, chosen, told)
     seen = [*metadata.settings.get(CALIBRATED_ON, ()), *others]
     metadata = replace(
@@ -156,6 +162,35 @@ def held_out_users(
     more = min(count - len(before), len(unseen) - kept_back)
     others = choose_users(unseen, more, seed) if more > 0 else ()
     return (*before, *others), others
+
+
+def prior_trials(network: MultiExitNetwork, partitions: Partitions, users: Sequence[str]) -> list[tuple[float, float]]:
+    """Return of each held-out user for whom class frequencies are found without labels what they are worth.
+
+    A pair is their gain in nats a sample, and by how much the last exit's accuracy rises with them on the other
+    samples, in [-1, 1]. A user who writes another hand may look like one of other classes, and only labels tell.
+    """
+    calibration, found = network.calibration, []
+    assert calibration is not None
+    for name in users:
+        user = _with_split(partitions, name)
+        if user is None:
+            continue
+        features = features_of(network, user.samples.images, None)
+        nobody = np.full(len(user.samples), UNLABELLED)
+        prior = class_prior(replace(calibration, least_gain=LEAST_GAIN), features, nobody, user.split, 0, name, 1)
+        if prior.is_shifted:
+            raw, truth = features.last_exit_logits[user.split.judged], user.samples.labels[user.split.judged]
+            with_prior = raw + calibration.temperatures[-1] * prior.shift
+            change = (with_prior.argmax(axis=1) == truth).mean() - (raw.argmax(axis=1) == truth).mean()
+            found.append((prior.gain, float(change)))
+    return found
+
+
+def least_gain_of(found: Sequence[tuple[float, float]]) -> float:
+    """Return the smallest bound on the gain above which the users' accuracy rises on average, or nobody is left."""
+    bounds = [LEAST_GAIN, *sorted(gain for gain, _ in found)]
+    return next(bound for bound in bounds if sum(change for gain, change in found if gain > bound) >= 0)
 
 
 def make_pools(

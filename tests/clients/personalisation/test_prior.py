@@ -115,3 +115,13 @@ def test_calibrated_probabilities_are_a_softmax_with_temperature_and_bias():
     found = calibrated_probabilities(logits, 2.0, bias)
     assert found[0, 0] == pytest.approx(1 / (1 + np.exp(1.0 - 1.0)))
     np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_a_shift_that_is_worth_less_than_the_models_bound_is_none():
+    _, probabilities = draw_user(SKEWED, 400, seed=1)
+    unlabelled = np.full(400, -1)
+    found = estimate(probabilities)
+    assert found.gain > 0.1
+    for bound, is_shifted in ((found.gain - 1e-9, True), (found.gain, False)):
+        again = estimate_class_prior(probabilities, UNIFORM, np.random.default_rng(0), unlabelled, bound)
+        assert again.is_shifted == is_shifted

@@ -4,12 +4,14 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 
 from persephonee.clients.personalisation.risk.risk_pools import RiskPool
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.fl_app.server_side import held_out_pools
-from persephonee.fl_app.server_side.held_out_pools import RemainingTime, make_pools
+from persephonee.fl_app.server_side.held_out_pools import RemainingTime, least_gain_of, make_pools, prior_trials
 from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.exit_calibration import LEAST_GAIN, ExitCalibration
 from persephonee.multi_exit.network import MultiExitNetwork
 from tests.tiny_cnn import NAME, SIDE, SOURCE, user_images
 
@@ -90,3 +92,36 @@ def test_what_is_left_follows_from_what_is_done(monkeypatch):
     now[0] = 20.0
     assert estimate.words(1, 4) == "1 of 4 users, about 60 s more"
     assert estimate.words(2, 20) == "2 of 20 users, about 3 min more"
+
+
+@pytest.mark.parametrize(
+    ("found", "bound"),
+    [
+        ([], LEAST_GAIN),
+        ([(0.2, 0.1), (0.5, 0.2)], LEAST_GAIN),
+        # the small shifts do harm, the large ones help
+        ([(0.2, -0.1), (0.3, -0.2), (0.9, 0.15)], 0.3),
+        # one user's harm is outweighed by two others
+        ([(0.2, -0.1), (0.5, 0.2)], LEAST_GAIN),
+        # all of them do harm: only more than anybody had is believed
+        ([(0.2, -0.1), (0.6, -0.3)], 0.6),
+    ],
+)
+def test_the_least_gain_is_the_smallest_above_which_held_out_users_gained(found, bound):
+    assert least_gain_of(found) == pytest.approx(bound)
+
+
+def test_a_held_out_user_whose_frequencies_are_found_says_what_they_are_worth(network, monkeypatch):
+    network.calibration = ExitCalibration(
+        temperatures=(1.0,) * 3, biases=((0.0, 0.0),) * 3, frequencies=(0.5, 0.5), least_gain=9.0
+    )
+
+    def logits(network, images, plan):
+        # the last exit is sure of class 0, whatever it sees: half of the answers are wrong with any frequencies
+        return held_out_pools.FeatureCache(maps=(), last_logits=torch.tensor([[2.0, 0.0]]).repeat(len(images), 1))
+
+    monkeypatch.setattr(held_out_pools, "features_of", logits)
+    trials = prior_trials(network, Writers(), Writers.client_ids)
+    # the user with too few samples is left out, the model's own bound does not hide the others
+    assert len(trials) == 4
+    assert all(gain > LEAST_GAIN and change == 0 for gain, change in trials)
