@@ -244,4 +244,15 @@ def _end(processes: set[psutil.Process], how: Callable[[psutil.Process], None], 
         # a process may be gone by now
         with contextlib.suppress(psutil.NoSuchProcess):
             how(process)
-    return list(psutil.wait_procs(processes, timeout=seconds)[1])
+    end = time.monotonic() + seconds
+    while (left := [process for process in processes if _is_alive(process)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Return whether a process does anything: in a container perhaps nobody takes note of one that has ended."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

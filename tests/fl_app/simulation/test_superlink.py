@@ -1,6 +1,8 @@
 import os
+import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -104,3 +106,18 @@ def test_clients_are_given_their_fraction_of_a_gpu_where_they_compute_on_one(
     monkeypatch.setattr(link, "_flwr", lambda *arguments: asked.append(arguments) or {"run-id": "1"})
     assert link.start_run(tmp_path, 3, gpu_fraction) == "1"
     assert asked[0][-1] == f"num-supernodes=3 client-resources-num-cpus=1{words}"
+
+
+def test_nobody_waits_for_a_process_that_has_ended_and_that_its_parent_takes_no_note_of():
+    parent = subprocess.Popen(["sh", "-c", "sleep 0 & exec sleep 60"])
+    try:
+        end = time.monotonic() + 10
+        while not (ended := psutil.Process(parent.pid).children()) or ended[0].status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        begin = time.monotonic()
+        assert superlink._end(set(ended), psutil.Process.kill, 5.0) == []
+        assert time.monotonic() - begin < 4
+    finally:
+        parent.kill()
+        parent.wait()
