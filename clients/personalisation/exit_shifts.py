@@ -15,8 +15,9 @@ from persephonee.clients.personalisation.prior import ClassPrior, Floats, calibr
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.seeds import numpy_generator
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.exit_calibration import ExitCalibration
+from persephonee.multi_exit.exit_calibration import LEAST_GAIN, ExitCalibration
 from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names, num_exits_of
+from persephonee.multi_exit.settings import UNLABELLED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,10 @@ def class_prior(
     probabilities = calibrated_probabilities(raw, calibration.temperatures[-1], np.array(calibration.biases[-1]))
     frequencies = np.array(calibration.frequencies)
     generator = numpy_generator(*purpose, "class frequencies")
-    return estimate_class_prior(probabilities, frequencies, generator, labels[split.train], calibration.least_gain)
+    given = labels[split.train]
+    # the model's bound is against mistaking another hand for other classes, and labels do not
+    least_gain = LEAST_GAIN if (given != UNLABELLED).all() else calibration.least_gain
+    return estimate_class_prior(probabilities, frequencies, generator, given, least_gain)
 
 
 def shifted(exits: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]", shifts: Shifts) -> ExitWeights:

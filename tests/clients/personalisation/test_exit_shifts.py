@@ -168,3 +168,9 @@ def test_distillation_takes_the_adapted_last_exit_as_its_teacher(network, skewed
     oracle = personalise(shifted, skewed, split, dataclasses.replace(settings, use_prior=False))
     for name, tensor in oracle.exit_weights.items():
         np.testing.assert_allclose(done.exit_weights[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_the_models_bound_holds_without_labels_and_not_where_all_samples_have_one(network, skewed):
+    network.calibration = dataclasses.replace(network.calibration, least_gain=9.0)
+    assert personalise(network, skewed, unlabelled_split(skewed), ALONE).shifts is None
+    assert personalise(network, skewed, split_samples(skewed, SplitSettings(), seed=0), ALONE).shifts is not None
