@@ -73,7 +73,7 @@ def send_and_receive(
     at_once = _messages_at_once(grid, len(messages))
     queue, node_of = deque(messages), dict[str, int]()
     waiting, unsent = set[str](), set[int]()
-    predictions: dict[int, Reply] = {}
+    replies: dict[int, Reply] = {}
     poll = FIRST_POLL_SECONDS
     counted = 0
     while (queue or waiting) and time.monotonic() < end and (enough is None or counted < enough):
@@ -91,7 +91,7 @@ def send_and_receive(
         for message_id, answer in arrived:
             if message_id in waiting:
                 waiting.discard(message_id)
-                predictions[answer.node_id] = answer
+                replies[answer.node_id] = answer
                 on_answer(answer)
                 counted += counts(answer)
         if waiting:
@@ -103,8 +103,8 @@ def send_and_receive(
     nodes = [message.metadata.dst_node_id for message in messages]
     for node_id in nodes:
         cause = "the message could not be sent" if node_id in unsent else late
-        predictions.setdefault(node_id, Reply(node_id=node_id, content=None, cause=cause))
-    return [predictions[node_id] for node_id in nodes]
+        replies.setdefault(node_id, Reply(node_id=node_id, content=None, cause=cause))
+    return [replies[node_id] for node_id in nodes]
 
 
 def is_simulation(grid: Grid) -> bool:

@@ -165,5 +165,7 @@ class Rounds:
         self._status = replace(self._status, doing=doing, round=round, asked=asked)
         self._file.write(self._status)
 
-    def _progress(self, done: int, asked: int) -> None:
-        self._file.write(replace(self._status, done=done, asked=asked), often=True)
+    def _progress(self, kind: str, done: int, asked: int) -> None:
+        # a round's second message, which clients answer without training
+        doing = "choosing policies" if kind == wire.POLICY else self._status.doing
+        self._file.write(replace(self._status, doing=doing, done=done, asked=asked), often=True)

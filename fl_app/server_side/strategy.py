@@ -71,7 +71,7 @@ class PersonalisationStrategy:
         run: names the run to its clients, also when another process goes on with it.
         sharing: of the exits; None for metrics-only rounds.
         promise: the tolerance and delta for which the clients' risk curves are pooled; None where they are not.
-        on_progress: called with (answers so far, clients asked) while a round runs.
+        on_progress: called with (kind of message, replies so far, clients asked) while they arrive.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PersonalisationStrategy:
         run: str = "",
         sharing: ExitSharing | None = None,
         promise: tuple[float, float] | None = None,
-        on_progress: Callable[[int, int], None] = lambda done, asked: None,
+        on_progress: Callable[[str, int, int], None] = lambda kind, done, asked: None,
     ) -> None:
         self._grid = grid
         self._model = model
@@ -205,14 +205,13 @@ class PersonalisationStrategy:
         def keep(answer: Reply) -> None:
             # as they arrive: the bytes of shared exits are let go, one message after the other
             replies[answer.node_id] = self._reply(kind, number, of_node[answer.node_id], answer)
-            self._on_progress(len(replies), len(messages))
+            self._on_progress(kind, len(replies), len(messages))
 
         def counts(answer: Reply) -> bool:
             # a client that refuses does so at once: it must not end the round before others have trained
             return is_valid(replies[answer.node_id].report.status)
 
-        predictions = send_and_receive(self._grid, messages, deadline, keep, counts, enough)
-        for answer in predictions:
+        for answer in send_and_receive(self._grid, messages, deadline, keep, counts, enough):
             if answer.node_id not in replies:
                 replies[answer.node_id] = self._reply(kind, number, of_node[answer.node_id], answer)
         return {client.client_id: replies[client.node_id] for client in clients}

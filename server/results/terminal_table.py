@@ -123,10 +123,16 @@ def left_out_lines(summary: Summary) -> list[str]:
         lines.append(f"left out: {more} more, see the report page")
     if summary.rolled_back:
         exits = sum(len(entry.exits) for entry in summary.rolled_back)
+        users = len(summary.rolled_back)
         lines.append(
-            f"kept as they were, since the new ones were worse: {exits} exits of {len(summary.rolled_back)} users"
+            f"kept as they were, since the new ones were worse: {counted(exits, 'exit')} of {counted(users, 'user')}"
         )
     return lines
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number and its noun, which has an s unless the number is 1."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _cells(entry: ExitSummary, summary: Summary) -> list[str]:

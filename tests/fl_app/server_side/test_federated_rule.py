@@ -10,6 +10,7 @@ from persephonee.clients.personalisation.risk.risk_curves import FEWEST_SAMPLES,
 from persephonee.clients.personalisation.risk.risk_pools import Certificate, RiskPool
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.server_side.risk_pooling import pools_of
+from persephonee.fl_app.server_side.run_status import StatusFile
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire import risk_records
 from persephonee.fl_app.wire.risk_records import curve_of, curve_record, pool_of, pool_record
@@ -188,3 +189,15 @@ def test_a_pool_of_something_else_is_refused_in_a_sentence(change, words):
     ((pool, _),) = pools_of({f"u{i}": (True, curve(30)) for i in range(20)}, (1.0, 0.1))
     with pytest.raises(WireError, match=words):
         pool_of(MetricRecord({**pool_record(pool), **change}), 2)
+
+
+def test_the_status_says_when_clients_choose_their_policies_and_no_longer_train(
+    settings, simulated_nodes, make_grid, draw_nothing, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(StatusFile, "write", lambda self, status, often=False: said.append(status))
+    run(make_grid(simulated_nodes(6), settings), settings)
+    doing = [(status.doing, status.done) for status in said if status.round == 1]
+    assert ("personalising", 6) in doing
+    assert doing.index(("choosing policies", 1)) > doing.index(("personalising", 6))
+    assert ("choosing policies", 6) in doing

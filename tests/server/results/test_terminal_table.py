@@ -1,10 +1,11 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from persephonee.server.results.results import summarise
 from persephonee.server.results.table_schemas import make_table, write_table
-from persephonee.server.results.terminal_table import print_summary
+from persephonee.server.results.terminal_table import counted, print_summary
 
 
 def printed(run, width=80) -> str:
@@ -39,3 +40,8 @@ def test_a_client_cannot_command_the_terminal_with_its_words(fake_run):
 def test_a_run_without_a_valid_user_prints_no_table(fake_run):
     text = printed(fake_run(users=0))
     assert "No user gave a valid result" in text and "MMAC" not in text
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 exits"), (1, "1 exit"), (2, "2 exits")])
+def test_one_of_a_thing_is_no_plural(number, said):
+    assert counted(number, "exit") == said
