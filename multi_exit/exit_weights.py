@@ -14,7 +14,8 @@ from persephonee.multi_exit.errors import ModelFileError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_PREFIX = "heads."
+HEADS = "heads."
+"""With it begin the names of exits' weights, and of no others."""
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 ExitWeights = dict[str, NDArray[Any]]
@@ -22,7 +23,7 @@ ExitWeights = dict[str, NDArray[Any]]
 
 def exit_weight_name(exit: int, name: str) -> str:
     """Return what the dictionary calls the tensor `name` of the head of an exit."""
-    return f"{_PREFIX}{exit}.{name}"
+    return f"{HEADS}{exit}.{name}"
 
 
 def as_arrays(weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> ExitWeights:
@@ -37,13 +38,14 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def _place(name: str) -> tuple[tuple[tuple[int, str], ...], int, str]:
     *modules, leaf = name.split(".")
-    path = tuple((int(part), "") if part.isdecimal() else (-1, part) for part in modules)
+    # by their length first, numbers are in order; as an integer, one of thousands of digits would be refused
+    path = tuple((len(part) if part.isdecimal() else -1, part) for part in modules)
     return path, _LEAVES.index(leaf) if leaf in _LEAVES else -1, leaf
 
 
 def weights_of_exit(weights: Mapping[str, NDArray[Any]], exit: int) -> ExitWeights:
     """Return those of the weights that belong to one exit."""
-    prefix = f"{_PREFIX}{exit}."
+    prefix = f"{HEADS}{exit}."
     return {name: value for name, value in weights.items() if name.startswith(prefix)}
 
 
@@ -97,7 +99,7 @@ def require_fit(own: "Mapping[str, Any]", weights: "Mapping[str, Any]") -> None:
 
 def exit_weights_of(heads: "nn.ModuleList") -> "dict[str, Tensor]":
     """Return copies of all tensors of the heads, buffers included, on the CPU: they are stored, sent, merged."""
-    return {f"{_PREFIX}{name}": t.detach().to("cpu", copy=True) for name, t in heads.state_dict().items()}
+    return {f"{HEADS}{name}": t.detach().to("cpu", copy=True) for name, t in heads.state_dict().items()}
 
 
 def load_exit_weights(heads: "nn.ModuleList", weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> None:
@@ -108,6 +110,6 @@ def load_exit_weights(heads: "nn.ModuleList", weights: "Mapping[str, Tensor] | M
     """
     import torch
 
-    own = {f"{_PREFIX}{name}": tensor for name, tensor in heads.state_dict().items()}
+    own = {f"{HEADS}{name}": tensor for name, tensor in heads.state_dict().items()}
     require_fit(own, weights)
-    heads.load_state_dict({name.removeprefix(_PREFIX): torch.as_tensor(value) for name, value in weights.items()})
+    heads.load_state_dict({name.removeprefix(HEADS): torch.as_tensor(value) for name, value in weights.items()})

@@ -12,9 +12,10 @@ from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
 from persephonee.multi_exit.settings import NetworkSpec as NetworkSpec
+from persephonee.multi_exit.settings import SpecifiedNetwork
 
 
-class MultiExitNetwork(nn.Module):
+class MultiExitNetwork(SpecifiedNetwork, nn.Module):
     """A CNN cut into M+1 stages, with an exit head behind each of the first M (Sec. 3.1.2).
 
     Exits are numbered from 0; the last exit, number M, is the original classifier, the end of the last stage.
@@ -49,21 +50,6 @@ class MultiExitNetwork(nn.Module):
         self.risk_pools: dict[str, Any] = {}
         self.classifier_is_new = False
         self._backbone_is_frozen = False
-
-    @property
-    def num_exits(self) -> int:
-        """M, the number of early exits."""
-        return len(self.heads)
-
-    @property
-    def num_classes(self) -> int:
-        """K, the number of logits of each exit."""
-        return self.spec.num_classes
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
 
     def features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what the M heads take, and the last exit's logits.

@@ -174,6 +174,16 @@ class NetworkSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def num_exits(self) -> int:
+        """M, the number of early exits."""
+        return len(self.cuts)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.in_channels, self.input_size, self.input_size)
+
     def to_json(self) -> str:
         """Return the specification as canonical JSON: sorted keys, no spaces."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
@@ -207,3 +217,26 @@ class NetworkSpec:
             raise TypeError("a value is of another type")
         if not self.cuts or len(set(self.cuts)) < len(self.cuts):
             raise ValueError("its cuts are none, or one of them stands there twice")
+        if self.num_classes < 2 or self.in_channels not in (1, 3) or self.input_size < 1:
+            raise ValueError("a number is out of its range")
+
+
+class SpecifiedNetwork:
+    """What follows from a network's specification, whatever the network runs on."""
+
+    spec: NetworkSpec
+
+    @property
+    def num_exits(self) -> int:
+        """M, the number of early exits."""
+        return self.spec.num_exits
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits of each exit."""
+        return self.spec.num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.spec.input_shape

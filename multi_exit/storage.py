@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from persephonee.multi_exit.atomic_files import write_bytes_atomically
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, SpecifiedNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,17 +92,22 @@ def save_arrays(
     import safetensors.numpy
 
     backbone = {name.removeprefix(_STAGES): array for name, array in arrays.items() if name.startswith(_STAGES)}
-    fingerprints = (fingerprint_of(spec, arrays), fingerprint_of(spec, backbone))
+    fingerprints = (fingerprint_of(spec, sorted(arrays.items())), fingerprint_of(spec, sorted(backbone.items())))
     _write(folder, safetensors.numpy.save(dict(arrays)), fingerprints, spec, metadata, graphs)
 
 
-def fingerprint_of(spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Return what `MultiExitNetwork.fingerprint` is for a network of these arrays."""
+def fingerprint_of(spec: NetworkSpec, arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """Return what `MultiExitNetwork.fingerprint` is for a network of these arrays.
+
+    Args:
+        spec: of the network.
+        arrays: with their names, by which they are sorted; one at a time is enough.
+    """
     digest = hashlib.sha256(spec.to_json().encode())
-    for name in sorted(arrays):
+    for name, array in arrays:
         # it speaks of PyTorch's types
-        digest.update(f"{name} torch.{arrays[name].dtype} {tuple(arrays[name].shape)}".encode())
-        digest.update(arrays[name].tobytes())
+        digest.update(f"{name} torch.{array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -173,7 +178,7 @@ def load_network(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedModel:
+class SavedModel(SpecifiedNetwork):
     """A model in a folder, by what its network.json says; its network is built when it is first asked for."""
 
     folder: Path
@@ -190,29 +195,10 @@ class SavedModel:
             ModelFileError: the folder is no model folder, or its description is damaged.
         """
         description = read_description(folder)
-        spec = NetworkSpec.from_json(json.dumps(description["spec"]))
+        spec, metadata = read_spec(folder, description)
         return cls(
-            folder=folder,
-            sources=sources,
-            fingerprint=str(description["fingerprint"]),
-            spec=spec,
-            metadata=_metadata(description["metadata"], folder, spec.num_classes),
+            folder=folder, sources=sources, fingerprint=str(description["fingerprint"]), spec=spec, metadata=metadata
         )
-
-    @property
-    def num_exits(self) -> int:
-        """M, the number of early exits."""
-        return len(self.spec.cuts)
-
-    @property
-    def num_classes(self) -> int:
-        """K, the number of logits of each exit."""
-        return self.spec.num_classes
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
 
     @cached_property
     def network(self) -> "MultiExitNetwork":
@@ -234,8 +220,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         if description.get("format") == FORMAT:
             description = without_digest(description)
             missing = {"fingerprint", "backbone_fingerprint", "weights", "spec", "metadata"} - description.keys()
-            if missing or Path(description["weights"]).name != description["weights"]:
-                raise ValueError(f"without {sorted(missing)}" if missing else "a path in place of the weights' name")
+            if missing or not _WEIGHTS_NAME.fullmatch(description["weights"]):
+                raise ValueError(f"without {sorted(missing)}" if missing else "its weights have no name of ours")
     except (OSError, ValueError, TypeError) as error:
         raise ModelFileError(f"{path} is damaged ({error}): copy or save the model again.") from None
     if description.get("format") != FORMAT:

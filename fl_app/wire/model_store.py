@@ -126,11 +126,11 @@ class ModelStore:
             raise WireError("this device has no PyTorch, and the model that was sent carries no graphs; write them.")
         record = content.array_records["model"]
         arrays = {name[:200]: read_any_array(record[name], f"model/{name[:40]}") for name in record}
-        if fingerprint_of(spec, arrays) != fingerprint:
+        if fingerprint_of(spec, sorted(arrays.items())) != fingerprint:
             raise _not_the_one()
         with refusing("graphs/json"):
             described = parse_json_object(str(content.config_records["graphs"]["json"]))
-        graphs, files = ModelGraphs.from_dict(described, len(spec.cuts)), content.array_records["graph-files"]
+        graphs, files = ModelGraphs.from_dict(described, spec.num_exits), content.array_records["graph-files"]
         if set(files) != {stage.file for stage in graphs.stages}:
             raise WireError("graph-files: expected the files that the graphs' description names.")
         folder = self._folder / fingerprint
@@ -224,7 +224,7 @@ def _calibration(content: RecordDict, spec: NetworkSpec) -> ExitCalibration | No
         return None
     with refusing("calibration/json"):
         calibration = ExitCalibration.from_dict(json.loads(str(content.config_records["calibration"]["json"])))
-    calibration.require_fit(len(spec.cuts), spec.num_classes)
+    calibration.require_fit(spec.num_exits, spec.num_classes)
     return calibration
 
 
@@ -234,7 +234,7 @@ def _risk_pools(content: RecordDict, spec: NetworkSpec) -> dict[str, Any]:
     with refusing("risk-pools/json"):
         pools = parse_json_object(str(content.config_records["risk-pools"]["json"]))
     for pool in pools.values():
-        RiskPool.from_json(pool, len(spec.cuts))
+        RiskPool.from_json(pool, spec.num_exits)
     return pools
 
 

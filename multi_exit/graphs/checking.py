@@ -92,7 +92,8 @@ OPERATORS = frozenset(
         "Where",
     ]
 )
-"""What CNNs consist of. No loops, branches or functions; nothing that makes a large tensor of a small number."""
+"""What CNNs consist of: no loops, no branches, no functions. A chain of these can still ask for much memory, which no
+table of operators prevents."""
 
 _EXTENTS = frozenset({b"kernel_shape", b"strides", b"pads", b"dilations"})
 

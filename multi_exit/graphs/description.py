@@ -14,9 +14,12 @@ from typing import Any, Self
 
 from persephonee.multi_exit.costs import CostTable, ExitCost
 from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES, check_graph
 from persephonee.multi_exit.storage import GRAPH_NAME
 
 INPUT, FEATURES, EMBEDDING, LOGITS = "input", "features", "embedding", "logits"
+MOST_MACS = 2**53
+"""Of one image, and of parameters: no network comes near it, and sums of them stay exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,24 @@ class StageGraph:
     sha256: str
     shape: tuple[int, ...]
     width: int
+
+    def read(self, folder: Path) -> bytes:
+        """Return the graph in a model's folder, after comparing it with its digest and checking what it holds.
+
+        Raises:
+            ModelFileError: it is missing, damaged, another one, or refused.
+        """
+        path = folder / self.file
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_GRAPH_BYTES:
+                raise OSError("it is no regular file of a graph's size")
+            graph = path.read_bytes()
+        except OSError as error:
+            raise ModelFileError(f"{path} cannot be read ({error}): copy the model again.") from None
+        if hashlib.sha256(graph).hexdigest() != self.sha256:
+            raise ModelFileError(f"{path} is not the graph that network.json names: copy the model again.")
+        check_graph(graph)
+        return graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +125,10 @@ def _check(stages: tuple[StageGraph, ...], costs: tuple[ExitCost, ...], num_exit
             raise ValueError(f"a size of graph {number} is out of its range")
     for row in costs:
         counts = (row.exit, row.macs, row.params, row.head_macs, row.head_params)
-        if not all(type(n) is int and n >= 0 for n in counts) or not 0 < float(row.share) <= 1:
+        is_count = all(type(n) is int and 0 <= n <= MOST_MACS for n in counts)
+        if not is_count or type(row.share) not in (int, float) or not 0 < row.share <= 1 or type(row.at) is not str:
             raise ValueError("a cost is out of its range")
     if [row.exit for row in costs] != list(range(num_exits + 1)):
         raise ValueError("the exits of the costs are not in their order")
+    if not costs[-1].macs:
+        raise ValueError("the whole network costs nothing")

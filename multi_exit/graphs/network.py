@@ -1,8 +1,7 @@
 """The multi-exit network without PyTorch: its frozen part runs on ONNX Runtime, its classifiers are NumPy arrays."""
 
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,17 +14,16 @@ from numpy.typing import NDArray
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import (
+    HEADS,
     ExitWeights,
     classifier_names,
-    exit_weight_name,
     in_order,
     require_fit,
 )
-from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES, check_graph
 from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs
-from persephonee.multi_exit.graphs.sessions import open_session
-from persephonee.multi_exit.settings import NetworkSpec
-from persephonee.multi_exit.storage import ModelMetadata, read_description, read_spec
+from persephonee.multi_exit.graphs.sessions import open_session, run_session
+from persephonee.multi_exit.settings import NetworkSpec, SpecifiedNetwork
+from persephonee.multi_exit.storage import ModelMetadata, fingerprint_of, read_description, read_spec
 
 PIXELS_AT_ONCE = 6_272
 """In one run of a stage: 8 images of 28 px, or one of 224 px. More take more memory and, on one core, more time."""
@@ -46,7 +44,7 @@ class Embedded:
     last_logits: Floats
 
 
-class GraphNetwork:
+class GraphNetwork(SpecifiedNetwork):
     """A multi-exit network whose frozen part is a model's graphs; stands where a `MultiExitNetwork` stands on a device.
 
     Args:
@@ -93,21 +91,6 @@ class GraphNetwork:
     def threads(self) -> int:
         """How many threads an operator of a graph uses."""
         return self._threads or os.cpu_count() or 1
-
-    @property
-    def num_exits(self) -> int:
-        """M, the number of early exits."""
-        return len(self.spec.cuts)
-
-    @property
-    def num_classes(self) -> int:
-        """K, the number of logits of each exit."""
-        return self.spec.num_classes
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return (self.spec.in_channels, self.spec.input_size, self.spec.input_size)
 
     def freeze_backbone(self) -> Self:
         """Return itself: a graph never learns."""
@@ -162,30 +145,35 @@ class GraphNetwork:
 
     def run_stage(self, number: int, features: Floats) -> tuple[Floats, Floats]:
         """Run a stage but the last on images in [0, 1] or features; return its features and its exit's embedding."""
-        found: list[Floats] = self._session(number).run([FEATURES, EMBEDDING], {INPUT: features})
+        found: list[Floats] = run_session(self._session(number), [FEATURES, EMBEDDING], {INPUT: features})
         return found[0], found[1]
 
     def pass_stage(self, number: int, features: Floats) -> Floats:
         """Run a stage but the last without its exit; return its features."""
-        found: list[Floats] = self._session(number).run([FEATURES], {INPUT: features}, self._only_what_is_asked)
+        found: list[Floats] = run_session(
+            self._session(number), [FEATURES], {INPUT: features}, self._only_what_is_asked
+        )
         return found[0]
 
     def run_last(self, features: Floats) -> Floats:
         """Run the last stage; return its logits."""
-        found: list[Floats] = self._session(self.num_exits).run([LOGITS], {INPUT: features})
+        found: list[Floats] = run_session(self._session(self.num_exits), [LOGITS], {INPUT: features})
         return found[0]
 
     def _session(self, number: int) -> onnxruntime.InferenceSession:
         if number not in self._sessions:
             stage = self.graphs.stages[number]
-            data = _read(self._folder / stage.file, stage.sha256)
-            check_graph(data)
-            session = open_session(data, threads=self._threads, providers=self._providers)
+            session = open_session(stage.read(self._folder), threads=self._threads, providers=self._providers)
             shape = self.graphs.stages[number - 1].shape if number else self.input_shape
             is_last = number == self.num_exits
-            outputs = [[self.num_classes]] if is_last else [list(stage.shape), [stage.width]]
-            found = [port.shape[1:] for port in (*session.get_inputs(), *session.get_outputs())]
-            if found != [list(shape), *outputs]:
+            outputs = (
+                [(LOGITS, [self.num_classes])] if is_last else [(FEATURES, [*stage.shape]), (EMBEDDING, [stage.width])]
+            )
+            expected = [(name, "tensor(float)", sizes) for name, sizes in [(INPUT, [*shape]), *outputs]]
+            ports = (*session.get_inputs(), *session.get_outputs())
+            found = [(port.name, port.type, port.shape[1:]) for port in ports]
+            # a number of images that stands in the graph would be the only one that it takes
+            if found != expected or any(isinstance(port.shape[0], int) for port in ports):
                 raise ModelFileError(f"{self._folder / stage.file} is of another network: write the graphs again.")
             self._sessions[number] = session
         return self._sessions[number]
@@ -206,11 +194,11 @@ def load_graph_network(
             f"{folder} carries no graphs, and without them it needs PyTorch: write them once with "
             f"`persephonee export --model {folder}` where PyTorch is installed, or pip install 'persephonee[train]'."
         )
-    graphs = ModelGraphs.from_dict(description["graphs"], len(spec.cuts))
+    graphs = ModelGraphs.from_dict(description["graphs"], spec.num_exits)
     weights = _exit_weights(folder / description["weights"], spec, str(description["fingerprint"]))
-    _require_widths(weights, graphs, spec)
+    _require_heads_of(graphs, spec, weights)
     if metadata.calibration is not None:
-        metadata.calibration.require_fit(len(spec.cuts), spec.num_classes)
+        metadata.calibration.require_fit(spec.num_exits, spec.num_classes)
     network = GraphNetwork(
         folder,
         spec,
@@ -237,43 +225,41 @@ def carries_graphs(folder: Path) -> bool:
 
 def _exit_weights(path: Path, spec: NetworkSpec, fingerprint: str) -> ExitWeights:
     """Return the heads' arrays, after comparing all arrays of the file with the fingerprint."""
-    digest, heads = hashlib.sha256(spec.to_json().encode()), {}
+    heads: ExitWeights = {}
+
+    def arrays(file: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+        for name in sorted(file.keys()):
+            array = file.get_tensor(name)
+            if name.startswith(HEADS):
+                heads[name] = array
+            yield name, array
+
     try:
         if not path.is_file():
             raise OSError("it is no regular file")
         with safetensors.safe_open(path, framework="numpy") as file:
-            for name in sorted(file.keys()):
-                array = file.get_tensor(name)
-                # as MultiExitNetwork.fingerprint has it, which speaks of PyTorch's types
-                digest.update(f"{name} torch.{array.dtype} {tuple(array.shape)}".encode())
-                digest.update(array.tobytes())
-                if name.startswith(exit_weight_name(0, "")[:6]):
-                    heads[name] = array
+            found = fingerprint_of(spec, arrays(file))
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise ModelFileError(f"{path} is missing or cut off ({error}): copy or save the model again.") from None
-    if digest.hexdigest() != fingerprint:
+    if found != fingerprint:
         raise ModelFileError(
             f"the weights in {path.parent} are not those that network.json describes: copy the whole folder again."
         )
     return {name: heads[name] for name in in_order(heads)}
 
 
-def _require_widths(weights: ExitWeights, graphs: ModelGraphs, spec: NetworkSpec) -> None:
+def _require_heads_of(graphs: ModelGraphs, spec: NetworkSpec, weights: ExitWeights) -> None:
+    if {name.split(".")[1] for name in weights} != set(map(str, range(spec.num_exits))):
+        raise ModelFileError(f"the weights are of other exits than 0 to {spec.num_exits - 1}: save the model again.")
+    odd = next((name for name, array in weights.items() if not np.isfinite(array).all()), None)
+    if odd is not None:
+        raise ModelFileError(
+            f"tensor {odd[:80]!r} holds a number that is not finite: copy the model again, or train it."
+        )
     for exit, stage in enumerate(graphs.stages[:-1]):
-        shape = weights[classifier_names(weights, exit)[0]].shape
-        if shape != (spec.num_classes, stage.width):
+        weight = weights[classifier_names(weights, exit)[0]]
+        if weight.shape != (spec.num_classes, stage.width) or weight.dtype != np.float32:
             raise ModelFileError(
-                f"the graph of exit {exit} does not fit its classifier {shape}: write the graphs again."
+                f"the graph of exit {exit} does not fit its classifier {weight.dtype} {weight.shape}: write the graphs "
+                "again."
             )
-
-
-def _read(path: Path, sha256: str) -> bytes:
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_GRAPH_BYTES:
-            raise OSError("it is no regular file of a graph's size")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read ({error}): copy the model again.") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ModelFileError(f"{path} is not the graph that network.json names: copy the model again.")
-    return data

@@ -1,7 +1,8 @@
 """ONNX Runtime's sessions as a small device needs them: few threads, little memory."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persephonee.multi_exit.errors import ModelFileError, SettingsError
 
@@ -59,3 +60,21 @@ def open_session(
     except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that have no other base
         reason = str(error).splitlines()[0][:160]
         raise ModelFileError(f"ONNX Runtime refuses the graph ({reason}): write it again.") from None
+
+
+def run_session(
+    session: "onnxruntime.InferenceSession",
+    outputs: Sequence[str],
+    inputs: dict[str, Any],
+    options: "onnxruntime.RunOptions | None" = None,
+) -> list[Any]:
+    """Return what a graph makes of its inputs.
+
+    Raises:
+        ModelFileError: the graph fails on them; a stranger's may ask for more memory than there is.
+    """
+    try:
+        return session.run(outputs, inputs, options)  # type: ignore[no-any-return]
+    except Exception as error:  # as above
+        reason = str(error).splitlines()[0][-160:]
+        raise ModelFileError(f"the graph fails when it is run ({reason}): write it again.") from None

@@ -5,7 +5,6 @@ loaded and compared with its fingerprint, and reaches its folder only then.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from persephonee.multi_exit.atomic_files import LEFTOVER_SUFFIX, names_in
-from persephonee.multi_exit.errors import ModelFileError, MultiExitError
-from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES, check_graph
+from persephonee.multi_exit.checked_json import MAX_JSON_BYTES
+from persephonee.multi_exit.errors import MultiExitError
+from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES
 from persephonee.multi_exit.graphs.description import ModelGraphs, StageGraph
 from persephonee.multi_exit.network import NetworkSpec
 from persephonee.multi_exit.repository.model_card import CARD_NAME, MAX_CARD_BYTES
-from persephonee.multi_exit.storage import load_network, read_description
+from persephonee.multi_exit.storage import GRAPH_NAME, load_network, read_description
 
 HUB = "hf://"
 DESCRIPTION = "network.json"
 MAX_WEIGHTS_BYTES = 16 * 2**30
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 
 
 class RepositoryError(MultiExitError):
@@ -39,20 +38,17 @@ def files_of(folder: Path) -> tuple[str, ...]:
     """Return the files of the model in a folder, the description last.
 
     Raises:
-        ModelFileError: the folder holds no model, or its description names something else than files of a model.
+        ModelFileError: the folder holds no model, or its description is damaged.
     """
     description = read_description(folder)
-    weights = description["weights"]
-    if not isinstance(weights, str) or not _WEIGHTS.fullmatch(weights):
-        raise ModelFileError(f"{folder / DESCRIPTION} names other weights than a model has: save the model again.")
-    return (weights, *(stage.file for stage in _graphs_of(description)), DESCRIPTION)
+    return (description["weights"], *(stage.file for stage in _graphs_of(description)), DESCRIPTION)
 
 
 def _graphs_of(description: Mapping[str, Any]) -> tuple[StageGraph, ...]:
     if "graphs" not in description:
         return ()
     spec = NetworkSpec.from_json(json.dumps(description["spec"]))
-    return ModelGraphs.from_dict(description["graphs"], len(spec.cuts)).stages
+    return ModelGraphs.from_dict(description["graphs"], spec.num_exits).stages
 
 
 def push_model(model: Path, target: str, sources: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,10 +94,10 @@ def pull_model(source: str, out: Path, sources: tuple[str, ...]) -> tuple[str, .
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=out.parent) as scratch:
         arrived = Path(scratch) / "model"
         arrived.mkdir()
-        fetch(DESCRIPTION, arrived, MAX_GRAPH_BYTES)
+        fetch(DESCRIPTION, arrived, MAX_JSON_BYTES)
         names = files_of(arrived)
         for name in names[:-1]:
-            fetch(name, arrived, MAX_WEIGHTS_BYTES if _WEIGHTS.fullmatch(name) else MAX_GRAPH_BYTES)
+            fetch(name, arrived, MAX_GRAPH_BYTES if GRAPH_NAME.fullmatch(name) else MAX_WEIGHTS_BYTES)
         with contextlib.suppress(FileNotFoundError):
             fetch(CARD_NAME, arrived, MAX_CARD_BYTES)
             names = (*names, CARD_NAME)
@@ -116,10 +112,7 @@ def _check(folder: Path, sources: tuple[str, ...]) -> None:
     """Refuse what cannot be loaded: the network is built from a source that is allowed, and nothing is unpickled."""
     load_network(folder, sources)
     for stage in _graphs_of(read_description(folder)):
-        graph = (folder / stage.file).read_bytes()
-        if hashlib.sha256(graph).hexdigest() != stage.sha256:
-            raise ModelFileError(f"{stage.file} is not the graph that {DESCRIPTION} describes: fetch the model again.")
-        check_graph(graph)
+        stage.read(folder)
 
 
 def _push_to_folder(model: Path, target: Path, names: tuple[str, ...], card: tuple[str, ...]) -> None:

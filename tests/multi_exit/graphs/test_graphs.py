@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -8,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 import torch
 from onnx import TensorProto, helper
 
+from persephonee.multi_exit.checked_json import write_with_digest
 from persephonee.multi_exit.errors import ModelFileError, SettingsError
 from persephonee.multi_exit.graphs.checking import check_graph
-from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs
+from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs, graph_file
+from persephonee.multi_exit.graphs.network import load_graph_network
 from persephonee.multi_exit.graphs.sessions import open_session, require_providers
 from persephonee.multi_exit.graphs.writing import GraphError, write_graphs
 from persephonee.multi_exit.settings import RuntimeSettings
-from persephonee.multi_exit.storage import ModelMetadata, read_description, save_network
+from persephonee.multi_exit.storage import ModelMetadata, fingerprint_of, read_description, read_spec, save_network
 from tests.multi_exit.conftest import make_tiny_network
 
 
@@ -163,6 +167,10 @@ def test_what_a_stranger_says_of_graphs_is_checked(written, tiny_network):
         {**plainly, "stages": [{**s, "file": "../x.onnx"} for s in plainly["stages"]]},
         {**plainly, "stages": [{**s, "width": -1} for s in plainly["stages"]]},
         {**plainly, "costs": [{**c, "macs": "1"} for c in plainly["costs"]]},
+        {**plainly, "costs": [{**c, "macs": 0} for c in plainly["costs"]]},
+        {**plainly, "costs": [{**c, "head_macs": 2**54} for c in plainly["costs"]]},
+        {**plainly, "costs": [{**c, "share": "0.5"} for c in plainly["costs"]]},
+        {**plainly, "costs": [{**c, "at": {}} for c in plainly["costs"]]},
         {"costs": plainly["costs"]},
         [],
     ]
@@ -190,3 +198,107 @@ def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def described_anew(folder, **changes):
+    write_with_digest(folder / "network.json", {**read_description(folder), **changes})
+
+
+def with_arrays(folder, **arrays):
+    """Write a model whose arrays are others, with the fingerprint that belongs to them."""
+    description = read_description(folder)
+    path = folder / description["weights"]
+    changed = {**safetensors.numpy.load_file(path), **arrays}
+    path.write_bytes(safetensors.numpy.save(changed))
+    spec, _ = read_spec(folder, description)
+    described_anew(folder, fingerprint=fingerprint_of(spec, sorted(changed.items())))
+
+
+def with_graph(folder, stage, change):
+    """Write a model one of whose graphs is another, with the digest that belongs to it."""
+    described = read_description(folder)["graphs"]
+    model = onnx.load(folder / described["stages"][stage]["file"])
+    change(model)
+    graph = model.SerializeToString()
+    (folder / graph_file(stage, graph)).write_bytes(graph)
+    described["stages"][stage].update(file=graph_file(stage, graph), sha256=hashlib.sha256(graph).hexdigest())
+    described_anew(folder, graphs=described)
+
+
+ONE = np.ones(3, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"heads.x.weight": ONE}, "other exits than 0 to 1"),
+        ({"heads.7.weight": ONE}, "other exits than 0 to 1"),
+        ({f"heads.0.{'9' * 5000}.weight": np.full(3, np.nan, dtype=np.float32)}, "not finite"),
+        ({"heads.0.extra.weight": np.ones((10, 3), dtype=np.float32)}, "no linear classifier"),
+    ],
+)
+def test_exits_of_a_stranger_that_are_not_the_networks_are_refused(written, arrays, reason):
+    folder, _ = written
+    with_arrays(folder, **arrays)
+    with pytest.raises(ModelFileError, match=reason):
+        load_graph_network(folder)
+
+
+def fixed_batch(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+
+
+def renamed_output(model):
+    model.graph.node.append(helper.make_node("Identity", [FEATURES], ["other"]))
+    model.graph.output[0].name = "other"
+
+
+def another_type(model):
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Cast", ["before"], [LOGITS], to=TensorProto.DOUBLE))
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def endless_padding(model):
+    sizes = helper.make_tensor("sizes", TensorProto.INT64, [4], [0, 0, 0, 2**50])
+    begin, end = (
+        helper.make_tensor(name, TensorProto.INT64, [2], ends) for name, ends in (("b", [0, 0]), ("e", [9, 10]))
+    )
+    model.graph.initializer.extend([sizes, begin, end])
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Pad", ["before", "sizes"], ["padded"]))
+    model.graph.node.append(helper.make_node("Slice", ["padded", "b", "e"], [LOGITS]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "reason"),
+    [
+        (0, fixed_batch, "is of another network"),
+        (0, renamed_output, "is of another network"),
+        (2, another_type, "is of another network"),
+        (2, endless_padding, "fails when it is run"),
+    ],
+)
+def test_a_graph_of_a_stranger_that_does_not_run_is_a_sentence(written, stage, change, reason, one_sentence):
+    folder, _ = written
+    with_graph(folder, stage, change)
+    network, _ = load_graph_network(folder)
+    with pytest.raises(ModelFileError, match=reason) as caught:
+        network.embed(np.zeros((2, 1, 64, 64), dtype=np.uint8))
+    one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["weights\0", "..", "weights.safetensors", ["a"]])
+def test_weights_of_another_name_than_a_models_are_refused(written, name):
+    folder, _ = written
+    described_anew(folder, weights=name)
+    with pytest.raises(ModelFileError, match="is damaged"):
+        read_description(folder)
+
+
+@pytest.mark.parametrize("change", [{"num_classes": 1}, {"in_channels": 2}, {"input_size": 0}])
+def test_a_specification_with_an_impossible_number_is_refused(written, change):
+    folder, _ = written
+    described_anew(folder, spec={**read_description(folder)["spec"], **change})
+    with pytest.raises(ModelFileError, match="out of its range"):
+        load_graph_network(folder)
