@@ -15,7 +15,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +36,7 @@ from persephonee.clients.personalisation.risk.risk_pools import BEFORE
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, schedule_settings, source_names
+from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
@@ -84,7 +85,7 @@ def main(
     *,
     data: DataSettings,
     schedule: PersonalisationSettings,
-    users: Annotated[int, typer.Option(help="Users, at least 2.", min=2)] = 20,
+    users: Annotated[int, typer.Option(help="Users, at least 2; those with too few samples are left out.", min=2)] = 20,
     labels: Annotated[str, typer.Option(help="all, none or a fraction.")] = "all",
     development: Annotated[bool, typer.Option("--development", help="Development users, not the figures'.")] = False,
     sources: Sources = DEFAULT_SOURCES,
@@ -97,15 +98,15 @@ def main(
     ids = partitions.client_ids
     choose = development_users if development else lambda ids, out, count: choose_users(ids, count, 0, exclude=out)
     labelled = parse_labels(labels)
-    weights = loss_weights("auto", labelled)
     everyone = []
     for name in choose(ids, metadata.trained_on, users):
         samples = partitions.load_partition(ids.index(name))
-        split = split_samples(samples, SplitSettings(labels=labelled), 0)
+        try:
+            split = split_samples(samples, SplitSettings(labels=labelled), 0)
+        except UserTooSmallError:
+            continue
         everyone.append(_prepared(network, samples, split))
-    settings = PersonalisationSettings(
-        **{name: getattr(schedule, name) for name in vars(schedule) if name != "weights"}, weights=weights
-    )
+    settings = replace(schedule, weights=loss_weights("auto", labelled))
     rows: dict[str, list[list[float]]] = defaultdict(list)
     for index, user in enumerate(everyone):
         own = _Judged(

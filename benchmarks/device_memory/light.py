@@ -25,6 +25,8 @@ from persephonee.multi_exit.atomic_files import write_json_atomically
 
 SECONDS_BETWEEN_LOOKS = 0.02
 WAYS = ("personalise", "device run")
+ALWAYS_FREE = ["--power", "always", "--hours", "0-24", "--max-load", "1000", "--min-calibration", "5", "--every", "1"]
+"""A device on which nothing puts a round off."""
 
 
 @with_groups(data=data_settings)
@@ -49,19 +51,9 @@ def main(
             if images is None:
                 own = ["--store", f"{folder}/own{number}", "--user", user, *options]
                 rows.append(measured("personalise", [*program, "personalise", *common, *own]))
-            due = [
-                "--power",
-                "always",
-                "--hours",
-                "0-24",
-                "--min-new-samples",
-                str(due_after),
-                "--min-calibration",
-                "5",
-            ]
-            due += ["--max-load", "1000", "--every", "1", "--store", f"{folder}/life{number}"]
+            due = ["--min-new-samples", str(due_after), "--store", f"{folder}/life{number}"]
             shown = ["--user", user, *options] if images is None else ["--watch", str(images.absolute())]
-            rows.append(measured("device run", [*program, "device", "run", *common, *due, *shown]))
+            rows.append(measured("device run", [*program, "device", "run", *common, *ALWAYS_FREE, *due, *shown]))
     whats = [what for what in WAYS if any(row["what"] == what for row in rows)]
     middle = [rows[0]] + [sorted((r for r in rows if r["what"] == w), key=_size)[repetitions // 2] for w in whats]
     for row in middle:

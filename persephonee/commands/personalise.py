@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
     from persephonee.multi_exit.storage import ModelMetadata
 
-
 log = logging.getLogger("persephonee.personalise")
 
 

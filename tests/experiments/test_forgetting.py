@@ -1,3 +1,4 @@
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
@@ -61,3 +62,16 @@ def test_the_study_prints_what_is_forgotten_of_others_and_of_unknown_classes(tmp
     assert [row[:22].strip() for row in rows] == names
     # a user of two classes knows both
     assert all(row[38:47].strip() == "nan" for row in rows)
+
+
+def test_a_user_with_too_few_samples_is_left_out(tmp_path):
+    network = build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head="pooled", allowed=(SOURCE,))
+    save_network(network, tmp_path / "M", ModelMetadata())
+    data = write_parquet(tmp_path / "users.parquet", users=3, samples=40)
+    pq.write_table(pq.read_table(data).slice(0, 2 * 40 + 12), data)
+    app = typer.Typer()
+    app.command()(forgetting.main)
+    words = [str(tmp_path / "M"), "--users", "3", "--dataset", "parquet", "--data-path", str(data), "--rule", "paper"]
+    done = CliRunner().invoke(app, [*words, "--sources", SOURCE, "--schedule", "fast"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("2 users")

@@ -6,15 +6,8 @@ import pytest
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.experiments.byzantine.attacks import ATTACKS
-from persephonee.experiments.byzantine.experiment import (
-    FALSE,
-    FLIPPED,
-    HONEST,
-    Judge,
-    measure_rounds,
-    several_rounds,
-    strategies,
-)
+from persephonee.experiments.byzantine.experiment import measure_rounds, several_rounds
+from persephonee.experiments.byzantine.hostile_round import FALSE, FLIPPED, HONEST, Judge, strategies
 from persephonee.fl_app.server_side.aggregation import allow_messages_outside_a_run
 from tests.clients.conftest import _trained_toy_network, draw_user, toy_network  # noqa: F401, they are fixtures
 
