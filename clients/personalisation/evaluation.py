@@ -193,11 +193,10 @@ def report_round(
         policy_before: chosen for them.
         outputs_after: of the personal exits and of the last exit as the policy uses it.
         policy_after: chosen for them.
-        chosen_by: which rule chose it, one of `risk.policy_choice.OUTCOMES`.
+        chosen_by: what chose it, one of `risk.policy_choice.OUTCOMES`.
         round_number: from 1.
         labels: as `labelled_fraction` says it.
         rolled_back: exits that the guard put back.
-        chosen_by: what chose the policy, one of `policy_choice.OUTCOMES`.
         seconds: that the round took.
     """
     before = apply_policy(outputs_before, policy_before, truth, costs)

@@ -33,7 +33,7 @@ from persephonee.multi_exit.atomic_files import (
     write_bytes_atomically,
 )
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
-from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names
 
 FORMAT = 2
 """Format 1 knew nothing of the user's class frequencies, and is read too."""
@@ -243,14 +243,16 @@ class ExitStore:
         names = (state["client_id"], state.get("run", ""), state["backbone_fingerprint"])
         if not all(isinstance(name, str) for name in names) or type(state["round"]) is not int:
             raise TypeError("a value is of another type")
-        tensors = self._tensors(Path(state["exits"]).name)
+        policy, tensors = ExitPolicy.from_json(state["policy"]), self._tensors(Path(state["exits"]).name)
         shifts = tensors.pop(_SHIFTS, None)
+        if shifts is not None:
+            _check_shifts(shifts, policy, tensors)
         return StoredExits(
             client_id=state["client_id"],
             run=state.get("run", ""),
             round=state["round"],
             backbone_fingerprint=state["backbone_fingerprint"],
-            policy=ExitPolicy.from_json(state["policy"]),
+            policy=policy,
             exit_weights=tensors,
             parts=_parts_of(self._state()),
             shifts=shifts,
@@ -264,7 +266,11 @@ class ExitStore:
         data = path.read_bytes()
         if _digest(data) != digest[1]:
             raise ValueError(f"{name} has been changed or damaged, its content is not that of the digest in its name")
-        return safetensors.numpy.load(data)
+        tensors = safetensors.numpy.load(data)
+        odd = next((key for key, array in tensors.items() if not np.isfinite(array).all()), None)
+        if odd is not None:
+            raise ValueError(f"{odd[:80]!r} in {name} holds a number that is not finite")
+        return tensors
 
     def _damaged(self, error: Exception) -> StoreError:
         return StoreError(
@@ -275,6 +281,12 @@ class ExitStore:
 
 def _digest(tensors: bytes) -> str:
     return hashlib.sha256(tensors).hexdigest()[:8]
+
+
+def _check_shifts(shifts: NDArray[Any], policy: ExitPolicy, exits: ExitWeights) -> None:
+    expected = (policy.num_exits + 1, len(exits[classifier_names(exits, 0)[1]]))
+    if shifts.dtype != np.float32 or shifts.shape != expected:
+        raise ValueError(f"its class frequencies are {shifts.dtype} {shifts.shape}, expected float32 {expected}")
 
 
 def _parts_of(state: dict[str, Any]) -> KnownParts:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from persephonee.clients.personalisation.settings import PersonalisationSettings, parse_bytes
 from persephonee.multi_exit.exit_weights import ExitWeights, classifiers_of
 
 if TYPE_CHECKING:
@@ -110,21 +111,39 @@ def compute_features(
     return fill_cache(network, images, plan)
 
 
-def features_of(network: "Network", images: NDArray[np.uint8], plan: "FeaturePlan | None" = None) -> Features:
+def features_of(network: "Network", images: NDArray[np.uint8]) -> Features:
     """Return the features of images, uint8 [N, C, H, W], by whatever the network runs on.
 
     Args:
         network: frozen.
         images: uint8, shape [N, C, H, W].
-        plan: where PyTorch keeps them; embeddings take a few hundred numbers an image and stay in memory.
 
     Raises:
-        OSError: a temporary file cannot be written.
         ModelFileError: a graph is missing or refused.
     """
     if not runs_on_graphs(network):
-        return compute_features(network, images, plan)
+        return compute_features(network, images)
     found = network.embed(images)
     ones = np.ones((len(images), 1), dtype=np.float32)
     embedded = tuple(np.concatenate([rows, ones], axis=1) for rows in found.exits)
     return EmbeddingCache(embedded=embedded, last_exit_logits=found.last_logits)
+
+
+def features_within_budget(
+    network: "Network", images: NDArray[np.uint8], settings: PersonalisationSettings
+) -> Features:
+    """Return the features of images, kept where the settings' memory budget has room for them.
+
+    Raises:
+        ClientSettingsError: the budget is below what an image takes.
+        OSError: a temporary file cannot be written.
+        ModelFileError: a graph is missing or refused.
+    """
+    # embeddings are small, and stages run on as few images at a time as fit into some megabytes
+    if not settings.memory_budget or runs_on_graphs(network):
+        return features_of(network, images)
+    from persephonee.clients.personalisation.feature_plan import plan_features
+
+    budget = parse_bytes(settings.memory_budget)
+    plan = plan_features(network, len(images), budget, batch_size=settings.batch_size, half=settings.half_features)
+    return compute_features(network, images, plan)

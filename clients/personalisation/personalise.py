@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.calibration import LeavingCosts
 from persephonee.clients.personalisation.evaluation import JudgedOutputs, report_round
 from persephonee.clients.personalisation.exit_shifts import (
@@ -26,18 +25,18 @@ from persephonee.clients.personalisation.features import (
     Features,
     Logits,
     backbone_fingerprint,
-    features_of,
-    is_multi_exit,
+    features_within_budget,
     runs_on_graphs,
 )
 from persephonee.clients.personalisation.guard import guard, worse_exits
 from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
+from persephonee.clients.personalisation.network_for import network_for
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.profiler import Profile, profile_exits, save_profile
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.personalisation.risk.policy_choice import PolicyChoice, choose_policy
 from persephonee.clients.personalisation.risk.risk_pools import BEFORE, RiskPool
-from persephonee.clients.personalisation.settings import PersonalisationSettings, parse_bytes
+from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.starting_exits import starting_exits
 from persephonee.clients.personalisation.training.schedules import TrainedExits, train
 from persephonee.data_partitions.samples import UserSamples
@@ -49,9 +48,7 @@ from persephonee.multi_exit.exit_weights import ExitWeights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from persephonee.clients.personalisation.feature_plan import FeaturePlan
     from persephonee.clients.personalisation.features import Network
-    from persephonee.multi_exit.network import MultiExitNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +131,8 @@ def personalise(
         global_exit_weights: what a federation merged. The round then starts from them, and the guard still compares
             with the user's own; None takes the network's for comparison and starts from the user's own.
         run: of a federation; a round of the same run and number starts from what it started from before.
-        tell: called with each step that may take long, in words.
         pool: of the other clients' risk curves, for the federated rule; None takes what ships with the model.
+        tell: called with each step that may take long, in words.
 
     Returns:
         The report, the policy and the personal exits. They are in the store, if one was given.
@@ -151,10 +148,7 @@ def personalise(
     begin, user = time.perf_counter(), samples.client_id
     settings = settings or PersonalisationSettings()
     split = split or split_samples(samples, SplitSettings(), seed, store.known_parts() if store else None)
-    if not is_multi_exit(network):
-        network = build_for(network, samples)
-    _refuse_misfits(network, samples)
-    network.freeze_backbone()
+    network = network_for(network, samples).freeze_backbone()
     labels = usable_labels(samples, split, settings)
     given = labels[split.calibration]
     repeating = (run, round_number) if run else None
@@ -164,7 +158,7 @@ def personalise(
     if features is None:
         macs = network.costs.original_macs / 1e6
         tell(f"computing the features of {len(samples)} images of {user}, {macs:.0f} MMAC each")
-        features = features_of(network, samples.images, _plan(network, len(samples), settings))
+        features = features_within_budget(network, samples.images, settings)
 
     # 2 prior: the user's class frequencies, which the exits, their teacher and the policy's last exit count on
     if shifts is None:
@@ -176,7 +170,7 @@ def personalise(
 
     # 3 exit training: Eq. (1); the backbone never moves (3.1.3)
     if trained is None:
-        tell(f"training {network.num_exits} exits on {len(split.train)} images, {passes(settings)}")
+        tell(f"training {network.num_exits} exits on {len(split.train)} images, {_passes(settings)}")
         make_generator = partial(torch_generator, seed, user, round_number, "exit training")
         trained = train(exits, teacher, labels, split, settings, make_generator)
     outputs_trained = JudgedOutputs.of(trained.logits, last_exit, split)
@@ -188,8 +182,8 @@ def personalise(
         exits.logits_of_previous(trained.start_logits, features, split.judged), last_exit, split
     )
 
-    tell(f"choosing the policy on {len(split.calibration)} images, and testing it on {len(split.test)}")
     # 4 guard: an exit that got significantly worse goes back
+    tell(f"choosing the policy on {len(split.calibration)} images, and testing it on {len(split.test)}")
     guarded = guard(trained.exits, outputs_trained, exits.previous, outputs_previous, given, expected)
 
     # 5 profile: latencies of this device where they are asked for; else MACs, which are the same everywhere (3.3)
@@ -263,45 +257,6 @@ def personalise(
     )
 
 
-def build_for(model: "nn.Module", samples: UserSamples) -> "MultiExitNetwork":
-    """Return the multi-exit network of a trained CNN for a user's images, with the paper's six exits or as many as fit.
-
-    Raises:
-        BackboneError: the CNN cannot be cut, or does not take such images.
-    """
-    from persephonee.multi_exit.building import build_network
-
-    _, channels, height, width = samples.images.shape
-    if height != width:
-        raise ClientSettingsError(f"the images are {width}x{height} px: expected squares, so crop or pad them first.")
-    return build_network(model, num_exits=None, in_channels=channels, input_size=height)
-
-
-def passes(settings: PersonalisationSettings) -> str:
+def _passes(settings: PersonalisationSettings) -> str:
     """Return in words how often the training goes over the samples."""
     return "by the fast schedule" if settings.schedule == "fast" else f"{settings.epochs} epochs"
-
-
-def _refuse_misfits(network: "Network", samples: UserSamples) -> None:
-    given, taken = samples.images.shape[1:], (network.spec.in_channels, *(network.spec.input_size,) * 2)
-    if tuple(given) != taken:
-        shown, wanted = ("x".join(map(str, shape)) for shape in (given, taken))
-        raise ClientSettingsError(
-            f"user {samples.client_id} has images of {shown} px, and the network takes {wanted}: scale or convert them."
-        )
-    largest = int(samples.labels.max()) if len(samples.labels) else 0
-    if largest >= network.num_classes:
-        raise ClientSettingsError(
-            f"user {samples.client_id} has the label {largest}, and the network {network.num_classes} classes: "
-            f"number the labels from 0 to {network.num_classes - 1}."
-        )
-
-
-def _plan(network: "Network", num_samples: int, settings: PersonalisationSettings) -> "FeaturePlan | None":
-    # embeddings are small, and stages run on as few images at a time as fit into some megabytes
-    if not settings.memory_budget or runs_on_graphs(network):
-        return None
-    from persephonee.clients.personalisation.feature_plan import plan_features
-
-    budget = parse_bytes(settings.memory_budget)
-    return plan_features(network, num_samples, budget, batch_size=settings.batch_size, half=settings.half_features)

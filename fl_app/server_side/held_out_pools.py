@@ -176,7 +176,7 @@ def prior_trials(network: MultiExitNetwork, partitions: Partitions, users: Seque
         user = _with_split(partitions, name)
         if user is None:
             continue
-        features = features_of(network, user.samples.images, None)
+        features = features_of(network, user.samples.images)
         nobody = np.full(len(user.samples), UNLABELLED)
         prior = class_prior(replace(calibration, least_gain=LEAST_GAIN), features, nobody, user.split, 0, name, 1)
         if prior.is_shifted:

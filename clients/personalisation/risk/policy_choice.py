@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.calibration import CalibrationSet, LeavingCosts, calibrate
+from persephonee.clients.personalisation.labels import reference_classes
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.pruning import prune
 from persephonee.clients.personalisation.risk.risk_control import choose_candidate
@@ -105,7 +106,7 @@ def choose_policy(
 def _as_the_paper_says(
     outputs: "ExitOutputs", labels: NDArray[np.int64], leaving_costs: LeavingCosts, settings: PersonalisationSettings
 ) -> ExitPolicy:
-    reference = np.where(labels < 0, outputs.predictions[-1], labels)
+    reference = reference_classes(labels, outputs.logits[-1])
     samples = CalibrationSet(
         confidences=outputs.confidences, correct=outputs.predictions == reference, leaving_costs=leaving_costs
     )

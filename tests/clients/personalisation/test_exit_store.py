@@ -204,3 +204,27 @@ def test_what_a_kill_left_in_a_store_goes_with_the_next_save(tmp_path):
     ExitStore(tmp_path).save(stored())
     assert not list(tmp_path.glob(".*.tmp"))
     assert (tmp_path / "exits-of-mine.safetensors").exists()
+
+
+EXITS = {"heads.0.weight": np.ones((2, 3), dtype=np.float32), "heads.0.bias": np.ones(2, dtype=np.float32)}
+SHIFTS = np.ones((4, 2), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exit_weights": {**EXITS, "heads.0.bias": np.full(2, np.nan, dtype=np.float32)}},
+        {"shifts": SHIFTS * np.inf},
+        {"shifts": SHIFTS[:3]},
+        {"shifts": SHIFTS[:, :1]},
+        {"shifts": SHIFTS.astype(np.float64)},
+        {"exit_weights": {"heads.0.bias": EXITS["heads.0.bias"]}},
+    ],
+)
+def test_numbers_that_no_round_leaves_are_refused_also_where_the_digest_is_right(tmp_path, change):
+    store, whole = ExitStore(tmp_path), dataclasses.replace(stored(), exit_weights=EXITS, shifts=SHIFTS)
+    store.save(whole)
+    assert np.array_equal(store.load("a" * 64, "f0001_01").shifts, SHIFTS)
+    store.save(dataclasses.replace(whole, **change))
+    with pytest.raises(StoreError, match="is damaged"):
+        ExitStore(tmp_path).load("a" * 64, "f0001_01")

@@ -116,7 +116,7 @@ def test_a_held_out_user_whose_frequencies_are_found_says_what_they_are_worth(ne
         temperatures=(1.0,) * 3, biases=((0.0, 0.0),) * 3, frequencies=(0.5, 0.5), least_gain=9.0
     )
 
-    def logits(network, images, plan):
+    def logits(network, images):
         # the last exit is sure of class 0, whatever it sees: half of the answers are wrong with any frequencies
         return held_out_pools.FeatureCache(maps=(), last_logits=torch.tensor([[2.0, 0.0]]).repeat(len(images), 1))
 
