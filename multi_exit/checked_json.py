@@ -20,6 +20,7 @@ from persephonee.multi_exit.atomic_files import write_json_atomically
 MAX_JSON_BYTES = 64 * 2**20
 MAX_INTEGER = 2**64
 DIGEST_KEY = "sha256"
+_CHANGED = f"its content is not that of its {DIGEST_KEY}, it has been changed or damaged"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -83,8 +84,10 @@ def checked_state(header: Mapping[str, str], arrays: Mapping[str, NDArray[Any]])
         ValueError: text or arrays are not those that the digest was made of.
     """
     state = header["state"]
-    if DIGEST_KEY in header and header[DIGEST_KEY] != _digest_of_arrays(state, arrays):
-        raise ValueError(f"its content is not that of its {DIGEST_KEY}, it has been changed or damaged")
+    found = _digest_of_arrays(state, arrays)
+    # a flipped bit in the digest's own name must not make the file one of an earlier version
+    if header.get(DIGEST_KEY, found) != found or (DIGEST_KEY not in header and found in header.values()):
+        raise ValueError(_CHANGED)
     return state
 
 
@@ -101,8 +104,18 @@ def without_digest(values: dict[str, Any]) -> dict[str, Any]:
     """
     rest = {key: value for key, value in values.items() if key != DIGEST_KEY}
     if DIGEST_KEY in values and values[DIGEST_KEY] != _digest(rest):
-        raise ValueError(f"its content is not that of its {DIGEST_KEY}, it has been changed or damaged")
+        raise ValueError(_CHANGED)
+    if DIGEST_KEY not in values and any(_is_digest_of(key, values) for key in values):
+        # a flipped bit in the digest's own name must not make the file one of an earlier version
+        raise ValueError(_CHANGED)
     return rest
+
+
+def _is_digest_of(name: str, values: Mapping[str, Any]) -> bool:
+    """Return whether the value called `name` is the digest of the others."""
+    value = values[name]
+    is_like_one = isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2
+    return is_like_one and value == _digest({key: other for key, other in values.items() if key != name})
 
 
 def _digest(values: dict[str, Any]) -> str:
