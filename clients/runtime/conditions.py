@@ -40,7 +40,7 @@ class ConditionSettings:
     `min_new_samples` is less, it is enough."""
 
     min_calibration: int = 20
-    """Calibration samples that a round needs, at least 1; a drop of 1 % cannot be promised with fewer than 99."""
+    """Calibration samples that a round needs, at least 1; the paper's rule sees no drop of 1 % on fewer than 99."""
 
     far: float = 0.1
     """The active threshold asks for a round where it is this far from the validated one, in (0, 1]."""
