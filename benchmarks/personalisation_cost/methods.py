@@ -11,7 +11,7 @@ All begin with uint8 images and end with trained weights; calibration and report
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -163,7 +163,8 @@ def only_early(network: MultiExitNetwork, exits: Sequence[int]) -> MultiExitNetw
     end = fx.symbolic_trace(_NoAnswer(network.num_classes))
     stages = [*list(network.stages)[:last], end]
     heads = [network.heads[i] for i in exits]
-    return MultiExitNetwork(stages, heads, network.spec, network.costs, network.feature_shapes[:last])
+    spec = replace(network.spec, cuts=network.spec.cuts[:last])
+    return MultiExitNetwork(stages, heads, spec, network.costs, network.feature_shapes[:last])
 
 
 class _NoAnswer(nn.Module):

@@ -74,4 +74,4 @@ def test_a_user_with_too_few_samples_is_left_out(tmp_path):
     words = [str(tmp_path / "M"), "--users", "3", "--dataset", "parquet", "--data-path", str(data), "--rule", "paper"]
     done = CliRunner().invoke(app, [*words, "--sources", SOURCE, "--schedule", "fast"])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("2 users")
+    assert done.stdout.startswith("2 users")
