@@ -4,9 +4,7 @@ Beside them, for a model that has none yet, the calibration of its exits (temper
 """
 
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,13 +15,10 @@ from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.batched_personalise import BatchUser, personalise_batch
 from persephonee.clients.personalisation.evaluation import ExitOutputs
-from persephonee.clients.personalisation.exit_shifts import class_prior
 from persephonee.clients.personalisation.feature_cache import FeatureCache, fill_cache
-from persephonee.clients.personalisation.features import features_of
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.risk.risk_control import pool_curves
 from persephonee.clients.personalisation.risk.risk_curves import (
-    FEWEST_SAMPLES,
     RiskCurve,
     labelled_excess,
     own_excess,
@@ -31,13 +26,11 @@ from persephonee.clients.personalisation.risk.risk_curves import (
 )
 from persephonee.clients.personalisation.risk.risk_pools import BEFORE, pool_name
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, loss_weights
-from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import Partitions
-from persephonee.data_partitions.settings import SplitSettings
-from persephonee.data_partitions.user_splits import choose_users, split_samples
-from persephonee.multi_exit.exit_calibration import LEAST_GAIN
+from persephonee.data_partitions.user_splits import choose_users
+from persephonee.fl_app.server_side.prior_trials import least_gain_of, prior_trials
+from persephonee.fl_app.server_side.user_groups import user_groups
 from persephonee.multi_exit.network import MultiExitNetwork
-from persephonee.multi_exit.settings import UNLABELLED
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.training.exit_calibration_fit import fit_calibration
 from persephonee.server.training.global_model_settings import UserFractions
@@ -51,39 +44,7 @@ PROMISES = tuple((tolerance, delta) for tolerance in (0.005, 0.01, 0.02, 0.03, 0
 CALIBRATED_ON = "calibrated_on"
 """Where the metadata's settings name the users that no validation saw and the pools did."""
 
-GROUP_USERS = 64
-"""Who personalise together on a GPU at most."""
-
-WAITING_USERS = 4 * GROUP_USERS
-"""Who are sorted by size at a time."""
-
-GROUP_BYTES = 8 * 2**30
-"""Of a GPU's memory that they take, about."""
-
-UNFOLDED = 27
-"""A convolution of 3 x 3 as a product takes nine times its maps, and its gradient about as much twice more."""
-
-SECONDS_BETWEEN_LINES = 10.0
-
 Told = Callable[[int, int], None]
-
-
-class RemainingTime:
-    """How far the users are, in words, and how long the others take."""
-
-    def __init__(self) -> None:
-        self._begun = self._said = time.monotonic()
-
-    def words(self, done: int, of: int) -> str:
-        """Return what there is to say once `done` of `of` users have personalised."""
-        left = (time.monotonic() - self._begun) / done * (of - done)
-        return f"{done} of {of} users, about {_duration(left)} more"
-
-    def log_sometimes(self, logger: logging.Logger, done: int, of: int) -> None:
-        """Log these words, every ten seconds at most."""
-        if time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
-            logger.info(self.words(done, of))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,35 +125,6 @@ def held_out_users(
     return (*before, *others), others
 
 
-def prior_trials(network: MultiExitNetwork, partitions: Partitions, users: Sequence[str]) -> list[tuple[float, float]]:
-    """Return of each held-out user for whom class frequencies are found without labels what they are worth.
-
-    A pair is their gain in nats a sample, and by how much the last exit's accuracy rises with them on the other
-    samples, in [-1, 1]. A user who writes another hand may look like one of other classes, and only labels tell.
-    """
-    calibration, found = network.calibration, []
-    assert calibration is not None
-    for name in users:
-        user = _with_split(partitions, name)
-        if user is None:
-            continue
-        features = features_of(network, user.samples.images)
-        nobody = np.full(len(user.samples), UNLABELLED)
-        prior = class_prior(replace(calibration, least_gain=LEAST_GAIN), features, nobody, user.split, 0, name, 1)
-        if prior.is_shifted:
-            raw, truth = features.last_exit_logits[user.split.judged], user.samples.labels[user.split.judged]
-            with_prior = raw + calibration.temperatures[-1] * prior.shift
-            change = (with_prior.argmax(axis=1) == truth).mean() - (raw.argmax(axis=1) == truth).mean()
-            found.append((prior.gain, float(change)))
-    return found
-
-
-def least_gain_of(found: Sequence[tuple[float, float]]) -> float:
-    """Return the smallest bound on the gain above which the users' accuracy rises on average, or nobody is left."""
-    bounds = [LEAST_GAIN, *sorted(gain for gain, _ in found)]
-    return next(bound for bound in bounds if sum(change for gain, change in found if gain > bound) >= 0)
-
-
 def make_pools(
     network: MultiExitNetwork, partitions: Partitions, users: Sequence[str], told: Told = lambda done, of: None
 ) -> tuple[dict[str, Any], int]:
@@ -203,7 +135,7 @@ def make_pools(
     network.freeze_backbone()
     network.risk_pools = {}
     found: dict[str, dict[str, _Curves]] = {}
-    for group in _groups(network, partitions, users):
+    for group in user_groups(network, partitions, users):
         found.update(zip((user.samples.client_id for user in group), _of_group(network, group), strict=True))
         told(len(found), len(users))
     # in the order of the users, whatever the groups: sums depend on it
@@ -220,59 +152,6 @@ def make_pools(
         if len(curves) > 1
     }
     return pools, len(curves_of)
-
-
-def _with_split(partitions: Partitions, user: str) -> BatchUser | None:
-    """Return a user's samples, all labelled, and how they are split; None where they are too few."""
-    samples = partitions.load_partition(partitions.client_ids.index(user))
-    try:
-        # nobody looks at a held-out user's near-duplicates, and to look for them takes a while
-        split = split_samples(samples, SplitSettings(labels=1.0), seed=0, names_near_duplicates=False)
-    except UserTooSmallError as error:
-        log.info("Left out: %s", error)
-        return None
-    return BatchUser(samples=samples, split=split) if len(split.judged) >= 2 * FEWEST_SAMPLES else None
-
-
-def _groups(network: MultiExitNetwork, partitions: Partitions, users: Sequence[str]) -> Iterator[list[BatchUser]]:
-    """Yield users of like sizes, so many at a time as fit into the memory of the network's GPU; elsewhere one by one.
-
-    Who has too few samples is left out. The images of a few groups are in memory at a time.
-    """
-    together = _is_on_gpu(network)
-    waiting: list[BatchUser] = []
-    for name in users:
-        user = _with_split(partitions, name)
-        if user is not None:
-            waiting.append(user)
-        if waiting and (not together or len(waiting) == WAITING_USERS or _bytes_of(waiting) > GROUP_BYTES):
-            yield from _fitting(network, waiting)
-            waiting = []
-    yield from _fitting(network, waiting)
-
-
-def _is_on_gpu(network: MultiExitNetwork) -> bool:
-    return next(network.parameters()).device.type != "cpu"
-
-
-def _fitting(network: MultiExitNetwork, users: Sequence[BatchUser]) -> Iterator[list[BatchUser]]:
-    maps = [4 * math.prod(shape) for shape in network.feature_shapes]
-    group: list[BatchUser] = []
-    room = 0
-    for user in sorted(users, key=lambda user: len(user.samples)):
-        # the features of all samples, and a batch's maps unfolded for a convolution, forth and back
-        needed = len(user.samples) * sum(maps) + PersonalisationSettings().batch_size * UNFOLDED * max(maps)
-        if group and (needed > room or len(group) == GROUP_USERS):
-            yield group
-            group = []
-        room = (room if group else GROUP_BYTES) - needed
-        group.append(user)
-    if group:
-        yield group
-
-
-def _bytes_of(users: Sequence[BatchUser]) -> int:
-    return sum(user.samples.images.nbytes for user in users)
 
 
 def _of_group(network: MultiExitNetwork, users: Sequence[BatchUser]) -> list[dict[str, _Curves]]:
@@ -301,10 +180,6 @@ def _personalised(
 
 def _unlabelled(user: BatchUser) -> BatchUser:
     return replace(user, split=replace(user.split, labelled=np.zeros_like(user.split.labelled)))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 def _curves(

@@ -60,7 +60,8 @@ def calibrate_and_show(
 
     from persephonee.clients.personalisation.risk.risk_pools import RiskPool
     from persephonee.clients.personalisation.settings import PersonalisationSettings
-    from persephonee.fl_app.server_side.held_out_pools import RemainingTime, calibrate_model
+    from persephonee.fl_app.server_side.held_out_pools import calibrate_model
+    from persephonee.fl_app.server_side.remaining_time import RemainingTime
 
     console, settings, estimate = Console(), PersonalisationSettings(), RemainingTime()
 
