@@ -14,8 +14,9 @@ from persephonee.fl_app.server_side.checkpoint import Checkpoint
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
 from persephonee.fl_app.server_side.global_model import save_merged_model
 from persephonee.fl_app.server_side.participants import Client, Participants
+from persephonee.fl_app.server_side.round_results import check_quota
 from persephonee.fl_app.server_side.run_status import RunStatus, StatusFile
-from persephonee.fl_app.server_side.strategy import GlobalModel, PersonalisationStrategy, check_quota
+from persephonee.fl_app.server_side.strategy import GlobalModel, PersonalisationStrategy
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import records as wire
 from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
