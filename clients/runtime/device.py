@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persephonee.clients.errors import ClientError, StoreFullError
-from persephonee.clients.inference.engine import Engine
-from persephonee.clients.inference.engines import engine_for
-from persephonee.clients.personalisation.exit_shifts import shifted
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import PersonalisationReport
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.device_round import (
+    PolicyInForce,
     chosen_and_judged,
     personalise_from_store,
     summary_of,
@@ -36,10 +34,9 @@ from persephonee.clients.runtime.persistent_state import PersistentState
 from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN, SampleStore
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.user_splits import SampleSplit
-from persephonee.multi_exit.exit_weights import as_arrays
 
 if TYPE_CHECKING:
-    from persephonee.clients.personalisation.features import Logits, Network
+    from persephonee.clients.personalisation.features import Network
 
 
 @dataclass
@@ -80,10 +77,9 @@ class Device:
         self._database = database
         self._exits = exits
         self._source = source
-        self._global_exits = as_arrays(network.exit_state())
-        self._backbone = network.backbone_fingerprint
-        owner = {"user": settings.client_id, "model": self._backbone, "image shape": list(network.input_shape)}
-        database.require(owner)
+        self._in_force = PolicyInForce(self.network, exits, settings.client_id)
+        model = network.backbone_fingerprint
+        database.require({"user": settings.client_id, "model": model, "image shape": list(network.input_shape)})
         self.events = EventLog(database, clock, listener)
         self.samples = SampleStore(database, settings.samples, network.input_shape, clock)
         self._memory = PersistentState(database)
@@ -94,16 +90,13 @@ class Device:
         self._is_full = False
         # a watched folder would bring again what found no room in the database
         self._answered_unwritten: set[str] = set()
-        self._engine: Engine
-        self._last_shift: Logits | None = None
-        self._counts_on_classes = False
         with database.transaction():
             self._recover()
 
     @property
     def policy(self) -> ExitPolicy:
         """The exits in use and the active threshold."""
-        return self._engine.policy
+        return self._in_force.engine.policy
 
     def answer(self, frame: Frame) -> Prediction:
         """Answer a frame, and store it for later rounds; returns when what it changed is on the disk.
@@ -116,10 +109,10 @@ class Device:
         begin = time.perf_counter()
         explored: Explored | None = None
         if explores:
-            exploration = self._engine.explore(image)
+            exploration = self._in_force.engine.explore(image)
             predictions = exploration.predictions
         else:
-            predictions = self._engine.infer(image)
+            predictions = self._in_force.engine.infer(image)
         latency_ms = 1e3 * (time.perf_counter() - begin)
         if explores:
             explored = explore_logits(exploration.logits.astype(np.float64))[0]
@@ -191,7 +184,7 @@ class Device:
             return None
 
     def _round(self) -> PersonalisationReport:
-        self.network.load_exit_state(self._global_exits)
+        self._in_force.load_global_exits()
         samples, split = self._round_samples()
         result = personalise_from_store(
             self.network,
@@ -223,7 +216,7 @@ class Device:
     def _recover(self) -> None:
         was_round = self.orchestrator.start_again()
         before = self.orchestrator.state.round
-        stored = self._exits.load(self._backbone, self.settings.client_id)
+        stored = self._in_force.stored_exits()
         known = self.orchestrator.validation
         self._put_in_force(adopt=stored is not None and (known is None or known.round != stored.round))
         after = self.orchestrator.state.round
@@ -243,27 +236,18 @@ class Device:
 
     def _put_in_force(self, *, adopt: bool) -> None:
         """Load the exits and the policy of the exit store; with `adopt` the orchestrator takes them up too."""
-        stored = self._exits.load(self._backbone, self.settings.client_id)
-        self.network.load_exit_state(stored.exit_weights if stored else self._global_exits)
-        shifts = stored.shifts if stored else None
-        self._counts_on_classes = shifts is not None and (adopt or not self.orchestrator.state.asked)
-        if stored and shifts is not None and not self._counts_on_classes:
-            # since the inputs changed these may no longer be the classes that the device is shown
-            self.network.load_exit_state(shifted(stored.exit_weights, -shifts))
-        self._last_shift = shifts[-1] if shifts is not None and self._counts_on_classes else None
-        everywhere = tuple(range(self.network.num_exits))
-        policy = (
-            stored.policy if stored else ExitPolicy(threshold=1.0, exits_in_use=everywhere, num_exits=len(everywhere))
-        )  # what is in force first, and only then what may find no room
+        state = self.orchestrator.state
+        # since the inputs changed these may no longer be the classes that the device is shown
+        stored = self._in_force.load(counts_on_classes=adopt or not state.asked)
+        # what is in force first, and only then what may find no room
         if adopt and stored is not None:
             samples, split = self._round_samples()
-            validation = validate(self.network, samples, split, policy, stored.round, self._last_shift)
-            self._make_engine(policy, policy.threshold)
-            self.counters.rounds += stored.round != self.orchestrator.state.round
-            self.orchestrator.end_round(stored.round, policy.threshold, validation)
+            validation = validate(self.network, samples, split, stored.policy, stored.round, self._in_force.last_shift)
+            self.counters.rounds += stored.round != state.round
+            self.orchestrator.end_round(stored.round, stored.policy.threshold, validation)
         else:
-            self._make_engine(policy, self.orchestrator.state.threshold)
-        self._database.set_fact("exits in use", list(policy.exits_in_use))
+            self._in_force.use_threshold(state.threshold)
+        self._database.set_fact("exits in use", list(self.policy.exits_in_use))
 
     def _round_samples(self) -> tuple[UserSamples, SampleSplit]:
         settings = self.settings
@@ -271,13 +255,15 @@ class Device:
         samples, split = self.samples.load(settings.client_id, newest)
         return samples, chosen_and_judged(split, settings.personalisation.rule)
 
-    def _make_engine(self, policy: ExitPolicy, threshold: float) -> None:
-        policy = replace(policy, threshold=threshold)
-        self._engine = engine_for(self.network, policy, last_shift=self._last_shift)
-
     def _keep(self, frame: Frame, exit_indices: int, explored: Explored | None, latency_ms: float) -> bool:
         """Commit what a frame changed; on a full disk the answer is given all the same."""
-        self._count(exit_indices, explored is not None, latency_ms)
+        self.counters.add_answer(
+            exit_indices,
+            is_explored=explored is not None,
+            latency_ms=latency_ms,
+            policy=self.policy,
+            costs=self.network.costs,
+        )
         before, stored = self.orchestrator.state, False
         with self._written_if_room() as writing:
             self._memory.note_answered(frame.key)
@@ -291,10 +277,9 @@ class Device:
             self._answered_unwritten.add(frame.key)
             # which frames are explored depends on their number, which goes on
             stored, self.orchestrator.state = False, replace(before, frames=before.frames + 1)
-        if self.orchestrator.state.asked and self._counts_on_classes:
+        if self.orchestrator.state.asked and self._in_force.counts_on_classes:
             self._put_in_force(adopt=False)
-        if self._engine.policy.threshold != self.orchestrator.state.threshold:
-            self._make_engine(self._engine.policy, self.orchestrator.state.threshold)
+        self._in_force.use_threshold(self.orchestrator.state.threshold)
         return stored
 
     @contextmanager
@@ -310,14 +295,3 @@ class Device:
                 # it cannot be logged, there is no room
                 self.events.listener(Event(seq=0, wall=time.time(), kind="disk full", reason=str(error), details={}))
             self._is_full = True
-
-    def _count(self, exit_indices: int, explored: bool, latency_ms: float) -> None:
-        counters, policy = self.counters, self._engine.policy
-        steps, macs = (*policy.exits_in_use, policy.num_exits), self.network.costs.leaving_macs(policy.exits_in_use)
-        costs = dict(zip(steps, macs, strict=True))
-        counters.frames += 1
-        counters.exits[exit_indices] += 1
-        counters.explored += explored
-        counters.macs += costs[policy.num_exits if explored else exit_indices]
-        counters.original_macs += self.network.costs.original_macs
-        counters.latency_ms += latency_ms

@@ -1,4 +1,4 @@
-"""A personalisation round from the device's own samples, and the validation of the policy that it chose."""
+"""A personalisation round from the device's own samples, the policy that it leaves in force, and its validation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persephonee.clients.inference.engine import Engine
+from persephonee.clients.inference.engines import engine_for
 from persephonee.clients.personalisation.evaluation import run_exits
-from persephonee.clients.personalisation.exit_shifts import with_last_shift
-from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.exit_shifts import shifted, with_last_shift
+from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
 from persephonee.clients.personalisation.features import Logits, features_of
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.policy import ExitPolicy
@@ -24,6 +26,59 @@ from persephonee.multi_exit.settings import LossWeights
 
 if TYPE_CHECKING:
     from persephonee.clients.personalisation.features import Network
+
+
+class PolicyInForce:
+    """The exits and the policy of the last round, in the network and in the engine that answers.
+
+    Args:
+        network: the global model, whose exits are replaced by the personal ones.
+        exits: the store of personal exits.
+        client_id: whose exits they are.
+    """
+
+    def __init__(self, network: "Network", exits: ExitStore, client_id: str) -> None:
+        self._network, self._exits, self._client_id = network, exits, client_id
+        self._global_exits = as_arrays(network.exit_state())
+        self.engine: Engine
+        """Answers; there is one once `load` has been called."""
+        self.last_shift: Logits | None = None
+        """What the policy adds to the last exit's logits, [K]."""
+        self.counts_on_classes = False
+        """Whether the user's class frequencies are in force."""
+
+    def stored_exits(self) -> StoredExits | None:
+        """Return what the store holds for this model and user."""
+        return self._exits.load(self._network.backbone_fingerprint, self._client_id)
+
+    def load_global_exits(self) -> None:
+        """Give the network the exits with which a round begins."""
+        self._network.load_exit_state(self._global_exits)
+
+    def load(self, *, counts_on_classes: bool) -> StoredExits | None:
+        """Put what the store holds in force, without the user's class frequencies where they do not count any more.
+
+        An empty store leaves the global exits, and a threshold that no early exit reaches.
+        """
+        stored = self.stored_exits()
+        self._network.load_exit_state(stored.exit_weights if stored else self._global_exits)
+        shifts = stored.shifts if stored else None
+        self.counts_on_classes = counts_on_classes and shifts is not None
+        if stored and shifts is not None and not counts_on_classes:
+            self._network.load_exit_state(shifted(stored.exit_weights, -shifts))
+        self.last_shift = shifts[-1] if shifts is not None and counts_on_classes else None
+        num_exits = self._network.num_exits
+        untrained = ExitPolicy(threshold=1.0, exits_in_use=tuple(range(num_exits)), num_exits=num_exits)
+        self._make_engine(stored.policy if stored else untrained)
+        return stored
+
+    def use_threshold(self, threshold: float) -> None:
+        """Answer with another confidence threshold from now on."""
+        if self.engine.policy.threshold != threshold:
+            self._make_engine(replace(self.engine.policy, threshold=threshold))
+
+    def _make_engine(self, policy: ExitPolicy) -> None:
+        self.engine = engine_for(self._network, policy, last_shift=self.last_shift)
 
 
 def chosen_and_judged(split: SampleSplit, rule: str) -> SampleSplit:

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_type_hints
 
+from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.runtime.device_database import DeviceDatabase
 from persephonee.clients.runtime.exploration import Explored, Validation
 from persephonee.clients.runtime.phases import OrchestratorState, Phase
+from persephonee.multi_exit.costs import CostTable
 
 MAX_EXPLORED = 2000
 """Explored samples that are kept; a device that is never personalised would gather them for ever."""
@@ -47,6 +49,27 @@ class Counters:
     rounds: int = 0
     refused_rounds: int = 0
     round_seconds: float = 0.0
+
+    def add_answer(
+        self, exit_index: int, *, is_explored: bool, latency_ms: float, policy: ExitPolicy, costs: CostTable
+    ) -> None:
+        """Count one answered sample.
+
+        Args:
+            exit_index: the exit that answered, in [0, M].
+            is_explored: the last exit was computed too.
+            latency_ms: of the answer.
+            policy: under which it was given.
+            costs: of the network's exits.
+        """
+        steps = (*policy.exits_in_use, policy.num_exits)
+        macs = dict(zip(steps, costs.leaving_macs(policy.exits_in_use), strict=True))
+        self.frames += 1
+        self.exits[exit_index] += 1
+        self.explored += is_explored
+        self.macs += macs[policy.num_exits if is_explored else exit_index]
+        self.original_macs += costs.original_macs
+        self.latency_ms += latency_ms
 
 
 class PersistentState:

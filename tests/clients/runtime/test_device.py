@@ -330,11 +330,11 @@ def test_the_class_frequencies_are_dropped_as_soon_as_drift_fires(toy_network, u
     bias = "heads.0.classifier.bias"
     assert np.array_equal(toy_network.exit_state()[bias], stored.exit_weights[bias])
     image = own.images[:1]
-    shifted = life.device._engine.explore(image).logits[-1]
+    shifted = life.device._in_force.engine.explore(image).logits[-1]
     life.device.orchestrator._ask("the loss of exit 0 has risen", "drift")
     life.device.answer(replace(frames_of(own)[0], key="after the shift"))
     torch.testing.assert_close(toy_network.exit_state()[bias], before[bias])
-    assert abs(life.device._engine.explore(image).logits[-1] - shifted + stored.shifts[-1]).max() < 1e-5
+    assert abs(life.device._in_force.engine.explore(image).logits[-1] - shifted + stored.shifts[-1]).max() < 1e-5
     life.stop()
     # nor do they come back with a restart before the next round
     again = start(toy_network, tmp_path, settings)
