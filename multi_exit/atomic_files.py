@@ -1,8 +1,11 @@
-"""Atomic writing: a reader sees the old file or the new one, also after a crash or a full disk."""
+"""Atomic writing: a reader sees the old file or folder or the new one, also after a crash or a full disk."""
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,7 @@ def write_bytes_atomically(path: Path, data: bytes, *, private: bool = False) ->
             os.fsync(file.fileno())
         if not private:
             # mkstemp makes files private
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -53,6 +54,37 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_json_atomically(path: Path, value: Any, *, private: bool = False) -> None:
     """Replace `path` by `value` as indented JSON; NaN is refused, since JSON has none."""
     write_bytes_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode(), private=private)
+
+
+@contextmanager
+def new_folder_atomically(folder: Path, *, private: bool = False) -> Iterator[Path]:
+    """Make a folder that appears under its name with all that is written into it, or not at all.
+
+    Args:
+        folder: is missing or empty; the folder around it is made where it is missing.
+        private: whether only this user may enter it (0700); otherwise it is as open as the user's others.
+
+    Yields:
+        The folder to write into, which lies beside the other and which only this user can enter.
+
+    Raises:
+        OSError: it cannot be written, or `folder` holds something; nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield made
+        made.chmod(0o700 if private else 0o777 & ~_umask())
+        made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def make_private_folder(folder: Path) -> None:

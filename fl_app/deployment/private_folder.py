@@ -1,13 +1,11 @@
 """A folder of keys and settings that appears whole or not at all, and that only its owner reads."""
 
-import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from persephonee.fl_app.errors import AppError
+from persephonee.multi_exit.atomic_files import new_folder_atomically
 
 FOLDER_MODE = 0o700
 KEY_MODE = 0o600
@@ -37,10 +35,7 @@ def write_private_folder(folder: Path, files: Mapping[str, tuple[bytes, int]], f
         OSError: it cannot be written; nothing is left behind.
     """
     check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        made.chmod(FOLDER_MODE)
+    with new_folder_atomically(folder, private=True) as made:
         for name in folders:
             (made / name).mkdir(mode=FOLDER_MODE, parents=True)
         for name, (content, mode) in files.items():
@@ -51,9 +46,3 @@ def write_private_folder(folder: Path, files: Mapping[str, tuple[bytes, int]], f
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()
-        made.rename(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise

@@ -2,14 +2,13 @@
 
 import keyword
 import re
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.settings.run_config import toml_value
 from persephonee.fl_app.template import compose_files, python_files, text_files
+from persephonee.multi_exit.atomic_files import new_folder_atomically
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 TAKEN = frozenset({"persephonee", "flwr", "ray", "torch", "torchvision", "numpy", "test", "tests", "data"})
@@ -26,17 +25,10 @@ def write_new_app(folder: Path) -> tuple[Path, str]:
     package = _package_of(folder.name)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise AppError(f"{folder} is not empty: name a new folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with new_folder_atomically(folder) as made:
         for name, text in _files(folder, package).items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_text(text, encoding="utf-8")
-        made.chmod(0o755)
-        made.replace(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return folder, package
 
 

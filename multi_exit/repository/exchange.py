@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from persephonee.multi_exit.atomic_files import LEFTOVER_SUFFIX, names_in
+from persephonee.multi_exit.atomic_files import LEFTOVER_SUFFIX, names_in, new_folder_atomically, remove_leftovers
 from persephonee.multi_exit.checked_json import MAX_JSON_BYTES
 from persephonee.multi_exit.errors import MultiExitError
 from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES
@@ -90,10 +90,8 @@ def pull_model(source: str, out: Path, sources: tuple[str, ...]) -> tuple[str, .
     if names_in(out) or (out.exists() and not out.is_dir()):
         raise RepositoryError(f"{out} is not empty: name another folder for the model.")
     fetch = _from_hub(_repository(source)) if source.startswith(HUB) else _from_folder(Path(source))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=out.parent) as scratch:
-        arrived = Path(scratch) / "model"
-        arrived.mkdir()
+    remove_leftovers(out)
+    with new_folder_atomically(out) as arrived:
         fetch(DESCRIPTION, arrived, MAX_JSON_BYTES)
         names = files_of(arrived)
         for name in names[:-1]:
@@ -102,9 +100,6 @@ def pull_model(source: str, out: Path, sources: tuple[str, ...]) -> tuple[str, .
             fetch(CARD_NAME, arrived, MAX_CARD_BYTES)
             names = (*names, CARD_NAME)
         _check(arrived, sources)
-        if out.exists():
-            out.rmdir()
-        arrived.rename(out)
     return names
 
 
@@ -186,7 +181,7 @@ def _from_hub(repository: str) -> Callable[[str, Path, int], None]:
 
     def fetch(name: str, folder: Path, most_bytes: int) -> None:
         try:
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 _copy(Path(hf_hub_download(repository, name, local_dir=scratch)), folder / name, most_bytes)
         except RepositoryError:
             raise

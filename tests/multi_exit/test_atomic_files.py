@@ -11,6 +11,7 @@ from persephonee.multi_exit.atomic_files import (
     LEFTOVER_SUFFIX,
     make_private_folder,
     names_in,
+    new_folder_atomically,
     remove_leftovers,
     write_bytes_atomically,
     write_json_atomically,
@@ -81,3 +82,31 @@ atomic_files.write_bytes_atomically(pathlib.Path({str(tmp_path / "file.bin")!r})
     (tmp_path / f".folder{LEFTOVER_SUFFIX}").mkdir()
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, f".folder{LEFTOVER_SUFFIX}"}
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "app"
+    with pytest.raises(RuntimeError), new_folder_atomically(folder) as made:
+        (made / "half").touch()
+        raise RuntimeError
+    assert list(folder.parent.iterdir()) == []
+    with new_folder_atomically(folder) as made:
+        (made / "one").touch()
+        assert not folder.exists()
+    assert names_in(folder) == ["one"]
+    # somebody else filled it in the meantime
+    with pytest.raises(OSError, match="not empty"), new_folder_atomically(folder) as made:
+        (made / "two").touch()
+    assert names_in(folder.parent) == ["app"]
+
+
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o700), (False, 0o750)])
+def test_a_new_folder_may_replace_an_empty_one_and_is_as_open_as_it_was_asked_to_be(tmp_path, private, mode):
+    umask = os.umask(0o027)
+    try:
+        (tmp_path / "folder").mkdir()
+        with new_folder_atomically(tmp_path / "folder", private=private) as made:
+            assert made.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == mode
