@@ -1,5 +1,30 @@
 """The Compose file of a new app, its image, and how to use them. Checked for syntax by a test, and not run here."""
 
+_SUPERNODE = """\
+  supernode-<<number>>:
+    <<: *supernode
+    environment: *environment
+    command:
+      - flower-supernode
+      - --root-certificates=/federation/ca.crt
+      - --superlink=superlink:8443
+      - --auth-supernode-private-key=/keys/<<user>>
+      - --node-config
+      - >-
+        client-id="<<user>>" store="/state/store" dataset="parquet" data-path="/users/<<user>>.parquet"
+        user-column="user" label-column="label" backbones="<<package>>.cnn"
+    volumes:
+      - ./federation/ca.crt:/federation/ca.crt:ro
+      - ./keys/<<user>>:/keys/<<user>>:ro
+      - ./users/<<user>>.parquet:/users/<<user>>.parquet:ro
+      - supernode-<<number>>:/state
+"""
+
+_SUPERNODES = "\n".join(
+    _SUPERNODE.replace("<<number>>", number).replace("<<user>>", user)
+    for number, user in (("1", "user-05"), ("2", "user-07"))
+)
+
 COMPOSE = """\
 # A SuperLink and two SuperNodes with TLS and node authentication. README.md beside this file says what to make first.
 # Not run by its authors: the commands are those of docs/devices.md, which were tested over loopback.
@@ -48,47 +73,12 @@ services:
       - ./runs:/runs
       - superlink:/state
 
-  supernode-1:
-    <<: *supernode
-    environment: *environment
-    command:
-      - flower-supernode
-      - --root-certificates=/federation/ca.crt
-      - --superlink=superlink:8443
-      - --auth-supernode-private-key=/keys/user-05
-      - --node-config
-      - >-
-        client-id="user-05" store="/state/store" dataset="parquet" data-path="/users/user-05.parquet"
-        user-column="user" label-column="label" backbones="<<package>>.cnn"
-    volumes:
-      - ./federation/ca.crt:/federation/ca.crt:ro
-      - ./keys/user-05:/keys/user-05:ro
-      - ./users/user-05.parquet:/users/user-05.parquet:ro
-      - supernode-1:/state
-
-  supernode-2:
-    <<: *supernode
-    environment: *environment
-    command:
-      - flower-supernode
-      - --root-certificates=/federation/ca.crt
-      - --superlink=superlink:8443
-      - --auth-supernode-private-key=/keys/user-07
-      - --node-config
-      - >-
-        client-id="user-07" store="/state/store" dataset="parquet" data-path="/users/user-07.parquet"
-        user-column="user" label-column="label" backbones="<<package>>.cnn"
-    volumes:
-      - ./federation/ca.crt:/federation/ca.crt:ro
-      - ./keys/user-07:/keys/user-07:ro
-      - ./users/user-07.parquet:/users/user-07.parquet:ro
-      - supernode-2:/state
-
+<<supernodes>>
 volumes:
   superlink:
   supernode-1:
   supernode-2:
-"""
+""".replace("<<supernodes>>", _SUPERNODES)
 
 DOCKERFILE = """\
 FROM python:3.12-slim
