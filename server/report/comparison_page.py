@@ -23,7 +23,7 @@ from persephonee.server.report.figure_style import (
     new_figure,
     save_figure,
 )
-from persephonee.server.report.template import STYLE
+from persephonee.server.report.template import FIGURES, PAGE_START, STYLE
 from persephonee.server.results.comparison import Comparison
 from persephonee.server.results.comparison_text import tables_of, verdicts
 from persephonee.server.results.run_folder import CONFIG_NAME
@@ -35,17 +35,9 @@ JSON_NAME = "comparison.json"
 COLOURS = (ORIGINAL, AFTER, BEFORE, FRONT, "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "osD^vPX"
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }} – personal early exits</title>
-<link rel="icon" href="data:,">
-<style>{{ style }}</style>
-</head>
-<body>
-<main>
+TEMPLATE = (
+    PAGE_START
+    + """\
 <header>
 <p class="kicker">PersEPhonEE: runs side by side, over {{ users }} users whom all of them measured</p>
 <h1>{{ title }}</h1>
@@ -54,24 +46,13 @@ TEMPLATE = """<!DOCTYPE html>
 {% for sentence in remarks %}<p class="more">{{ sentence }}</p>
 {% endfor %}
 </header>
-{% for figure in figures %}
-<section class="whole">
-<h2>{{ figure.title }}</h2>
-<p class="see">{{ figure.see }}</p>
-<div class="card">{{ figure.svg }}</div>
-</section>
-{% endfor %}
+"""
+    + FIGURES
+    + """\
 {% for table in tables %}
 <section class="whole">
 <h2>{{ table.title }}</h2>
-<div class="card wide">
-<table>
-<thead><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in table.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</tbody>
-</table>
-</div>
+{{ numbers(table) }}
 </section>
 {% endfor %}
 <footer>Accuracies are of each user's own held-out test samples, costs multiply-adds (MACs) per sample under the
@@ -80,6 +61,7 @@ policy. Intervals are percentiles of a bootstrap over users; differences are tak
 </body>
 </html>
 """
+)
 
 
 def draw_comparison(comparison: Comparison, out: Path) -> Path:

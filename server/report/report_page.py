@@ -126,7 +126,7 @@ def render_page(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(TEMPLATE).render(
         style=Markup(STYLE),
-        name=name,
+        title=name,
         summary=summary,
         headline=headline_sentences(summary),
         tiles=_tiles(summary) if summary.counts.ok else [],

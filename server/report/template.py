@@ -87,20 +87,55 @@ footer { margin-top: 44px; color: var(--dim); font-size: 13px; }
 }
 """
 
-TEMPLATE = """<!DOCTYPE html>
+PAGE_START = """\
+{% macro numbers(table) %}
+<div class="card wide">
+<table>
+<thead><tr>{% for column in table.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in table.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody>
+</table>
+</div>
+{% endmacro %}
+{% macro statuses(rows) %}
+<div class="card wide long"><table class="words">
+<thead><tr><th>client</th><th>what happened</th></tr></thead>
+<tbody>{% for row in rows %}
+<tr><td>{{ row.client_id }}</td><td>{{ row.status }}</td></tr>{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }} – personal early exits</title>
+<title>{{ title }} – personal early exits</title>
 <link rel="icon" href="data:,">
 <style>{{ style }}</style>
 </head>
 <body>
 <main>
+"""
+"""The head of a page, and macros for its tables; takes `title` and `style`."""
+
+FIGURES = """\
+{% for figure in figures %}
+<section class="whole">
+<h2>{{ figure.title }}</h2>
+<p class="see">{{ figure.see }}</p>
+<div class="card">{{ figure.svg }}</div>
+</section>
+{% endfor %}
+"""
+"""Takes `figures`, each with `title`, `see` and `svg`."""
+
+TEMPLATE = (
+    PAGE_START
+    + """\
 <header>
 <p class="kicker">PersEPhonEE: early exits personalised on the user's device · round {{ summary.round }}</p>
-<h1>{{ name }}</h1>
+<h1>{{ title }}</h1>
 {% for sentence in headline %}<p class="{{ 'headline' if loop.first else 'more' }}">{{ sentence }}</p>
 {% endfor %}
 </header>
@@ -114,14 +149,9 @@ TEMPLATE = """<!DOCTYPE html>
 </section>
 {% endif %}
 
-{% for figure in figures %}
-<section class="whole">
-<h2>{{ figure.title }}</h2>
-<p class="see">{{ figure.see }}</p>
-<div class="card">{{ figure.svg }}</div>
-</section>
-{% endfor %}
-
+"""
+    + FIGURES
+    + """
 {% if exits %}
 <section class="whole">
 <h2>Every exit in numbers</h2>
@@ -129,14 +159,7 @@ TEMPLATE = """<!DOCTYPE html>
 this exit alone, over the original network's. Helped and hurt: users for whom the exit became more or less
 accurate. “Reaches the original”: users for whom it is now at least as accurate as their last exit. Kept: users whose
 policy still has it.</p>
-<div class="card wide">
-<table>
-<thead><tr>{% for column in exits.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in exits.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</tbody>
-</table>
-</div>
+{{ numbers(exits) }}
 </section>
 {% endif %}
 
@@ -146,21 +169,10 @@ policy still has it.</p>
 {% for sentence in sharing.words %}<p class="see">{{ sentence }}</p>
 {% endfor %}
 {% if sharing.rows %}
-<div class="card wide">
-<table>
-<thead><tr>{% for column in sharing.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in sharing.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</tbody>
-</table>
-</div>
+{{ numbers(sharing) }}
 {% endif %}
 {% if sharing.left_out %}
-<div class="card wide long"><table class="words">
-<thead><tr><th>client</th><th>what happened</th></tr></thead>
-<tbody>{% for row in sharing.left_out %}
-<tr><td>{{ row.client_id }}</td><td>{{ row.status }}</td></tr>{% endfor %}
-</tbody></table></div>
+{{ statuses(sharing.left_out) }}
 {% endif %}
 </section>
 {% endif %}
@@ -196,11 +208,7 @@ data, adds one.</p>
 <h2>What was left out or failed</h2>
 <p class="see">{{ left_out.words }}</p>
 {% if left_out.rows %}
-<div class="card wide long"><table class="words">
-<thead><tr><th>client</th><th>what happened</th></tr></thead>
-<tbody>{% for row in left_out.rows %}
-<tr><td>{{ row.client_id }}</td><td>{{ row.status }}</td></tr>{% endfor %}
-</tbody></table></div>
+{{ statuses(left_out.rows) }}
 {% endif %}
 </section>
 
@@ -228,3 +236,4 @@ samples, with the heads of all exits passed on the way. Drawn from exits.parquet
 </body>
 </html>
 """
+)
