@@ -37,11 +37,6 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
                 if name is not None:
                     self._graphs[name] = self._load(name)
 
-    @property
-    def loaded_graphs(self) -> tuple[str, ...]:
-        """Files of the graphs that are in memory."""
-        return tuple(self._graphs)
-
     def _start(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         return images
 

@@ -4,7 +4,6 @@ Latencies are wall times in ms at batch 1, taken one run at a time in the course
 the caches as it does in use. `Profile.leaving_ms` takes the place of MACs in the calibration.
 """
 
-import json
 import resource
 import sys
 import time
@@ -12,12 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from persephonee.clients.errors import StoreError
 from persephonee.clients.personalisation.features import runs_on_graphs
 from persephonee.multi_exit.atomic_files import write_json_atomically
 from persephonee.multi_exit.exit_weights import ExitWeights, classifiers_of, load_exit_weights
@@ -96,11 +94,6 @@ class Profile:
         used = [*kept, len(self.exits) - 1]
         heads = np.cumsum([self.exits[exit].head_ms for exit in used])
         return tuple((stages[used] + heads).tolist())
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the profile of a dictionary that `dataclasses.asdict` made."""
-        return cls(**{**values, "exits": tuple(ExitProfile(**row) for row in values["exits"])})
 
 
 def profile_exits(
@@ -259,21 +252,3 @@ def save_profile(folder: Path, profile: Profile, round_number: int) -> None:
         OSError: the disk is full or not writable.
     """
     write_json_atomically(folder / PROFILE_FILE, {"format": FORMAT, "round": round_number, "profile": asdict(profile)})
-
-
-def load_profile(folder: Path) -> tuple[int, Profile] | None:
-    """Return the last profile in a device's store and the round that it belongs to, or None where there is none.
-
-    Raises:
-        StoreError: the file is damaged.
-    """
-    path = folder / PROFILE_FILE
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text())
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}, expected {FORMAT}")
-        return int(values["round"]), Profile.from_dict(values["profile"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged ({error}): move it away, the next round measures again.") from None

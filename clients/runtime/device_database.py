@@ -150,10 +150,6 @@ class DeviceDatabase:
                         "use what it was made with, or another folder."
                     )
 
-    def limit_pages(self, pages: int) -> None:
-        """Let the file grow to `pages` pages of 4 KiB and no further; SQLite then answers as on a full disk."""
-        self._connection.execute(f"PRAGMA max_page_count = {int(pages)}")
-
     def damaged(self, what: object) -> StoreError:
         """Return the error that says that what was read is none of what a device writes."""
         return StoreError(f"the store in {self.folder} is damaged ({what}): move it away to start anew.")

@@ -55,11 +55,6 @@ class FlowerPartitions:
         images = stack(pixels, self.image_shape, client_id)
         return UserSamples(client_id=client_id, images=images, labels=self._images.labels[rows])
 
-    def rows_of(self, index: int) -> Rows:
-        """Return the rows of the image set that a user has, sorted."""
-        check_index(index, self.num_partitions)
-        return self._rows[index].copy()
-
 
 def _divided(images: ImageSet, settings: ImageUserSettings) -> dict[str, Rows]:
     """Return each user's rows, sorted, by id."""

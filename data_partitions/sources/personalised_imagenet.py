@@ -86,11 +86,6 @@ class PersonalisedImageNet:
             fixed_test=fixed,
         )
 
-    def rows_of(self, index: int) -> Rows:
-        """Return the rows of the image set that a user has, sorted."""
-        check_index(index, self.num_partitions)
-        return self._rows[index].copy()
-
     def _draw(self, user: int, may_train: Rows, tests: Rows) -> tuple[Rows, Rows]:
         """Return a user's rows to train and calibrate with, and those to test with."""
         generator = _generator(self._settings, _USER, user)

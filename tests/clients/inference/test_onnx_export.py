@@ -121,9 +121,9 @@ def test_graphs_that_the_policy_can_never_reach_are_loaded_by_exploring_only(exp
     (exported / "policy.json").write_text(json.dumps(description))
     engine = OnnxEngine(exported)
     assert (engine.infer(images).exit_indices == 0).all()
-    assert [name[:7] for name in engine.loaded_graphs] == ["stage-0", "head-0-"]
+    assert [name[:7] for name in engine._graphs] == ["stage-0", "head-0-"]
     assert engine.explore(images).exits == (0, 1, 2)
-    assert len(engine.loaded_graphs) == 5
+    assert len(engine._graphs) == 5
 
 
 def test_a_folder_with_something_in_it_is_refused_unless_told_to_overwrite(toy_network, exported, caplog):

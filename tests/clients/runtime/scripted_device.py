@@ -33,6 +33,12 @@ SETTINGS = DeviceSettings(
 )
 
 
+def leave_pages(database: DeviceDatabase, more: int) -> None:
+    """Let the file of a database grow by so many pages and no further: SQLite then answers as on a full disk."""
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages + more}")
+
+
 @dataclass
 class Life:
     """A device and what it is fed with; `state` is what its power supply and its load will say next."""

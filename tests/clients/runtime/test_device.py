@@ -16,7 +16,7 @@ from persephonee.clients.runtime.sample_store import CALIBRATION, TRAIN
 from persephonee.multi_exit.atomic_files import write_json_atomically
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.settings import LossWeights
-from tests.clients.runtime.scripted_device import SETTINGS, frames_of, start
+from tests.clients.runtime.scripted_device import SETTINGS, frames_of, leave_pages, start
 
 
 def feed(life, frames):
@@ -112,7 +112,7 @@ def test_a_round_that_fails_leaves_the_previous_exits_in_force(toy_network, user
 
 def test_a_full_disk_stops_storing_and_not_answering(toy_network, user, tmp_path):
     life = start(toy_network, tmp_path)
-    life.database.limit_pages(life.database.execute("PRAGMA page_count").fetchone()[0] + 1)
+    leave_pages(life.database, 1)
     predictions = [life.device.answer(frame) for frame in frames_of(user)]
     stored = [answer.key for answer in predictions if answer.stored]
     assert len(predictions) == 120
@@ -126,7 +126,7 @@ def test_a_full_disk_stops_storing_and_not_answering(toy_network, user, tmp_path
 
 def leave_no_room(life):
     database = life.database
-    database.limit_pages(database.execute("PRAGMA page_count").fetchone()[0])
+    leave_pages(database, 0)
     # what the last page of each table still holds
     fillers = {
         "INSERT INTO facts VALUES (?, '0')": lambda n: (f"filler {n}",),
@@ -163,7 +163,7 @@ def test_a_full_disk_ends_neither_the_device_nor_its_rounds(toy_network, user, t
     assert all(life.device.has_answered(key) for key in ("frame 60", "frame 89", "odd.txt"))
     assert "round begins" not in life.kinds() and life.device.orchestrator.state.phase is Phase.INFERENCE
     # with room again it goes on by itself
-    life.database.limit_pages(10**6)
+    leave_pages(life.database, 10**6)
     run_device(life.device, frames_of(user, 90, 100), predictions.append, stop)
     assert all(answer.stored for answer in predictions[30:])
     assert "round done" in life.kinds()
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_round_keeps_the_round(toy_network, 
     assert "disk full" in life.kinds() and "round done" not in life.kinds()
     assert life.device.counters.rounds == 1
     assert not life.device.answer(frames[count + 1]).stored
-    life.database.limit_pages(10**6)
+    leave_pages(life.database, 10**6)
     life.stop()
     again = start(toy_network, tmp_path)
     assert "round adopted" in again.kinds()

@@ -15,6 +15,7 @@ from persephonee.clients.runtime.sample_store import CALIBRATION, DAY_S, TRAIN, 
 from persephonee.clients.runtime.settings import SampleStoreSettings
 from persephonee.data_partitions.perceptual_hash import distances, fingerprint
 from persephonee.multi_exit.losses import UNLABELLED
+from tests.clients.runtime.scripted_device import leave_pages
 
 SHAPE = (1, 16, 16)
 LOOSE = {"similar_bits": -1}
@@ -172,14 +173,13 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     database, store = opened(tmp_path, **LOOSE)
     for i in range(20):
         store.add(image(i), f"{i}")
-    pages = database.execute("PRAGMA page_count").fetchone()[0]
-    database.limit_pages(pages)
+    leave_pages(database, 0)
     stored = []
     with pytest.raises(StoreFullError, match=r"full or fails .*make room; nothing that was stored is lost"):
         for i in range(20, 200):
             store.add(image(i), f"{i}")
             stored.append(f"{i}")
-    database.limit_pages(pages + 1000)
+    leave_pages(database, 1000)
     # after room was made the device goes on, and the sample that failed can be stored
     assert store.add(image(999), "later") is not None
     database.close()

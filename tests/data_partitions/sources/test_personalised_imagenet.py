@@ -99,7 +99,7 @@ def test_the_width_decides_how_many_classes_a_user_sees():
 
 def test_a_user_is_the_same_however_many_there_are_and_another_with_another_seed():
     def rows(**changes):
-        return PersonalisedImageNet(Numbered(), ImageUserSettings(**{**vars(SETTINGS), **changes})).rows_of(1)
+        return PersonalisedImageNet(Numbered(), ImageUserSettings(**{**vars(SETTINGS), **changes}))._rows[1]
 
     assert np.array_equal(rows(), rows(num_users=2))
     assert not np.array_equal(rows(), rows(seed=1))
@@ -133,7 +133,7 @@ SMALL = {"num_users": 2, "samples_per_user": 10, "label_skew_width": 1.0}
 def test_class_folders_open_by_name_with_their_pixels(tmp_path):
     users = open_partitions(DataSettings(dataset="imagefolder", data_path=folders_of(tmp_path), **SMALL))
     assert (users.num_classes, users.class_names, users.image_shape) == (2, ("ant", "bee"), (3, SIDE, SIDE))
-    samples, row = users.load_partition(1), int(users.rows_of(1)[-1])
+    samples, row = users.load_partition(1), int(users._rows[1][-1])
     expected = np.asarray(picture(row % 40 + 100 * (row // 40))).transpose(2, 0, 1)
     assert np.array_equal(samples.images[-1], expected)
     assert samples.labels[-1] == row // 40
@@ -158,7 +158,7 @@ def test_parquet_with_image_and_label_opens_by_name_for_users_and_for_pretrainin
     settings = DataSettings(dataset="imagefolder", data_path=tmp_path, **SMALL)
     personal, of_global = open_partitions(settings), open_partitions(settings, for_pretraining=True)
     assert (personal.client_ids, of_global.client_ids) == (("u0000", "u0001"), ("g0000", "g0001", "g0002", "g0003"))
-    assert not set(personal.rows_of(0)) & set(of_global.rows_of(0))
+    assert not set(personal._rows[0]) & set(of_global._rows[0])
     assert personal.load_partition(0).fixed_test.sum() == 2
     assert of_global.load_partition(0).fixed_test is None
     with pytest.raises(MissingDataError, match="no column 'kind'"):
@@ -173,7 +173,7 @@ def test_a_hub_data_set_has_the_same_users_as_its_rows(tmp_path):
     rows = {"image": [{"bytes": encoded(row), "path": None} for row in range(80)], "label": [0, 1] * 40}
     images = HubImages(datasets.Dataset.from_dict(rows, features=features), label_column="label", image_column="image")
     users = PersonalisedImageNet(images, ImageUserSettings(**SMALL))
-    row = int(users.rows_of(0)[3])
+    row = int(users._rows[0][3])
     assert users.class_names == ("x", "y")
     assert np.array_equal(users.load_partition(0).images[3], np.asarray(picture(row)).transpose(2, 0, 1))
 

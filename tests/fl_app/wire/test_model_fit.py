@@ -90,8 +90,8 @@ def test_images_that_trained_the_model_are_not_given_to_users_by_another_divisio
     same = DataSettings(dataset="imagefolder", data_path=tmp_path / "set", **drawn)
     other, more_users = replace(same, seed=1), replace(same, num_users=3, label_skew_width=2.0)
     pool = open_partitions(same, for_pretraining=True)
-    trained = {row for user in range(pool.num_partitions) for row in pool.rows_of(user)}
-    tested = {row for user in range(2) for row in open_partitions(other).rows_of(user)}
+    trained = {row for rows in pool._rows for row in rows}
+    tested = {row for rows in open_partitions(other)._rows for row in rows}
     # which is what the refusal is for
     assert trained & tested
     settings = GlobalModelSettings(
@@ -106,7 +106,7 @@ def test_images_that_trained_the_model_are_not_given_to_users_by_another_divisio
     network, metadata = load_network(tmp_path / "M", (SOURCE,))
     for data in (same, more_users):
         users = open_fitting(data, network, metadata)
-        assert not trained & {row for user in range(users.num_partitions) for row in users.rows_of(user)}
+        assert not trained & {row for rows in users._rows for row in rows}
     with pytest.raises(AppError, match=r"with data-seed=0, and with data-seed=1 .*; take data-seed=0\.$"):
         open_fitting(other, network, metadata)
     divided = metadata.settings["division"]
