@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
+from persephonee.clients.inference.onnx_engine import OnnxEngine
 from persephonee.fl_app.server_side.run_status import FINISHED
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.graphs.writing import write_graphs
@@ -80,6 +82,15 @@ def test_a_writer_of_digits_personalises_without_torch_as_with_it(python, digits
         assert ours[name] == theirs[name]
     for name in ("accuracy_original", "accuracy_before", "accuracy_after", "mean_macs"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
+    export = ["-m", "persephonee", "export", "--model", digits, "--store", tmp_path / "light", "--out"]
+    run([python, *export, tmp_path / "refused"], tmp_path, expected=2)
+    # what the extra `export` brings
+    run([Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--python", python, "onnx"], tmp_path)
+    run([python, *export, tmp_path / "by-graphs"], tmp_path)
+    run([sys.executable, *export, tmp_path / "by-torch"], ROOT)
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 28, 28), dtype=np.uint8)
+    logits = [OnnxEngine(tmp_path / way).explore(images).logits for way in ("by-graphs", "by-torch")]
+    np.testing.assert_allclose(*logits, atol=1e-4)
 
 
 def test_a_device_lives_through_a_round_without_torch(python, digits, tmp_path):

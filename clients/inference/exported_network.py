@@ -29,12 +29,22 @@ class ExportedStep:
     Attributes:
         exit: number of the exit at the end of the step; M is the last exit.
         stage: file of the graph that takes what the step before returned, or the images.
-        head: file of the graph that takes the stage's output; None for the last exit, whose stage returns logits.
+        head: file of the graph that takes the stage's output and returns logits; None where the stage's graph returns
+            them as its last output: of the last exit, and where a stage and its head are one graph.
     """
 
     exit: int
     stage: str
     head: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepGraphs:
+    """The graphs of one step, before they are files; see `ExportedStep`."""
+
+    exit: int
+    stage: bytes
+    head: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,9 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
 
     def _advance(self, step: int, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         files = self.exported.steps[step]
-        features = self._run(files.stage, features)
-        return features, features if files.head is None else self._run(files.head, features)
+        outputs = self._run(files.stage, features)
+        # the last exit has nothing but logits; a stage and its head can be one graph
+        return outputs[0], outputs[-1] if files.head is None else self._run(files.head, outputs[0])[0]
 
     def _keep(self, features: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return features[rows]
@@ -55,11 +56,11 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
     def _confidences(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         return top_1_softmax(logits)
 
-    def _run(self, name: str, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, name: str, features: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         if name not in self._graphs:
             self._graphs[name] = self._load(name)
-        output: NDArray[np.float32] = self._graphs[name].run(None, {"input": features})[0]
-        return output
+        outputs: list[NDArray[np.float32]] = self._graphs[name].run(None, {"input": features})
+        return outputs
 
     def _load(self, name: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -72,6 +73,6 @@ class OnnxEngine(StagedEngine[NDArray[np.float32]]):
             )
         except ExportError:
             raise
-        except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that fraction no other base
+        except Exception as error:  # ONNX Runtime raises a dozen kinds of errors that have no other base
             reason = str(error).splitlines()[0][:160]
             raise ExportError(f"ONNX Runtime refuses {self._folder / name} ({reason}): export it again.") from None

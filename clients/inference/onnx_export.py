@@ -1,49 +1,48 @@
 """Export of a personal network to ONNX, stage by stage: pruned exits are left out (Sec. 3.2).
 
-Tracing happens here, once; `clients/inference/onnx_engine.py` runs the graphs without PyTorch.
+`clients/inference/onnx_engine.py` runs the graphs. They come from PyTorch (`torch_export.py`), or from the graphs that
+the model carries (`graph_export.py`).
 """
 
-import copy
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from persephonee.clients.errors import ExportError
-from persephonee.clients.inference.engine import check_fits, merged_stages
+from persephonee.clients.inference.engine import check_fits
 from persephonee.clients.inference.exported_network import (
     POLICY_FILE,
     ExportedNetwork,
     ExportedStep,
+    StepGraphs,
     graph_name,
     own_graphs,
 )
-from persephonee.clients.inference.inference_engine import merge
 from persephonee.clients.personalisation.exit_store import StoredExits
+from persephonee.clients.personalisation.features import runs_on_graphs
 from persephonee.multi_exit.atomic_files import (
     names_in,
     remove_leftovers,
     write_bytes_atomically,
     write_json_atomically,
 )
-from persephonee.multi_exit.graphs.writing import GraphError, to_onnx
-from persephonee.multi_exit.network import MultiExitNetwork
+
+if TYPE_CHECKING:
+    from persephonee.clients.personalisation.features import Network
 
 logger = logging.getLogger(__name__)
 
 
 def export_onnx(
-    network: MultiExitNetwork,
+    network: "Network",
     stored: StoredExits,
     folder: Path,
     *,
     class_names: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> ExportedNetwork:
-    """Write one graph per merged stage and head in use, with a dynamic batch, and then the policy.
+    """Write the graphs of the merged stages and heads in use, with a dynamic batch, and then the policy.
 
     Args:
         network: the global model; left as it is.
@@ -62,8 +61,6 @@ def export_onnx(
     if not overwrite and set(names_in(folder)) - own_graphs(folder):
         raise ExportError(f"{folder} is not empty: give another folder, or --overwrite.")
     remove_leftovers(folder)
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    network.load_exit_state(stored.exit_weights)
     exported = ExportedNetwork(
         policy=stored.policy,
         input_shape=network.input_shape,
@@ -72,7 +69,7 @@ def export_onnx(
         client_id=stored.client_id,
         round=stored.round,
         backbone_fingerprint=stored.backbone_fingerprint,
-        steps=_write_graphs(network, merged_stages(stored.policy), stored.last_shift, folder),
+        steps=tuple(_written(graphs, folder) for graphs in _step_graphs(network, stored)),
     )
     stale = own_graphs(folder)
     write_json_atomically(folder / POLICY_FILE, exported.to_dict())
@@ -81,28 +78,23 @@ def export_onnx(
     return exported
 
 
-def _write_graphs(
-    network: MultiExitNetwork, spans: tuple[range, ...], last_shift: NDArray[np.float32] | None, folder: Path
-) -> tuple[ExportedStep, ...]:
-    # two images: a batch of one would be taken for a constant
-    features = torch.zeros(2, *network.input_shape)
-    steps = []
-    for span in spans:
-        exit = span[-1]
-        stage = merge(network, span, last_shift)
-        stage_file = _write_graph(stage, features, "stage", exit, folder)
-        features = stage(features)
-        is_last = exit == network.num_exits
-        head_file = None if is_last else _write_graph(network.heads[exit], features, "head", exit, folder)
-        steps.append(ExportedStep(exit=exit, stage=stage_file, head=head_file))
-    return tuple(steps)
+def _step_graphs(network: "Network", stored: StoredExits) -> Iterator[StepGraphs]:
+    if runs_on_graphs(network):
+        from persephonee.clients.inference import graph_export
+
+        return graph_export.step_graphs(network, stored)
+    from persephonee.clients.inference import torch_export
+
+    return torch_export.step_graphs(network, stored)
 
 
-def _write_graph(module: nn.Module, example: Tensor, part: str, exit: int, folder: Path) -> str:
-    try:
-        graph = to_onnx(module, example, ("output",))
-    except GraphError as error:
-        raise ExportError(f"the {part} of exit {exit}: {error}: use the PyTorch engine for this network.") from None
+def _written(graphs: StepGraphs, folder: Path) -> ExportedStep:
+    stage = _write_graph(graphs.stage, "stage", graphs.exit, folder)
+    head = None if graphs.head is None else _write_graph(graphs.head, "head", graphs.exit, folder)
+    return ExportedStep(exit=graphs.exit, stage=stage, head=head)
+
+
+def _write_graph(graph: bytes, part: str, exit: int, folder: Path) -> str:
     name = graph_name(part, exit, graph)
     write_bytes_atomically(folder / name, graph)
     logger.info("exported %s, %.2f MB", name, len(graph) / 1e6)

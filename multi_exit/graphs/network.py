@@ -160,10 +160,18 @@ class GraphNetwork(SpecifiedNetwork):
         found: list[Floats] = run_session(self._session(self.num_exits), [LOGITS], {INPUT: features})
         return found[0]
 
+    def stage_graph(self, number: int) -> bytes:
+        """Return a stage's graph, checked.
+
+        Raises:
+            ModelFileError: it is missing, damaged, or refused.
+        """
+        return self.graphs.stages[number].read(self._folder)
+
     def _session(self, number: int) -> onnxruntime.InferenceSession:
         if number not in self._sessions:
             stage = self.graphs.stages[number]
-            session = open_session(stage.read(self._folder), threads=self._threads, providers=self._providers)
+            session = open_session(self.stage_graph(number), threads=self._threads, providers=self._providers)
             shape = self.graphs.stages[number - 1].shape if number else self.input_shape
             is_last = number == self.num_exits
             outputs = (

@@ -38,7 +38,7 @@ _EXTRA_OF = {
     "flwr_datasets": "datasets",
     "torch": "train",
     "torchvision": "train",
-    "onnx": "train",
+    "onnx": "export",
     "onnxscript": "train",
     "pyarrow": "parquet",
     "psutil": "simulation",

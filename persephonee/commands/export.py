@@ -10,7 +10,6 @@ from persephonee.commands.options import DEFAULT_SOURCES, Sources, source_names
 
 if TYPE_CHECKING:
     from persephonee.clients.inference.exported_network import ExportedNetwork
-    from persephonee.multi_exit.network import MultiExitNetwork
 
 
 def export(
@@ -23,19 +22,21 @@ def export(
 ) -> None:
     """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy.
 
+    Where PyTorch is not installed, they are made of the model's own graphs, with the extra `export`.
+
     With --model alone: write beside the weights the graphs that devices without PyTorch need where they are missing.
     """
-    from persephonee.clients.inference.onnx_export import export_onnx
-    from persephonee.clients.personalisation.exit_store import ExitStore
-    from persephonee.fl_app.errors import AppError
-    from persephonee.multi_exit.storage import load_network
-
-    network, metadata = load_network(model, source_names(sources))
     if store is None and out is None:
-        typer.echo(_write_graphs(network, model))
+        typer.echo(_write_graphs(model, source_names(sources)))
         return
     if store is None or out is None:
         raise typer.BadParameter("--store and --out go together; --model alone writes the model's own graphs.")
+    from persephonee.clients.inference.onnx_export import export_onnx
+    from persephonee.clients.personalisation.exit_store import ExitStore
+    from persephonee.commands.model_graphs import load_with_torch_or_graphs
+    from persephonee.fl_app.errors import AppError
+
+    network, metadata = load_with_torch_or_graphs(model, source_names(sources))
     stored = ExitStore(store).load(network.backbone_fingerprint, None)
     if stored is None:
         raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")
@@ -43,10 +44,11 @@ def export(
     typer.echo(printable(_summary(exported, out)))
 
 
-def _write_graphs(network: "MultiExitNetwork", model: Path) -> str:
+def _write_graphs(model: Path, sources: tuple[str, ...]) -> str:
     from persephonee.multi_exit.graphs.writing import write_graphs
+    from persephonee.multi_exit.storage import load_network
 
-    graphs = write_graphs(network, model)
+    graphs = write_graphs(load_network(model, sources)[0], model)
     size = sum((model / stage.file).stat().st_size for stage in graphs.stages)
     return f"{model}: {len(graphs.stages)} graphs, {size / 1e6:.2f} MB; devices need no PyTorch for this model."
 

@@ -69,9 +69,26 @@ def load_for_device(
     return network.to(device), metadata
 
 
+def load_with_torch_or_graphs(folder: Path, sources: tuple[str, ...]) -> "tuple[Network, ModelMetadata]":
+    """Return the network on PyTorch where it is installed, since it takes up all exits, and on its graphs elsewhere.
+
+    Raises:
+        MultiExitError: the model cannot be loaded.
+    """
+    if _is_installed("torch"):
+        from persephonee.multi_exit.storage import load_network
+
+        return load_network(folder, sources)
+    from persephonee.multi_exit.graphs.network import load_graph_network
+
+    return load_graph_network(folder)
+
+
 def _is_installed(package: str) -> bool:
     try:
-        return importlib.util.find_spec(package) is not None
+        found = importlib.util.find_spec(package)
+        # a folder of this name in the working directory has no origin
+        return found is not None and found.origin is not None
     except (ImportError, ValueError):
         # somebody forbids it
         return False

@@ -11,6 +11,7 @@ import pytest
 
 from persephonee.clients.errors import ClientSettingsError, StoreError
 from persephonee.clients.inference.engines import engine_for
+from persephonee.clients.inference.onnx_engine import OnnxEngine
 from persephonee.clients.personalisation.exit_store import ExitStore
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.profiler import profile_exits
@@ -27,13 +28,7 @@ from persephonee.multi_exit.storage import ModelMetadata, save_network
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAST = PersonalisationSettings(schedule="fast")
 
-CANNOT_IMPORT = """
-import sys
-for name in ("torch", "torchvision", "pandas", "pyarrow", "onnx", "onnxscript", "scipy", "flwr", "matplotlib"):
-    sys.modules[name] = None
-from persephonee.commands.application import main
-main()
-"""
+ABSENT = ("torch", "torchvision", "pandas", "pyarrow", "onnx", "onnxscript", "scipy", "flwr", "matplotlib")
 
 
 @pytest.fixture(scope="session")
@@ -142,9 +137,10 @@ def test_a_graph_that_was_changed_is_refused(graphs, _written, user, tmp_path):
         load_graph_network(folder)[0].embed(user.images)
 
 
-def call(*words: object) -> subprocess.CompletedProcess:
+def call(*words: object, absent: tuple[str, ...] = ABSENT) -> subprocess.CompletedProcess:
+    hide = f"import sys; sys.modules.update(dict.fromkeys({absent}))"
     return subprocess.run(
-        [sys.executable, "-c", CANNOT_IMPORT, *map(str, words)],
+        [sys.executable, "-c", f"{hide}\nfrom persephonee.commands.application import main\nmain()", *map(str, words)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -168,6 +164,25 @@ def test_the_verbs_of_a_device_run_where_torch_pandas_and_pyarrow_cannot_be_impo
     assert refused.returncode == 2
     assert "needs PyTorch" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_device_exports_without_torch_and_says_which_extra_it_needs(_written_for_writers, tmp_path):
+    fast = ("--model", _written_for_writers, "--store", tmp_path / "own")
+    data = ("--dataset", "synthetic-writers", "--num-writers", 4, "--user", "s0w0001", "--schedule", "fast")
+    assert call("personalise", *fast, *data).returncode == 0
+    refused = call("export", *fast, "--out", tmp_path / "onnx")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        'Error: this needs the package onnx, which is not installed: install it with pip install "persephonee[export]".'
+    ]
+    done = call("export", *fast, "--out", tmp_path / "onnx", absent=tuple(set(ABSENT) - {"onnx"}))
+    assert done.returncode == 0, done.stderr
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
+    network, _ = load_graph_network(_written_for_writers, threads=1)
+    stored = ExitStore(tmp_path / "own").load(network.backbone_fingerprint, None)
+    network.load_exit_state(stored.exit_weights)
+    expected = engine_for(network, stored.policy, last_shift=stored.last_shift).explore(images)
+    np.testing.assert_allclose(OnnxEngine(tmp_path / "onnx").explore(images).logits, expected.logits, atol=1e-4)
 
 
 @pytest.fixture(scope="session")

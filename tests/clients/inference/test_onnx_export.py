@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from persephonee.clients.inference.onnx_export import export_onnx
 from persephonee.clients.personalisation.exit_store import StoredExits
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.graphs.writing import with_exportable_pooling
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifiers_of, with_classifiers
+from persephonee.multi_exit.graphs.network import GraphNetwork, load_graph_network
+from persephonee.multi_exit.graphs.writing import with_exportable_pooling, write_graphs
+from persephonee.multi_exit.storage import ModelMetadata, save_network
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -75,6 +80,62 @@ def test_onnx_runtime_gives_the_logits_and_exits_of_torch_for_any_batch_size(toy
     torch_engine = InferenceEngine(toy_network, engine.policy)
     assert set(torch_engine.infer(images).exit_indices.tolist()) == {0, 1, 2}
     assert_parity(engine, torch_engine, images)
+
+
+def graphs_of(network, folder: Path) -> GraphNetwork:
+    save_network(network, folder, ModelMetadata())
+    write_graphs(network, folder)
+    return load_graph_network(folder, threads=1)[0]
+
+
+def with_other_classifiers(network) -> ExitWeights:
+    weights = as_arrays(network.exit_state())
+    generator = np.random.default_rng(0)
+    matrices = [matrix + generator.normal(0, 0.1, matrix.shape) for matrix in classifiers_of(weights)]
+    return with_classifiers(weights, [matrix.astype(np.float32) for matrix in matrices])
+
+
+@pytest.mark.parametrize("exits", [(0, 1), (1,), ()])
+def test_an_export_from_a_models_graphs_answers_as_the_one_by_torch(toy_network, exits, tmp_path, images):
+    graphs = graphs_of(toy_network, tmp_path / "model")
+    shifts = np.arange(12, dtype=np.float32).reshape(3, 4) / 2
+    stored = replace(stored_exits(toy_network, 0.8, exits), shifts=shifts)
+    stored = replace(stored, exit_weights=with_other_classifiers(toy_network))
+    engines = []
+    for name, network in (("torch", toy_network), ("graphs", graphs)):
+        export_onnx(network, stored, tmp_path / name, class_names=("a", "b", "c", "d"))
+        engines.append(OnnxEngine(tmp_path / name, threads=1))
+    theirs, ours = (engine.explore(images) for engine in engines)
+    assert ours.exits == (*exits, 2)
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+    toy_network.load_exit_state(stored.exit_weights)
+    assert_parity(engines[1], InferenceEngine(toy_network, stored.policy, last_shift=shifts[-1]), images)
+    plain = [json.loads((tmp_path / name / "policy.json").read_text()) for name in ("torch", "graphs")]
+    for description in plain:
+        del description["sha256"], description["steps"]
+    assert plain[0] == plain[1]
+
+
+def test_a_real_backbones_graphs_merge_without_the_exits_between_them(tmp_path):
+    network = build_network("squeezenet1_1", num_exits=3, num_classes=10, head="pooled")
+    stored = stored_exits(network, 0.12, (1,))
+    graphs = graphs_of(network, tmp_path / "model")
+    files = export_onnx(graphs, stored, tmp_path / "onnx").files
+    assert [name.rsplit("-", 1)[0] for name in files] == ["stage-1", "stage-3"]
+    left_out = onnx.load(tmp_path / "onnx" / files[1])
+    assert [output.name for output in left_out.graph.output] == ["3.logits"]
+    # the pooling of exit 2 takes maxima, and the backbone takes none that are no MaxPool
+    assert "ReduceMax" not in {node.op_type for node in left_out.graph.node}
+    images = np.random.default_rng(0).integers(0, 256, (9, 1, 28, 28), dtype=np.uint8)
+    assert_parity(OnnxEngine(tmp_path / "onnx", threads=1), InferenceEngine(network, stored.policy), images)
+
+
+def test_exits_whose_convolutions_were_trained_are_no_export_of_the_models_graphs(toy_network, tmp_path):
+    graphs = graphs_of(toy_network, tmp_path / "model")
+    stored = stored_exits(toy_network, 0.8, (0,))
+    with pytest.raises(ModelFileError, match="were trained"):
+        export_onnx(graphs, replace(stored, exit_weights=personal(stored)), tmp_path / "onnx")
+    assert not (tmp_path / "onnx" / "policy.json").exists()
 
 
 def test_the_last_exits_shift_is_in_the_exported_network(toy_network, tmp_path, images):
