@@ -19,7 +19,7 @@ from persephonee.server.report.figure_style import figure_style, new_figure, sha
 
 TITLE = "Two kinds of heads"
 STUDIES = ("mobilenet_v2",)
-SCHEMES = ("hard labels", "self-distillation")
+SCHEMES = ("hard labels", "frequencies")
 STYLES = {"msdnet": "o-", "pooled": "s--"}
 
 

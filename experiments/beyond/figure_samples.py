@@ -26,7 +26,7 @@ from persephonee.server.report.figure_style import figure_style, new_figure, sha
 TITLE = "Samples, with labels and without"
 STUDIES = ("mobilenet_v2",)
 NEEDS_OWN_STUDY = True
-SCHEMES = ("hard labels", "self-distillation")
+SCHEMES = ("hard labels", "self-distillation", "frequencies")
 IMAGES = (100, 400, 1_600)
 """Of a user, of which a split trains with some."""
 WIDTH = 10.0

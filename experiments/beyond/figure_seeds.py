@@ -15,7 +15,7 @@ from persephonee.server.report.figure_style import figure_style, new_figure, sha
 
 TITLE = "Three seeds"
 STUDIES = ("mobilenet_v2", "qmnist")
-SHOWN = ("hard labels", "self-distillation")
+SHOWN = ("hard labels", "self-distillation", "frequencies", "frequencies, labels")
 MARKERS = "osv"
 
 

@@ -13,7 +13,7 @@ from persephonee.server.report.figure_style import figure_style, new_figure
 TITLE = "A shift of domain"
 STUDIES = ("qmnist",)
 NEEDS_OWN_STUDY = True
-SCHEMES = ("hard labels", "self-distillation")
+SCHEMES = ("hard labels", "self-distillation", "frequencies, no labels")
 PANELS = {"census": "census employees, the model's domain", "students": "high-school students, another domain"}
 
 

@@ -18,10 +18,10 @@ from persephonee.server.report.figure_style import figure_style, new_figure, sha
 TITLE = "How personal the users are"
 STUDIES = ("mobilenet_v2",)
 NEEDS_OWN_STUDY = True
-SCHEMES = ("hard labels", "self-distillation")
+SCHEMES = ("hard labels", "self-distillation", "frequencies", "frequencies, labels")
 FACTORS = (0.5, 2.0, 4.0)
 """Of the study's own width, which is the standard deviation of a user's popularity, in classes."""
-USERS = 12
+USERS = 24
 
 
 def variants(study: Study) -> dict[str, Study]:

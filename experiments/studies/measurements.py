@@ -47,11 +47,12 @@ class Measured:
         metadata: what is known of the global model.
         too_small: users who were chosen and have too few samples to be split.
         exits: user, scheme, num_train, num_test, whole (all of the user's samples), exit, macs, params, before, after,
-            unguarded (after training, before the guard).
+            unguarded (after training, before the guard, as the paper has none).
         policies: user, scheme, threshold, accuracy_original, accuracy_before, accuracy_after, mean_macs,
             mean_macs_before, original_macs, and per exit whether it is in use (kept_0 ...) and its rate (rate_0 ...).
         sweeps: user, scheme, stage, threshold, accuracy, mean_macs, and the exit rates rate_0 to rate_M.
-        risks: user, scheme, candidate, half, samples, believed, lost, cost, test_drop, test_cost; see `risk_tables`.
+        risks: user, scheme, reference, candidate, half, samples, believed, lost, cost, test_drop, test_accuracy,
+            test_cost, and the exit rates rate_0 to rate_M; see `risk_tables`.
         latency: exit, macs, latency_ms, latency_p95_ms, stage_ms, head_ms, threads, and the machine's load average.
         cpu_seconds: what the model and the users took, in the calls that measured them.
     """
@@ -80,9 +81,9 @@ def measure(study: Study, out: Path, processes: int = 1) -> Measured:
         DataError: the data is missing or broken.
         ServerError: the global model cannot be trained.
     """
-    # users whom an earlier version measured have no table of risks
-    folder = out / "shared" / f"{study.name}-{_digest((study, 'risks'))}"
-    own = (study.model_folder, study.tuned_classifier, study.exit_loss, study.training_domain)
+    # users whom an earlier version measured have other tables
+    folder = out / "shared" / f"{study.name}-{_digest((study, 'references'))}"
+    own = (study.model_folder, study.tuned_classifier, study.exit_loss, study.training_domain, study.calibration_users)
     makes_model = (study.pool, study.model, *own)
     model_folder = out / "shared" / "models" / _digest(makes_model)
     begin = time.process_time()

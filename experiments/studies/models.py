@@ -8,6 +8,7 @@ from persephonee.data_partitions.samples import Partitions
 from persephonee.experiments.studies.domain_users import DomainUsers
 from persephonee.experiments.studies.frozen_backbone import make_frozen_model
 from persephonee.experiments.studies.studies import Study
+from persephonee.fl_app.server_side.held_out_pools import calibrate_model
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, load_network
 from persephonee.server.training.global_model import MODEL_NAME, make_global_model
@@ -44,6 +45,7 @@ def global_model(study: Study, folder: Path, cache: Path) -> tuple[MultiExitNetw
         else:
             with shown_progress() as progress:
                 make_global_model(study.model, partitions, folder, resume=True, progress=progress)
+            calibrate_model(folder, partitions, sources=study.model.sources, users=study.calibration_users)
     return load_global_model(study, folder)
 
 

@@ -1,34 +1,53 @@
 """One user's personalisation rounds for the figures: each scheme, and hard labels with fewer samples."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.calibration import sweep
 from persephonee.clients.personalisation.evaluation import run_exits
+from persephonee.clients.personalisation.exit_shifts import class_shifts, shifted, with_last_shift
 from persephonee.clients.personalisation.feature_cache import FeatureCache
 from persephonee.clients.personalisation.features import compute_features
+from persephonee.clients.personalisation.labels import usable_labels
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.reports import Stage
-from persephonee.clients.personalisation.settings import PersonalisationSettings, Scheme, loss_weights
+from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, Scheme, loss_weights
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.studies.risk_tables import risk_rows
 from persephonee.experiments.studies.studies import Study
-from persephonee.multi_exit.exit_weights import as_arrays
 from persephonee.multi_exit.network import MultiExitNetwork
 
-SCHEMES: dict[str, Scheme] = {
-    "hard labels": "supervised",
-    "self-distillation": "self-distillation",
-    "self-supervision": "self-supervision",
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """How a round of the figures is set.
+
+    Attributes:
+        scheme: of Eq. (1).
+        schedule: of the exit training.
+        use_prior: whether the user's class frequencies count, which the paper does not know.
+    """
+
+    scheme: Scheme
+    schedule: Schedule = "paper"
+    use_prior: bool = False
+
+
+ROUNDS = {
+    "hard labels": Round(scheme="supervised"),
+    "self-distillation": Round(scheme="self-distillation"),
+    "self-supervision": Round(scheme="self-supervision"),
+    "frequencies": Round(scheme="prior", use_prior=True),
+    "frequencies, no labels": Round(scheme="self-distillation", schedule="fast", use_prior=True),
+    "frequencies, labels": Round(scheme="supervised", schedule="fast", use_prior=True),
 }
-"""The figures' names of the schemes of Eq. (1)."""
+"""By the figures' names: the paper's schemes, and ours."""
 
 
 def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -> dict[str, pd.DataFrame]:
@@ -44,22 +63,19 @@ def user_tables(study: Study, network: MultiExitNetwork, samples: UserSamples) -
     sweeps: list[dict[str, Any]] = []
     risks: list[pd.DataFrame] = []
 
-    def unguarded(result: Personalisation) -> dict[int, float]:
-        return _unguarded(network, result, features, split.test, samples.labels[split.test])
-
     for name in study.schemes:
-        result = _personalise(study, network, samples, split, SCHEMES[name], features)
-        exits += _exit_rows(network, result, name, unguarded(result), whole=True)
+        result, unguarded = _personalise(study, network, samples, split, ROUNDS[name], features)
+        exits += _exit_rows(network, result, name, unguarded, whole=True)
         policies.append(_policy_row(result, name))
-        sweeps += _sweep_rows(network, samples, split, features, result, name)
-        risks.append(risk_rows(network, samples, _usable(split, SCHEMES[name]), result, name))
+        sweeps += _sweep_rows(network, samples, split, result, name)
+        risks.append(risk_rows(network, samples, _usable(split, ROUNDS[name]), result, name))
     order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(study.seed))
     for count in study.sample_counts:
         # with all samples the round has been measured above
         if count < len(split.train):
             fewer = replace(split, train=np.sort(split.train[order[:count].numpy()]))
-            result = _personalise(study, network, samples, fewer, "supervised", features)
-            exits += _exit_rows(network, result, "hard labels", unguarded(result), whole=False)
+            result, unguarded = _personalise(study, network, samples, fewer, ROUNDS["hard labels"], features)
+            exits += _exit_rows(network, result, "hard labels", unguarded, whole=False)
     tables = {"exits": pd.DataFrame(exits), "policies": pd.DataFrame(policies), "sweeps": pd.DataFrame(sweeps)}
     return {**tables, "risks": pd.concat(risks)}
 
@@ -69,36 +85,32 @@ def _personalise(
     network: MultiExitNetwork,
     samples: UserSamples,
     split: SampleSplit,
-    scheme: Scheme,
+    how: Round,
     features: FeatureCache,
-) -> Personalisation:
-    split = _usable(split, scheme)
-    weights = loss_weights(scheme, labelled=0, temperature=study.temperature)
-    settings = PersonalisationSettings(weights=weights, epochs=study.epochs, rule="paper")
-    return personalise(network, samples, split, settings, seed=study.seed, features=features)
+) -> tuple[Personalisation, list[float]]:
+    """Return a user's round, and the test accuracies of the M+1 exits as training left them, before the guard."""
+    usable = _usable(split, how)
+    settings = PersonalisationSettings(
+        weights=loss_weights(how.scheme, labelled=0, temperature=study.temperature),
+        epochs=study.epochs,
+        rule="paper",
+        schedule=how.schedule,
+        use_prior=how.use_prior,
+    )
+    labels = usable_labels(samples, usable, settings)
+    shifts = class_shifts(network, features, labels, usable, settings, study.seed, samples.client_id, 1)
+    result = personalise(network, samples, usable, settings, seed=study.seed, features=features, shifts=shifts)
+    trained = run_exits(shifted(result.trained, shifts), with_last_shift(features, shifts[-1]), split.test)
+    return result, [float(accuracy) for accuracy in trained.accuracies(samples.labels[split.test])]
 
 
-def _usable(split: SampleSplit, scheme: Scheme) -> SampleSplit:
+def _usable(split: SampleSplit, how: Round) -> SampleSplit:
     """Return the split as a device knows it that has labels only where the scheme learns from them."""
-    return split if scheme == "supervised" else replace(split, labelled=np.zeros_like(split.labelled))
-
-
-def _unguarded(
-    network: MultiExitNetwork,
-    result: Personalisation,
-    features: FeatureCache,
-    test: NDArray[np.int64],
-    labels: NDArray[np.int64],
-) -> dict[int, float]:
-    """Return what the exits that the guard put back would have reached on the test part."""
-    if not result.report.rolled_back_exits:
-        return {}
-    accuracies = run_exits(result.trained, features, test).accuracies(labels)
-    return {exit: float(accuracies[exit]) for exit in result.report.rolled_back_exits}
+    return split if how.scheme == "supervised" else replace(split, labelled=np.zeros_like(split.labelled))
 
 
 def _exit_rows(
-    network: MultiExitNetwork, result: Personalisation, scheme: str, unguarded: dict[int, float], *, whole: bool
+    network: MultiExitNetwork, result: Personalisation, scheme: str, unguarded: list[float], *, whole: bool
 ) -> list[dict[str, Any]]:
     report = result.report
     before, after = report.exits_at(Stage.BEFORE), report.exits_at(Stage.AFTER)
@@ -114,7 +126,7 @@ def _exit_rows(
             "params": network.costs.alone_params(old.exit),
             "before": old.accuracy,
             "after": new.accuracy,
-            "unguarded": unguarded.get(old.exit, new.accuracy),
+            "unguarded": unguarded[old.exit],
         }
         for old, new in zip(before, after, strict=True)
     ]
@@ -131,21 +143,15 @@ def _policy_row(result: Personalisation, scheme: str) -> dict[str, Any]:
 
 
 def _sweep_rows(
-    network: MultiExitNetwork,
-    samples: UserSamples,
-    split: SampleSplit,
-    features: FeatureCache,
-    result: Personalisation,
-    scheme: str,
+    network: MultiExitNetwork, samples: UserSamples, split: SampleSplit, result: Personalisation, scheme: str
 ) -> list[dict[str, Any]]:
     """Return the operating points on the test part with all exits in use, with the global and the personal exits."""
     exits = tuple(range(network.num_exits))
-    stages = [("after", result.exit_weights)]
+    stages = {"after": result.outputs.test}
     if scheme == "hard labels":
-        stages.append(("before", as_arrays(network.exit_state())))
+        stages["before"] = result.outputs_before.test
     rows: list[dict[str, Any]] = []
-    for stage, state in stages:
-        outputs = run_exits(state, features, split.test)
+    for stage, outputs in stages.items():
         correct = outputs.predictions == samples.labels[split.test]
         for point in sweep(outputs.confidences, correct, exits, network.costs.leaving_macs(exits)):
             rates = {f"rate_{exit}": rate for exit, rate in enumerate(point.exit_rates)}

@@ -16,7 +16,11 @@ from persephonee.server.training.pretraining_settings import PretrainSettings
 
 SCALES = ("smoke", "quick", "full")
 STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
-ALL_SCHEMES = ("hard labels", "self-distillation", "self-supervision")
+PAPERS_SCHEMES = ("hard labels", "self-distillation", "self-supervision")
+"""The paper's, as the paper has them: its schedule, and no class frequencies."""
+OUR_SCHEMES = ("frequencies", "frequencies, no labels", "frequencies, labels")
+"""With the user's class frequencies: alone, without any training, and with the fast schedule, distilled or labelled."""
+ALL_SCHEMES = PAPERS_SCHEMES + OUR_SCHEMES
 SMOKE_SOURCE = "persephonee.experiments.studies.smoke_network"
 INPUT_SIZE = {"quick": 96, "full": 224}
 """Side of the photographs, in px; Tiny ImageNet's have 64 and are scaled up."""
@@ -26,6 +30,7 @@ it changes. The full scale's 3,600 images a user are more than the 20 classes ho
 TEMPERATURE = 4.0
 """Of self-distillation on photographs; the paper prints none. At 1 an exit copies the original's mistakes with its
 confidence and stays below it; at 2 and 4 what the original thinks of the other classes teaches more."""
+CALIBRATION_USERS = 60
 POOL_SHARE = 400
 """Images that each user of the global pool has; only which users validate depends on it."""
 TAUGHT_BY_ORIGINAL = LossWeights(alpha=0.3, beta=0.7, temperature=2.0)
@@ -46,11 +51,13 @@ class Study:
         tuned_classifier: whether the global pool fine-tunes the original's classifier before the exits learn.
         exit_loss: how the global pool teaches the exits, where the backbone is trained already.
         epochs: epochs of personalisation.
-        schemes: the weights of Eq. (1) to compare, by their names in the figures.
+        schemes: what the exits learn from, by its name in the figures.
         temperature: temperature T of self-distillation, > 0.
         sample_counts: training samples per user in Fig. 4, increasing; a user with fewer is left out there.
         domain: only users of this domain personalise; None takes all.
         training_domain: only users of this domain train the global model; None takes all.
+        calibration_users: so many who trained nothing calibrate the model, as `pretrain` ends; 0 for exits on a trained
+            backbone, which validation images calibrate.
         seed: determines the choice of users, the split of their samples and the order of training.
     """
 
@@ -68,6 +75,7 @@ class Study:
     sample_counts: tuple[int, ...] = ()
     domain: str | None = None
     training_domain: str | None = None
+    calibration_users: int = 0
     seed: int = 0
 
     @property
@@ -136,6 +144,7 @@ def _smoke() -> Study:
             sources=(SMOKE_SOURCE,),
         ),
         num_users=4,
+        calibration_users=6,
         epochs=3,
         sample_counts=(10, 25, 50),
     )
@@ -155,7 +164,8 @@ def _writers(scale: str, model_folder: Path | None) -> Study:
         ),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=250,
-        schemes=ALL_SCHEMES if full else ALL_SCHEMES[:1],
+        calibration_users=CALIBRATION_USERS,
+        schemes=ALL_SCHEMES if full else ("hard labels", *OUR_SCHEMES),
     )
 
 
@@ -174,6 +184,7 @@ def _qmnist(scale: str, real_data: Path, model_folder: Path | None) -> Study:
         model=GlobalModelSettings(head=PAPERS_HEAD, users=UserFractions(personal_users=100), training=training),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=100,
+        calibration_users=CALIBRATION_USERS,
     )
 
 
@@ -214,7 +225,7 @@ def _photographs(name: str, scale: str, real_data: Path, work: Path) -> Study:
         exit_loss=TAUGHT_BY_ORIGINAL,
         num_users=250 if full else 40,
         # an epoch of ResNet-50's heads costs five of MobileNetV2's
-        schemes=ALL_SCHEMES if full or name == "mobilenet_v2" else ALL_SCHEMES[:2],
+        schemes=ALL_SCHEMES if full or name == "mobilenet_v2" else ("hard labels", "self-distillation", *OUR_SCHEMES),
         temperature=TEMPERATURE,
         sample_counts=(25, 50, 150, 500, 1_000, 2_000) if full else (25, 50, 100, 225),
     )

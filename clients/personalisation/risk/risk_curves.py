@@ -86,34 +86,44 @@ class RiskCurve:
         return sum(self.samples)
 
 
-def labelled_excess(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return each exit's excess error on each sample, [M+1, N]: 1 where it is wrong and the last exit right.
+def labelled_excess(
+    predictions: NDArray[np.int64], labels: NDArray[np.int64], original: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return each exit's excess error on each sample, [M+1, N]: 1 where it is wrong and the reference right.
 
-    Where it is right and the last exit wrong it is -1, so the mean is the drop in accuracy against the last exit.
+    Where it is right and the reference wrong it is -1, so the mean is the drop in accuracy against the reference.
 
     Args:
         predictions: top-1 class of all exits, [M+1, N].
         labels: classes, [N].
+        original: answers of the original network, [N], which are the reference; None takes the last exit in force.
     """
-    wrong = predictions != labels
-    excess: NDArray[np.float64] = wrong.astype(np.float64) - wrong[-1]
-    return excess
+    excess: NDArray[np.float64] = (predictions != labels).astype(np.float64)
+    return excess - ((predictions[-1] if original is None else original) != labels)
 
 
-def expected_excess(predictions: NDArray[np.int64], last_logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each exit's expected excess error on samples without labels, [M+1, N], in [0, 1].
+def expected_excess(
+    predictions: NDArray[np.int64], last_logits: NDArray[np.float64], original: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Return each exit's expected excess error on samples without labels, [M+1, N].
 
-    It is p(last exit's answer) - p(this exit's answer) under the last exit's probabilities: an exit that disagrees
-    with a last exit that is wrong half the time has made no error.
+    It is p(the reference's answer) - p(this exit's answer) under the last exit's probabilities: an exit that disagrees
+    with a last exit that is wrong half the time has made no error. Against the last exit it is in [0, 1]; against the
+    original, whose answers the user's class frequencies correct, in [-1, 1].
 
     Args:
         predictions: top-1 class of all exits, [M+1, N].
-        last_logits: of the last exit, calibrated, [N, K].
+        last_logits: of the last exit in force, calibrated, [N, K].
+        original: as of `labelled_excess`.
     """
     likely = np.exp(last_logits - last_logits.max(axis=1, keepdims=True))
     likely /= likely.sum(axis=1, keepdims=True)
     own = np.take_along_axis(likely, predictions.T, axis=1).T
-    excess: NDArray[np.float64] = np.maximum(own[-1] - own, 0.0)
+    excess: NDArray[np.float64]
+    if original is None:
+        excess = np.maximum(own[-1] - own, 0.0)
+    else:
+        excess = np.take_along_axis(likely, original[:, None], axis=1)[:, 0] - own
     return excess
 
 
@@ -122,20 +132,24 @@ def own_excess(
     labels: NDArray[np.int64],
     last_logits: NDArray[np.float64],
     calibration: ExitCalibration | None,
+    original: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Return what a device believes each exit to lose on each sample, [M+1, N]: by its label, or else as expected.
 
     Args:
         predictions: top-1 class of all exits, [M+1, N].
         labels: [N], -1 where there is none.
-        last_logits: of the last exit, as it gives them, [N, K].
+        last_logits: of the last exit in force, before calibration, [N, K].
         calibration: of the exits; None takes the last exit's softmax as it is.
+        original: as of `labelled_excess`.
     """
     if calibration is not None:
         last_logits = last_logits / calibration.temperatures[-1] + np.array(calibration.biases[-1])
-    excess: NDArray[np.float64] = np.where(
-        labels < 0, expected_excess(predictions, last_logits), labelled_excess(predictions, labels)
+    expected, counted = (
+        expected_excess(predictions, last_logits, original),
+        labelled_excess(predictions, labels, original),
     )
+    excess: NDArray[np.float64] = np.where(labels < 0, expected, counted)
     return excess
 
 
