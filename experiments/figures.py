@@ -28,7 +28,7 @@ from persephonee.experiments.studies.studies import STUDIES, Study, studies_of
 from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
 
 PAPERS = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline")
-BEYOND = ("users", "seeds", "shift", "heads", "guard", "width", "samples", "risk")
+BEYOND = ("deployed", "users", "seeds", "shift", "heads", "guard", "width", "samples", "risk")
 NAMES = PAPERS + BEYOND
 """The paper's figures in its order, and those beyond it; each is a module `figure_NAME` in `paper/` or `beyond/`."""
 
@@ -37,8 +37,8 @@ CALLS_NAME = "calls.json"
 HEADER = """\
 # Figures
 
-Made by `persephonee figures --scale {scale}`. "Same direction" says whether ours points where the paper's value does;
-its size may differ.
+Made by `persephonee figures --scale {scale}`. A claim of the paper *holds* where ours points where its value does and
+goes as far, *holds in part* where it does not go as far, and *does not hold* otherwise.
 """
 
 

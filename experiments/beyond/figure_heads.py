@@ -5,19 +5,18 @@ from typing import Any
 
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import (
-    COLOURS,
-    Claim,
-    FigureResult,
-    exit_means,
-    original_accuracy,
-)
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.gains import exit_means, original_accuracy
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
 from persephonee.multi_exit.settings import HeadKind
 from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
 
 TITLE = "Two kinds of heads"
+NOTE = """\
+The paper's heads (`msdnet`) have convolutions of their own; `pooled` ones have a single linear layer on averaged
+features, which costs next to nothing. Each exit alone, means over users.
+"""
 STUDIES = ("mobilenet_v2",)
 SCHEMES = ("hard labels", "frequencies")
 STYLES = {"msdnet": "o-", "pooled": "s--"}
@@ -67,17 +66,14 @@ def table(both: tuple[Measured, Measured]) -> pd.DataFrame:
 
 
 def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
-    labels = numbers[numbers.scheme == "hard labels"].set_index(["exit", "head"])
-    found = []
-    for exit in range(measured.network.num_exits):
-        said = []
-        for head in STYLES:
-            row: Any = labels.loc[(exit, head)]
-            said.append(
-                f"{head} {row.before:.1%} to {row.after:.1%}, head {row.head_macs / 1e6:.2f} MMAC and "
-                f"{row.head_params / 1e6:.2f} M parameters"
-            )
-        found.append(
-            Claim(claim=f"exit {exit}, hard labels", paper="not given", ours="; ".join(said), same_direction=None)
-        )
-    return tuple(found)
+    rows = numbers.set_index(["scheme", "head", "exit"])
+    return tuple(
+        Claim(claim=f"exit {exit}", paper="not given", ours="; ".join(_words(rows, head, exit) for head in STYLES))
+        for exit in range(measured.network.num_exits)
+    )
+
+
+def _words(rows: pd.DataFrame, head: str, exit: int) -> str:
+    found: Any = [rows.loc[(scheme, head, exit)] for scheme in SCHEMES]
+    after = " and ".join(f"{row.after:.1%} ({scheme})" for row, scheme in zip(found, SCHEMES, strict=True))
+    return f"{head} at {found[0].cost_fraction:.0%} of the MACs: {found[0].before:.1%} to {after}"

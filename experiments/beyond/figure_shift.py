@@ -5,12 +5,17 @@ from dataclasses import replace
 import pandas as pd
 
 from persephonee.experiments.studies.domain_users import CENSUS_EMPLOYEES, HIGH_SCHOOL_STUDENTS
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_means
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.gains import exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
 from persephonee.server.report.figure_style import figure_style, new_figure
 
 TITLE = "A shift of domain"
+NOTE = """\
+The global model knows census employees alone, and high-school students, who write another hand, personalise it; each
+exit alone, means over users.
+"""
 STUDIES = ("qmnist",)
 NEEDS_OWN_STUDY = True
 SCHEMES = ("hard labels", "self-distillation", "frequencies, no labels")
@@ -76,8 +81,8 @@ def _claims(of: dict[str, Measured]) -> tuple[Claim, ...]:
     found = []
     for key, group in of.items():
         means = {scheme: exit_means(group, scheme) for scheme in SCHEMES}
-        users = group.exits.user.nunique()
-        for exit in range(group.network.num_exits):
+        users, deepest = group.exits.user.nunique(), group.network.num_exits - 1
+        for exit in sorted({0, min(1, deepest), deepest}):
             before = means[SCHEMES[0]].before[exit]
             after = ", ".join(f"{100 * means[scheme].after[exit]:.1f}% ({scheme})" for scheme in SCHEMES)
             found.append(
@@ -85,7 +90,6 @@ def _claims(of: dict[str, Measured]) -> tuple[Claim, ...]:
                     claim=f"exit {exit}, {users} {PANELS[key].split(',')[0]}",
                     paper="not given",
                     ours=f"{before:.1%} before; {after}; original {means[SCHEMES[0]].before.iloc[-1]:.1%}",
-                    same_direction=None,
                 )
             )
     return tuple(found)

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_means
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.gains import exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
 from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
 
 TITLE = "How personal the users are"
+NOTE = """\
+The narrower a user's popularity of classes, the more there is to gain. Where it is flat, nobody counts as having class
+frequencies of their own and these change nothing, while training on a few samples of each class does harm.
+"""
 STUDIES = ("mobilenet_v2",)
 NEEDS_OWN_STUDY = True
 SCHEMES = ("hard labels", "self-distillation", "frequencies", "frequencies, labels")
@@ -39,7 +44,7 @@ def draw(measured: Measured, **others: Measured) -> FigureResult:
     numbers = table((measured, *others.values()))
     with figure_style():
         figure = new_figure()
-        axes_of = figure.subplots(1, 2, sharey=True)
+        axes_of = figure.subplots(1, len(SCHEMES), sharey=True)
         for axes, scheme in zip(axes_of, SCHEMES, strict=True):
             rows = numbers[numbers.scheme == scheme]
             for name, column, style in (
@@ -48,10 +53,11 @@ def draw(measured: Measured, **others: Measured) -> FigureResult:
                 (scheme, "after", "s-"),
             ):
                 axes.plot(rows.classes, rows[column], style, markersize=5, color=COLOURS[name], label=name)
-            axes.set(xlabel="classes that hold 95% of a user's images", title=scheme, xscale="log")
+            axes.set(title=scheme.replace(", ", ",\n"), xscale="log")
             axes.set_xticks(rows.classes, [f"{classes:.0f}" for classes in rows.classes], minor=False)
             axes.minorticks_off()
         axes_of[0].set_ylabel("accuracy of the deepest exit (mean)")
+        figure.supxlabel("classes that hold 95% of a user's images", fontsize=9.5)
         shared_legend(figure)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(numbers))
@@ -87,15 +93,17 @@ def popular_classes(num_classes: int, width: float, share: float = 0.95) -> int:
 
 
 def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
-    rows: Any = numbers.itertuples()
-    return tuple(
-        Claim(
-            claim=f"width {row.width:g}, {row.scheme}",
-            paper="not given",
-            ours=f"{row.classes} classes hold 95% of a user's images; original {row.original:.1%}, deepest exit "
-            f"{row.before:.1%} to {row.after:.1%}: {100 * (row.after - row.original):+.1f} points on the original "
-            f"({row.users} users)",
-            same_direction=None,
+    found = []
+    for width, rows in numbers.groupby("width"):
+        first: Any = rows.iloc[0]
+        schemes: Any = rows.itertuples()
+        after = ", ".join(f"{row.after:.1%} ({row.scheme})" for row in schemes)
+        found.append(
+            Claim(
+                claim=f"width {width:g}: {first.classes} classes hold 95% of a user's images",
+                paper="not given",
+                ours=f"original {first.original:.1%}; deepest early exit {first.before:.1%} to {after} "
+                f"({first.users} users)",
+            )
         )
-        for row in rows
-    )
+    return tuple(found)

@@ -5,11 +5,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, judge
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
 
 TITLE = "Fig. 3b: users by accuracy"
+NOTE = """\
+QMNIST has ten digits and real writers, and nearly all of them have 90% before they personalise; the built-in writers
+have 62 characters and are drawn. FEMNIST itself could not be had here; [data.md](data.md) says how to run it.
+"""
 STUDIES = ("qmnist", "writers")
 REACHED = 0.9
 STYLES: dict[str, dict[str, Any]] = {
@@ -59,13 +63,19 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
             claim="users who reach 90% at exit 0, before and after (hard labels)",
             paper="40% and 75%",
             ours=f"{shares['before']:.0%} and {shares['hard labels']:.0%}; {gained:.0%} of users gain",
-            same_direction=shares["hard labels"] > shares["before"],
+            verdict=judge(
+                same_direction=shares["hard labels"] > shares["before"],
+                as_far=shares["hard labels"] - shares["before"] >= PAPER["hard labels"] - PAPER["before"],
+            ),
         ),
         Claim(
             claim="users who reach 90% at exit 0, personalised, against the original",
             paper="75% against 60%",
             ours=f"{shares['hard labels']:.0%} against {shares['original']:.0%}",
-            same_direction=shares["hard labels"] > shares["original"],
+            verdict=judge(
+                same_direction=shares["hard labels"] > shares["original"],
+                as_far=shares["hard labels"] - shares["original"] >= PAPER["hard labels"] - PAPER["original"],
+            ),
         ),
     )
 
@@ -74,7 +84,7 @@ def _of_exit_0(measured: Measured) -> dict[str, pd.Series]:
     table = measured.exits[(measured.exits.scheme == "hard labels") & measured.exits.whole]
     first = table[table.exit == 0].set_index("user")
     last = table[table.exit == measured.network.num_exits].set_index("user")
-    return {"before": first.before, "hard labels": first.after, "original": last.before}
+    return {"before": first.before, "hard labels": first.unguarded, "original": last.before}
 
 
 def _of_policy(measured: Measured) -> dict[str, pd.Series]:

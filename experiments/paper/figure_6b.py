@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy, judge
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
 
@@ -36,7 +36,7 @@ def draw(measured: Measured) -> FigureResult:
         claim="latency is linear in the operations",
         paper="linear (no number given)",
         ours=f"R² = {line[2]:.3f}{busy(table['load'].max())}",
-        same_direction=line[2] > 0.9,
+        verdict=judge(same_direction=line[0] > 0, as_far=line[2] > 0.9),
     )
     return FigureResult(figure=figure, numbers=table, claims=(claim,))
 

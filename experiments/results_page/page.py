@@ -17,7 +17,14 @@ import typer
 
 from persephonee.clients.errors import ClientSettingsError
 from persephonee.experiments.figures import BEYOND, PAPERS
-from persephonee.experiments.results_page.figures_section import claims_of, render_commands, render_figures
+from persephonee.experiments.results_page.figures_section import (
+    PREFIX,
+    claims_table,
+    figures_of,
+    render_commands,
+    render_figures,
+    render_studies,
+)
 from persephonee.experiments.results_page.kept_tables import keep_tables
 from persephonee.experiments.results_page.page_marks import BEGIN as BEGIN_WRITTEN
 from persephonee.experiments.results_page.page_marks import END as END_WRITTEN
@@ -25,38 +32,40 @@ from persephonee.experiments.results_page.page_marks import written_part
 from persephonee.experiments.results_page.runs_section import render_models, render_runs
 from persephonee.experiments.results_page.sharing_section import render_attacks, render_sharing, render_starts
 from persephonee.experiments.results_page.sources import Sources, recognise
-from persephonee.experiments.studies.figure_results import claims_table
 from persephonee.multi_exit.atomic_files import write_text_atomically
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-README_STUDY = "ResNet-50"
+README_STUDIES = ("resnet50", "mobilenet_v2")
 
 HEADER = """\
 # Results
 
-The paper's evaluation on the data that was at hand, with its values beside ours. A command writes this page from
-tables. A person writes only what stands between the marks in "Where ours falls short", with its date and machine; it
-stays when the rest is replaced. To make the page again, run the commands below and then
+What personalisation gives on the data that was at hand, the deployed system first, and then the paper's evaluation
+with its values beside ours. Accuracies and differences are means over users who chose nothing and trained nothing; the
+interval in brackets is the 95% of a bootstrap over users, paired where two things are compared. A claim of the paper
+*holds* where ours points where its value does and goes as far, *holds in part* where it does not go as far, and *does
+not hold* otherwise; an exit *reaches* what the interval of its difference does not exclude.
+
+A command writes this page from tables, which are kept in [tables/](tables); a person writes only what stands between
+the marks in "What it cannot do, and what did not help". To make it again, run the commands below and then
 
 ```sh
 python -m persephonee.experiments.results_page.page FOLDERS --out docs/results.md --readme README.md
 ```
+"""
 
-with the folders that they wrote. A section whose folders are not named stays as it is. The numbers behind the figures
-and the sections are in [tables/](tables). What stands in for what:
-
+STAND_INS = """\
 | in the paper | here |
 |---|---|
-| ImageNet, 1,000 classes, 224 px | Tiny ImageNet: 200 of the classes, 64 px, scaled up |
-| ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned |
-| personalised ImageNet, 250 users | users drawn in the same way; each figure says how many; the width of their \
-popularity, which the paper does not print, is 5 of 200 classes: see "How personal the users are" |
+| ImageNet, 1,000 classes, 224 px | Tiny ImageNet: 200 of the classes, 64 px, scaled up to 96 px |
+| ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned until \
+it no longer improves; whether images that trained the weights are among the users' is not known |
+| personalised ImageNet, 250 users | users drawn in the same way; the width of their popularity, which the paper does \
+not print, is 5 of 200 classes: see "How personal the users are" |
 | exits that learn from ImageNet's 1,300 images a class | from 100 a class, and from the original's answers to them |
 | self-distillation at a temperature that the paper does not print | at 4 on photographs, at 1 on handwriting |
 | FEMNIST, 3,250 writers and 250 users | QMNIST (10 digits, real writers); built-in writers (62 characters, drawn) |
 | a Jetson Xavier's CPU | this machine's CPU |
-
-"Same direction" says whether ours points where the paper's value does; how far it goes is for the reader to compare.
 """
 
 
@@ -70,16 +79,30 @@ class Section:
     """What to run when there are no tables for it."""
 
 
+DEPLOYED = ("deployed",)
+FIGURES = "`persephonee figures --scale quick --real-data DIR --out DIR`"
 SECTIONS = (
+    Section(
+        title="Data and networks",
+        render=lambda sources, _: render_studies(sources) and [*render_studies(sources), STAND_INS],
+        missing=FIGURES,
+    ),
+    Section(
+        title="The deployed system",
+        render=lambda sources, images: render_figures(sources, DEPLOYED, images),
+        missing=FIGURES,
+    ),
     Section(
         title="The paper's figures",
         render=lambda sources, images: render_figures(sources, PAPERS, images),
-        missing="`persephonee figures --scale quick --real-data DIR --out DIR`",
+        missing=FIGURES,
     ),
     Section(
         title="Beyond the paper",
-        render=lambda sources, images: render_figures(sources, BEYOND, images),
-        missing="`persephonee figures --scale quick --real-data DIR --out DIR`",
+        render=lambda sources, images: render_figures(
+            sources, tuple(name for name in BEYOND if name not in DEPLOYED), images
+        ),
+        missing=FIGURES,
     ),
     Section(
         title="How the figures were made",
@@ -114,6 +137,9 @@ SECTIONS = (
 )
 
 
+WRITTEN, WRITTEN_AFTER = "What it cannot do, and what did not help", "Beyond the paper"
+
+
 def results_page(sources: Sources, images: Path, earlier: str = "") -> str:
     """Return the page in Markdown.
 
@@ -121,10 +147,12 @@ def results_page(sources: Sources, images: Path, earlier: str = "") -> str:
     Pictures are written into `images`.
     """
     images.mkdir(parents=True, exist_ok=True)
-    lines = [HEADER, "## Where ours falls short", "", BEGIN_WRITTEN, written_part(earlier), END_WRITTEN, ""]
+    lines = [HEADER]
     for section in SECTIONS:
         body = section.render(sources, images) or _section_of(earlier, section.title)
         lines += [f"## {section.title}", "", *(body or [f"Missing: no tables were given. Run {section.missing}.", ""])]
+        if section.title == WRITTEN_AFTER:
+            lines += [f"## {WRITTEN}", "", BEGIN_WRITTEN, written_part(earlier), END_WRITTEN, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -136,24 +164,22 @@ def _section_of(page: str, title: str) -> list[str]:
 
 
 def readme_part(sources: Sources, page: Path, images: Path, readme: Path) -> str:
-    """Return the README's part: one figure and the headline claims.
+    """Return the README's part: what is deployed, in a picture and a table.
 
     Raises:
-        ClientSettingsError: there are no headline claims.
+        ClientSettingsError: there is no figure of what is deployed.
     """
-    found = claims_of(sources, "headline")
-    chosen = next((made_on for made_on in found if README_STUDY in made_on), None)
-    if chosen is None:
-        raise ClientSettingsError(f"No folder has the figure 'headline' on {README_STUDY}: draw it, or leave --readme.")
+    drawn = [one for one in figures_of(sources, "deployed") if one.facts["study"] in README_STUDIES]
+    if not drawn:
+        raise ClientSettingsError("No folder has the figure 'deployed' on photographs: draw it, or leave --readme.")
     here = readme.parent.resolve()
-    picture, link = (path.resolve().relative_to(here) for path in (images / "results-3a-resnet50.png", page))
-    lines = [f"![Accuracy per exit, before and after personalisation]({picture})", ""]
-    lines += [
-        f"Made on: {chosen}. All figures, what stands in for which data, and why ours falls short where it does: "
-        f"[{link}]({link}).",
-        "",
-    ]
-    return "\n".join([*lines, *claims_table(found[chosen])])
+    picture = images / f"{PREFIX}{drawn[0].stem.removeprefix('figure-')}.png"
+    shown, link = (path.resolve().relative_to(here) for path in (picture, page))
+    lines = [f"![{drawn[0].facts['title']}: accuracy and cost of the policies in force]({shown})", ""]
+    lines += [*claims_table(drawn), "", drawn[0].facts["note"].strip()]
+    lines += [f"Made on: {'; '.join(one.facts['made_on'] for one in drawn)}. The command, the paper's figures with its "
+              f"values beside ours, and what it cannot do: [{link}]({link})."]  # fmt: skip
+    return "\n".join(lines)
 
 
 def replace_part(text: str, part: str) -> str:

@@ -52,11 +52,17 @@ NAMES = {"synthetic-writers": "built-in writers", "parquet": "QMNIST by writer"}
 
 def render_runs(sources: Sources) -> list[str]:
     """Return the lines of all runs of a single round, nothing where there are none."""
-    lines: list[str] = []
-    for run in sources.runs:
-        if not run.has_held_out_users:
-            lines += _run(run, sources)
-    return lines
+    runs = [run for run in sources.runs if not run.has_held_out_users]
+    if not runs:
+        return []
+    head = ["data, labels", "users", "original", "policy before", "after", "MACs", "helped", "hurt"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(_row(run) for run in runs), ""]
+    said = (
+        "The policy in force, means over users; MACs are a fraction of the original's; helped and hurt say whose "
+        "policy is more accurate than the original, and whose is less."
+    )
+    commands = [line for run in runs for line in shell_block(simulate_text(run, sources.models))]
+    return [*lines, said, "", *commands]
 
 
 def render_models(sources: Sources) -> list[str]:
@@ -104,43 +110,18 @@ def heading(name: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def _run(run: Run, sources: Sources) -> list[str]:
+def _row(run: Run) -> str:
     summary, policy = run.summary, run.summary["policy"]
-    counts = summary["counts"]
-    small = f", {counts['too_small']} have too few samples" if counts["too_small"] else ""
-    failed = counts["refused"] + counts["failed"]
-    lines = [
-        f"### {heading(data_name(run.config))}, labels: {run.config['labels']}",
-        "",
-        f"{counts['asked']} users asked, {counts['ok']} with figures{small}{f', {failed} failed' if failed else ''}; "
-        f"on average {summary['num_train']['mean']:.0f} samples train and {summary['num_test']['mean']:.0f} test.",
-        "",
-        *shell_block(simulate_text(run, sources.models)),
-        "| exit | MMAC | of the original | accuracy before | after | users helped | users hurt |",
-        "|---|---|---|---|---|---|---|",
+    counts, against = summary["counts"], policy["against_original"]
+    small = f" ({counts['too_small']} too small)" if counts["too_small"] else ""
+    cells = [
+        f"{data_name(run.config)}, {run.config['labels']}",
+        f"{counts['ok']}{small}",
+        *(percent(policy[f"accuracy_{name}"]["mean"]) for name in ("original", "before", "after")),
+        percent(policy["cost_fraction_after"]["mean"], 0),
+        *(percent(against[name], 0) for name in ("helped", "hurt")),
     ]
-    for row in summary["exits"]:
-        name = "last" if row["is_last"] else str(row["exit"])
-        change = row["change"]
-        lines.append(
-            f"| {name} | {row['macs'] / 1e6:.1f} | {percent(row['cost_fraction'], 0)} | "
-            f"{percent(row['accuracy_before']['mean'])} | {percent(row['accuracy_after']['mean'])} | "
-            f"{percent(change['helped'], 0)} | {percent(change['hurt'], 0)} |"
-        )
-    return [*lines, "", _policy_text(policy, run.config["drop-tolerance"]), ""]
-
-
-def _policy_text(policy: Mapping[str, Any], drop_tolerance: float) -> str:
-    before, after, original = (percent(policy[f"accuracy_{name}"]["mean"]) for name in ("before", "after", "original"))
-    change, against = policy["change"], policy["against_original"]
-    macs, share = policy["mean_macs_after"] / 1e6, percent(policy["cost_fraction_after"]["mean"], 0)
-    return (
-        f"The whole policy, calibrated for a drop of at most {percent(drop_tolerance, 0)}: accuracy {before} before, "
-        f"{after} after, the original {original}; on average {macs:.1f} MMAC a sample, {share} of the original's "
-        f"{policy['original_macs'] / 1e6:.1f}. Against before, {percent(change['helped'], 0)} of users are helped and "
-        f"{percent(change['hurt'], 0)} hurt; against the original, {percent(against['helped'], 0)} and "
-        f"{percent(against['hurt'], 0)}."
-    )
+    return f"| {' | '.join(cells)} |"
 
 
 def _options(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

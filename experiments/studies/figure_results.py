@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
@@ -21,14 +21,17 @@ COLOURS = {
     "hard labels": AFTER,
     "self-distillation": FRONT,
     "self-supervision": SELF_SUPERVISION,
+    "frequencies": "#e69f00",
+    "frequencies, no labels": "#56b4e9",
+    "frequencies, labels": "#7b5ea7",
     "original": ORIGINAL,
 }
-"""One colour for one thing in all figures; Okabe and Ito's."""
+"""One colour for one thing in all figures; Okabe and Ito's, and a violet."""
 
 MARKERS = "osv^DPX"
 """Of a line for each exit."""
 
-DIRECTIONS = {True: "yes", False: "no", None: "–"}
+Verdict = Literal["holds", "holds in part", "does not hold"]
 
 PAPER_ORIGINAL = 0.7496
 """Accuracy of the paper's original ResNet-50 (Fig. 3a)."""
@@ -42,13 +45,25 @@ class Claim:
         claim: what is compared.
         paper: the paper's value.
         ours: ours, or that it was not reached.
-        same_direction: whether ours points where the paper's does; None where the paper says nothing.
+        verdict: as `judge` finds it; None where the paper says nothing.
     """
 
     claim: str
     paper: str
     ours: str
-    same_direction: bool | None
+    verdict: Verdict | None = None
+
+
+def judge(*, same_direction: bool, as_far: bool) -> Verdict:
+    """Return whether a claim of the paper holds here.
+
+    Args:
+        same_direction: ours points where the paper's value does.
+        as_far: ours goes as far, by its mean or as far as its interval reaches.
+    """
+    if not same_direction:
+        return "does not hold"
+    return "holds" if as_far else "holds in part"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,8 +117,8 @@ def page(name: str, title: str, made_on: str, claims: Sequence[Claim]) -> str:
 
 def claims_table(claims: Sequence[Claim]) -> list[str]:
     """Return the lines of the claims' table, in Markdown."""
-    lines = ["| claim | paper | ours | same direction |", "|---|---|---|---|"]
-    return lines + [f"| {c.claim} | {c.paper} | {c.ours} | {DIRECTIONS[c.same_direction]} |" for c in claims]
+    lines = ["| claim | paper | ours | |", "|---|---|---|---|"]
+    return lines + [f"| {c.claim} | {c.paper} | {c.ours} | {c.verdict or '–'} |" for c in claims]
 
 
 def made_on(measured: Measured) -> str:
@@ -121,27 +136,6 @@ def busy(load: float) -> str:
     """Return a remark on times that were taken while other work went on, nothing where the machine was quiet."""
     cores = os.cpu_count() or 1
     return f" (on a busy machine: load {load:.0f} on {cores} cores)" if load > cores + 1 else ""
-
-
-def exit_means(measured: Measured, scheme: str) -> pd.DataFrame:
-    """Return per exit, indexed by its number: mean over users of before and after, quartiles, macs and params."""
-    table = measured.exits[(measured.exits.scheme == scheme) & measured.exits.whole]
-    groups = table.groupby("exit")
-    means = groups[["before", "after", "macs", "params"]].mean()
-    for stage in ("before", "after"):
-        means[f"{stage}_p25"], means[f"{stage}_p75"] = groups[stage].quantile(0.25), groups[stage].quantile(0.75)
-    return means
-
-
-def original_accuracy(measured: Measured) -> float:
-    """Return the mean over users of the last exit's accuracy."""
-    return float(exit_means(measured, "hard labels").before.iloc[-1])
-
-
-def first_reaching(accuracies: pd.Series, target: float) -> int | None:
-    """Return the first early exit whose accuracy is `target` at least, None where there is none."""
-    reached = accuracies.iloc[:-1][accuracies.iloc[:-1] >= target - 1e-9]
-    return int(reached.index[0]) if len(reached) else None
 
 
 def exit_line(exit: int, early: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ def figures(
         list[str] | None,
         typer.Argument(
             metavar="[NAMES]",
-            help="3a 3b 4 5 6a 6b 7 headline, and beyond the paper users seeds shift heads guard width samples; all "
-            "without.",
+            help="3a 3b 4 5 6a 6b 7 headline, and beyond the paper deployed users seeds shift heads guard width "
+            "samples risk; all without.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for pictures, tables, models and measurements.")],
