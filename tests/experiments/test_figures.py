@@ -2,6 +2,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, rmtree
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 from persephonee.commands.application import app
 from persephonee.experiments.beyond.figure_width import popular_classes, variants
 from persephonee.experiments.figures import NAMES, run_figures
-from persephonee.experiments.paper.figure_5 import shortfall, times_cheaper
-from persephonee.experiments.studies.figure_results import first_reaching, original_accuracy
+from persephonee.experiments.paper.figure_5 import factor_words
+from persephonee.experiments.studies.figure_results import judge
+from persephonee.experiments.studies.gains import cheapest_reaching, exit_gains, first_reaching, original_accuracy
 from persephonee.experiments.studies.measurements import Measured, measure
 from persephonee.experiments.studies.studies import studies_of
 from tests.conftest import real_data
@@ -26,7 +28,7 @@ def test_all_figures_at_smoke_scale_from_the_command_line_and_again_without_meas
         assert (tmp_path / f"{file}.png").stat().st_size > 10_000
         assert (tmp_path / f"{file}.svg").read_text().startswith("<?xml")
         claims = pd.read_parquet(tmp_path / f"{file}-claims.parquet")
-        assert list(claims) == ["claim", "paper", "ours", "same_direction"]
+        assert list(claims) == ["claim", "paper", "ours", "verdict"]
         assert len(claims)
         assert len(pd.read_parquet(tmp_path / f"{file}.parquet"))
         assert f"{file}.png" in (tmp_path / "results.md").read_text()
@@ -50,7 +52,7 @@ def numbers_agree_with_the_users_tables(out):
     drawn = pd.read_parquet(out / "figure-3a-smoke.parquet")
     drawn = drawn[drawn.scheme == "hard labels"].set_index("exit")
     for exit, rows in whole.groupby("exit"):
-        assert drawn.after_mean[exit] == pytest.approx(sum(rows.after) / len(rows))
+        assert drawn.unguarded_mean[exit] == pytest.approx(sum(rows.unguarded) / len(rows))
         assert drawn.before_mean[exit] == pytest.approx(sum(rows.before) / len(rows))
     users = pd.read_parquet(out / "figure-users-smoke.parquet").set_index(["scheme", "exit"])
     changes = whole[whole.exit == 0].after - whole[whole.exit == 0].before
@@ -74,31 +76,47 @@ def test_users_of_another_width_fraction_the_global_model_and_the_width_says_how
     assert popular_classes(100, 1e6) == 95
 
 
-def test_the_first_exit_that_reaches_a_target_is_early():
-    accuracies = pd.Series([0.2, 0.5, 0.7, 0.6])
-    assert (first_reaching(accuracies, 0.5), first_reaching(accuracies, 0.71)) == (1, None)
-    assert first_reaching(pd.Series([0.2, 0.6]), 0.6) is None
-
-
-def a_study(accuracies, macs):
-    """Return what the tables of one user look like: per exit, the last one included, before and after."""
+def a_study(users, macs):
+    """Return what the tables of some users look like: per exit, the last one included, before and after."""
     rows = [
-        {"user": "ada", "scheme": "hard labels", "num_train": 9, "whole": True, "exit": exit, "macs": macs[exit],
-         "params": macs[exit], "before": before, "after": after}
-        for exit, (before, after) in enumerate(accuracies)
+        {"user": user, "scheme": "hard labels", "num_train": 9, "whole": True, "exit": exit, "macs": macs[exit],
+         "params": macs[exit], "before": before, "after": before, "unguarded": after}
+        for user, accuracies in users.items() for exit, (before, after) in enumerate(accuracies)
     ]  # fmt: skip
     empty = pd.DataFrame()
-    return Measured(None, None, None, 0, pd.DataFrame(rows), empty, empty, empty, empty, 0.0)
+    network = SimpleNamespace(num_exits=len(macs) - 1)
+    return Measured(None, network, None, 0, pd.DataFrame(rows), empty, empty, empty, empty, 0.0)
 
 
-def test_the_factor_is_that_of_the_cheapest_exit_and_the_shortfall_is_measured_at_the_papers_factor():
-    measured = a_study([(0.2, 0.3), (0.3, 0.45), (0.4, 0.55), (0.5, 0.5)], macs=[20, 25, 50, 100])
-    assert times_cheaper(measured, "hard labels", "macs") == 2.0
-    assert times_cheaper(measured, "hard labels", "macs", gain_points=5) == 2.0
-    assert times_cheaper(measured, "hard labels", "macs", gain_points=6) is None
-    # of the exits that are 3.1 times cheaper, 0 and 1, the better one lacks 0.5 - 0.45
-    assert shortfall(measured, "hard labels", "macs", 3.1, 0) == (1, pytest.approx(5.0))
-    assert shortfall(measured, "hard labels", "macs", 6.0, 0) is None
+def test_an_exit_reaches_what_the_interval_of_its_difference_does_not_exclude():
+    # two users who are alike leave no interval; read without the guard
+    alike = [(0.2, 0.3), (0.3, 0.45), (0.4, 0.55), (0.5, 0.5)]
+    measured = a_study({"ada": alike, "bob": alike}, macs=[20, 25, 50, 100])
+    gains = exit_gains(measured, "hard labels")
+    assert [gain.points.mean for gain in gains] == pytest.approx([-20, -5, 5])
+    assert all(gain.points.low == gain.points.high for gain in gains)
+    assert first_reaching(gains).exit == 2 and first_reaching(exit_gains(measured, "hard labels", "before")) is None
+    assert cheapest_reaching(gains, "macs").macs == 0.5
+    assert cheapest_reaching(gains, "macs", points=5).exit == 2 and cheapest_reaching(gains, "macs", points=6) is None
+    assert factor_words(measured, "hard labels", "macs") == (2.0, "2.0x by exit 2, +5.0 points (5.0 to 5.0)")
+    assert factor_words(measured, "hard labels", "macs", 6) == (
+        None, "not reached; exit 2 has +5.0 points (5.0 to 5.0)",
+    )  # fmt: skip
+    assert original_accuracy(measured) == 0.5
+
+
+def test_users_who_differ_give_an_interval_that_holds_their_mean():
+    better, worse = [(0.2, 0.6), (0.5, 0.5)], [(0.2, 0.3), (0.5, 0.5)]
+    (gain,) = exit_gains(a_study({"ada": better, "bob": worse}, macs=[50, 100]), "hard labels")
+    # resamples of two users are means of -20, -5 or +10 points
+    assert (gain.points.low, gain.points.mean, gain.points.high) == pytest.approx((-20, -5, 10))
+    assert gain.reaches() and gain.reaches(10) and not gain.reaches(11)
+
+
+def test_a_claim_holds_in_part_where_it_does_not_go_as_far():
+    assert judge(same_direction=True, as_far=True) == "holds"
+    assert judge(same_direction=True, as_far=False) == "holds in part"
+    assert judge(same_direction=False, as_far=False) == "does not hold"
 
 
 def test_an_unknown_figure_scale_or_study_is_one_sentence(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from persephonee.clients.personalisation.risk.risk_curves import UNIT, candidate_policies
 from persephonee.experiments.beyond.figure_risk import draw, table
 from persephonee.experiments.studies.risk_tables import curve_of
+from persephonee.experiments.studies.rule_outcomes import rule_outcomes
 
 COUNT = len(candidate_policies(2))
 
@@ -22,9 +23,11 @@ def made_up(users):
     rows = [
         pd.DataFrame(
             {
-                "user": f"u{user:03d}", "scheme": "hard labels", "candidate": np.arange(COUNT), "half": half,
+                "user": f"u{user:03d}", "scheme": "hard labels", "reference": "last exit",
+                "candidate": np.arange(COUNT), "half": half,
                 "samples": 20, "believed": lost, "lost": lost, "cost": costs, "test_drop": lost / UNIT / 20,
-                "test_cost": costs / 1000,
+                "test_accuracy": 0.9 - lost / UNIT / 20, "test_cost": costs / 1000, "rate_0": 0.5, "rate_1": 0.0,
+                "rate_2": 0.5,
             }
         )
         for user in range(users)
@@ -34,11 +37,19 @@ def made_up(users):
         {
             "user": [f"u{user:03d}" for user in range(users)], "scheme": "hard labels", "accuracy_original": 0.9,
             "accuracy_after": 0.85, "mean_macs": 25.0, "original_macs": 100, "kept_0": True, "kept_1": False,
-            "kept_2": True,
+            "kept_2": True, "rate_0": 0.5, "rate_1": 0.0, "rate_2": 0.5,
         }
     )  # fmt: skip
+    last = pd.DataFrame(
+        {"user": policies.user, "scheme": "hard labels", "exit": 2, "whole": True, "before": 0.9, "after": 0.9}
+    )
+    # the first exit takes 3 of 10 ms, and half of the samples leave there
+    latency = pd.DataFrame({"exit": [0, 1, 2], "stage_ms": [2.0, 3.0, 5.0], "head_ms": [1.0, 1.0, 0.0]})
     study = SimpleNamespace(schemes=("hard labels", "self-supervision"), title="made up")
-    return SimpleNamespace(study=study, risks=pd.concat(rows), policies=policies, network=SimpleNamespace(num_exits=2))
+    network = SimpleNamespace(num_exits=2)
+    return SimpleNamespace(
+        study=study, risks=pd.concat(rows), policies=policies, exits=last, latency=latency, network=network
+    )
 
 
 def test_the_rules_find_the_candidate_that_loses_nothing_where_the_papers_choice_loses_five_points():
@@ -51,11 +62,18 @@ def test_the_rules_find_the_candidate_that_loses_nothing_where_the_papers_choice
         assert found.loc[rule, "cost"] == pytest.approx(0.333)
 
 
+def test_a_policy_takes_the_time_of_the_stages_and_the_heads_in_use_on_the_way():
+    users = rule_outcomes(made_up(8), "hard labels")["paper"]
+    # 3 ms for those who leave at once, 11 for the others, of 10
+    assert users.latency.tolist() == pytest.approx([(0.5 * 3 + 0.5 * 11) / 10] * 8)
+    assert users.accuracy.tolist() == [0.85] * 8 and users.reference.tolist() == [0.9] * 8
+
+
 def test_too_few_users_to_promise_anything_keep_the_original_network():
     found = table(made_up(3)).set_index("rule")
     for rule in ("controlled", "federated"):
         assert (found.loc[rule, "cost"], found.loc[rule, "original"]) == (1, 1)
-    assert [claim.same_direction for claim in draw(made_up(3)).claims] == [False, True, True]
+    assert [claim.verdict for claim in draw(made_up(3)).claims] == ["does not hold", "holds", "holds"]
 
 
 def test_a_curve_comes_back_from_its_rows():
