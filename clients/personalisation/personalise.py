@@ -203,7 +203,8 @@ def personalise(
         shipped=network.risk_pools,
     )
     policy_before = by_rule(outputs_global.calibration, stage=BEFORE).policy
-    choice = by_rule(guarded.outputs.calibration, stage=settings.schedule, pool=pool)
+    original = outputs_global.calibration.predictions[-1]
+    choice = by_rule(guarded.outputs.calibration, stage=settings.schedule, pool=pool, original=original)
     policy = choice.policy
 
     # 8 store: exits, policy and what each sample has served for, all or nothing

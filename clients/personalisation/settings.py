@@ -8,6 +8,7 @@ from persephonee.clients.errors import ClientSettingsError
 from persephonee.multi_exit.settings import LossWeights
 
 Cost = Literal["macs", "latency"]
+Reference = Literal["last-exit", "original"]
 Rule = Literal["auto", "paper", "controlled", "federated"]
 Schedule = Literal["paper", "fast"]
 Statistics = Literal["frozen", "batch"]
@@ -107,6 +108,10 @@ class PersonalisationSettings:
     """The policy's last exit counts on the user's class frequencies too. Without it the policy falls back on the
     original network's own answers, and is compared with them."""
 
+    drop_reference: Reference = "last-exit"
+    """What the tolerance is counted against: "last-exit", which counts on the user's class frequencies where there are
+    some, or "original", the network before personalisation: a policy that saves more and gains less."""
+
     cost: Cost = "macs"
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
     runs measure alike."""
@@ -135,6 +140,10 @@ class PersonalisationSettings:
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
         self._require("batch_size", self.batch_size >= 2, "at least 2")
         self._require("rule", self.rule in get_args(Rule), f"one of {', '.join(get_args(Rule))}")
+        references = get_args(Reference)
+        self._require("drop_reference", self.drop_reference in references, " or ".join(references))
+        compares = self.drop_reference == "last-exit" or self.rule != "paper"
+        self._require("drop_reference", compares, "last-exit, which the rule paper knows alone; choose another rule")
         self._require("drop_tolerance", 0 <= self.drop_tolerance <= 1, "a number in [0, 1]")
         self._require("delta", 0 < self.delta < 1, "a number in (0, 1)")
 

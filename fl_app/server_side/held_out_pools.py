@@ -165,8 +165,11 @@ def _of_group(network: MultiExitNetwork, users: Sequence[BatchUser]) -> list[dic
             for own, user, done in zip(curves, users, _personalised(network, known, settings, features), strict=True):
                 truth = user.samples.labels[user.split.judged]
                 given = truth if labels else np.full_like(truth, -1)
-                own[pool_name(schedule, bool(labels))] = _curves(network, done.outputs.all, given, truth)
-                own[pool_name(BEFORE, bool(labels))] = _curves(network, done.outputs_before.all, given, truth)
+                before, after = done.outputs_before.all, done.outputs.all
+                raw = before.predictions[-1]
+                own[pool_name(schedule, bool(labels))] = _curves(network, after, given, truth)
+                own[pool_name(schedule, bool(labels), "original")] = _curves(network, after, given, truth, raw)
+                own[pool_name(BEFORE, bool(labels))] = _curves(network, before, given, truth)
     return curves
 
 
@@ -183,14 +186,18 @@ def _unlabelled(user: BatchUser) -> BatchUser:
 
 
 def _curves(
-    network: MultiExitNetwork, outputs: ExitOutputs, known: NDArray[np.int64], truth: NDArray[np.int64]
+    network: MultiExitNetwork,
+    outputs: ExitOutputs,
+    known: NDArray[np.int64],
+    truth: NDArray[np.int64],
+    original: NDArray[np.int64] | None = None,
 ) -> _Curves:
     last_logits = outputs.logits[-1].astype(np.float64)
     believed, lost = (
         risk_curve(outputs.confidences, excess, network.costs.leaving_macs, float(network.costs.original_macs))
         for excess in (
-            own_excess(outputs.predictions, known, last_logits, network.calibration),
-            labelled_excess(outputs.predictions, truth),
+            own_excess(outputs.predictions, known, last_logits, network.calibration, original),
+            labelled_excess(outputs.predictions, truth, original),
         )
     )
     return _Curves(believed=believed, lost=lost)

@@ -86,7 +86,8 @@ def personalise(
     if as_json:
         typer.echo(json.dumps(asdict(result.report), indent=2))
     else:
-        _show(result.report, store, promise_in_words(result.report.rule, schedule.drop_tolerance, schedule.delta))
+        promise = (schedule.drop_tolerance, schedule.delta, schedule.drop_reference)
+        _show(result.report, store, promise_in_words(result.report.rule, *promise))
 
 
 def _load_user(

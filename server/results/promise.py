@@ -16,13 +16,16 @@ PROMISING = ("controlled", "federated")
 class PromiseSummary:
     """The rules over all users of a round, against what was measured on their test samples.
 
-    Accuracies are fractions; a drop is against the last exit alone.
+    Accuracies are fractions. The drop that is measured is against the original network; what is promised may be
+    against the last exit, which counts on the users' class frequencies.
     """
 
     rules: dict[str, int]
     """How many users' policy each rule chose; "original: ..." where nothing could be promised."""
     tolerance: float
     """The mean drop that is promised."""
+    reference: str
+    """What it is promised against: "last-exit" or "original"."""
     delta: float
     """The chance that the controlled rule misses it."""
     promised: int
@@ -40,7 +43,7 @@ def summarise_promise(ok: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
 
     Args:
         ok: rows of clients.parquet of one round with the status "ok".
-        config: of the run, with the keys drop-tolerance and delta.
+        config: of the run, with the keys drop-tolerance and delta, and drop-reference, which former runs lack.
     """
     rules = Counter(str(row["rule"]) for row in ok if row.get("rule"))
     tolerance, delta = (config.get(key) for key in ("drop-tolerance", "delta"))
@@ -52,6 +55,7 @@ def summarise_promise(ok: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
     return PromiseSummary(
         rules=dict(sorted(rules.items())),
         tolerance=float(tolerance),
+        reference=str(config.get("drop-reference", "last-exit")),
         delta=float(delta),
         promised=len(drops),
         mean_drop=float(drops.mean()) if len(drops) else None,
@@ -65,10 +69,11 @@ def promise_text(promise: PromiseSummary) -> str:
     users = sum(promise.rules.values())
     size = f"{100 * promise.tolerance:g}"
     points = f"{size} point" if size == "1" else f"{size} points"
+    against = "the original network" if promise.reference == "original" else "the last exit"
     promises = {
         "controlled": f"with probability {1 - promise.delta:g}, users like these lose at most {points} on average "
-        "against their last exit",
-        "federated": f"a user like these is expected to lose at most {points} against the last exit",
+        f"against {against}",
+        "federated": f"a user like these is expected to lose at most {points} against {against}",
         "paper": "no promise",
     }
     chosen = "; ".join(
@@ -84,6 +89,6 @@ def promise_text(promise: PromiseSummary) -> str:
     drop = 100 * promise.mean_drop
     change = f"lost {drop:.2f} points" if drop >= 0 else f"gained {-drop:.2f} points"
     return (
-        f"{text} Measured on their test samples, {promise.promised} users with a promise {change} on average{error}, "
-        f"and {promise.beyond} of them lost more than {points}."
+        f"{text} Measured on their test samples, {promise.promised} users with a promise {change} on average against "
+        f"the original network{error}, and {promise.beyond} of them lost more than {points}."
     )

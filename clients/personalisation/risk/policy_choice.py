@@ -63,6 +63,7 @@ def choose_policy(
     shipped: Mapping[str, Any],
     stage: str,
     pool: RiskPool | None = None,
+    original: NDArray[np.int64] | None = None,
 ) -> PolicyChoice:
     """Return the policy that the settings' rule chooses on one user's calibration samples.
 
@@ -75,32 +76,35 @@ def choose_policy(
         shipped: the pools that the model carries.
         stage: whose pool of these is meant: `risk_pools.BEFORE`, or the schedule that trained the exits.
         pool: of the other clients of a federation, if there is one; where it certifies nothing, the model's does.
+        original: what the original network answers on the calibration samples, [n], which counts where the settings
+            take it for their reference; None says that it is the last exit.
 
     Raises:
         ClientSettingsError: the model's pool is damaged.
     """
     num_exits = len(outputs.predictions) - 1
-    original = ExitPolicy(threshold=1.0, exits_in_use=(), num_exits=num_exits)
+    last_exit_alone = ExitPolicy(threshold=1.0, exits_in_use=(), num_exits=num_exits)
+    reference = original if settings.drop_reference == "original" else None
     curve = None
     if len(labels) >= FEWEST_SAMPLES:
         last_logits = outputs.logits[-1].astype(np.float64)
-        excess = own_excess(outputs.predictions, labels, last_logits, calibration)
+        excess = own_excess(outputs.predictions, labels, last_logits, calibration, reference)
         curve = risk_curve(outputs.confidences, excess, leaving_costs, leaving_costs(())[-1])
     if settings.rule == PAPER:
         return PolicyChoice(
             policy=_as_the_paper_says(outputs, labels, leaving_costs, settings), chosen_by=PAPER, curve=curve
         )
     if curve is None:
-        return PolicyChoice(policy=original, chosen_by=TOO_FEW, curve=None)
-    own_pool = shipped_pool(shipped, stage, bool((labels >= 0).all()), num_exits)
+        return PolicyChoice(policy=last_exit_alone, chosen_by=TOO_FEW, curve=None)
+    own_pool = shipped_pool(shipped, stage, bool((labels >= 0).all()), num_exits, settings.drop_reference)
     pools = [one for one in (pool, own_pool) if one is not None]
     for one in pools:
         certificate = one.certificate(settings.drop_tolerance, settings.delta)
         if certificate is not None:
             chosen = choose_candidate(curve, one, certificate)
-            policy = original if chosen is None else candidate_policies(num_exits)[chosen]
+            policy = last_exit_alone if chosen is None else candidate_policies(num_exits)[chosen]
             return PolicyChoice(policy=policy, chosen_by=one.rule, curve=curve)
-    return PolicyChoice(policy=original, chosen_by=NOT_CERTIFIED if pools else NO_POOL, curve=curve)
+    return PolicyChoice(policy=last_exit_alone, chosen_by=NOT_CERTIFIED if pools else NO_POOL, curve=curve)
 
 
 def _as_the_paper_says(
@@ -113,10 +117,11 @@ def _as_the_paper_says(
     return prune(samples, calibrate(samples, settings), settings).policy
 
 
-def promise_in_words(chosen_by: str, tolerance: float, delta: float) -> str:
+def promise_in_words(chosen_by: str, tolerance: float, delta: float, reference: str = "last-exit") -> str:
     """Return what a policy that was chosen in this way promises, as half a sentence."""
+    against = "original network" if reference == "original" else "last exit"
     size = f"{100 * tolerance:g}"
-    points = f"{size} {'point' if size == '1' else 'points'} of accuracy against the last exit"
+    points = f"{size} {'point' if size == '1' else 'points'} of accuracy against the {against}"
     if chosen_by == CONTROLLED:
         return f"with probability {1 - delta:g} users like this one lose at most {points} on average"
     if chosen_by == FEDERATED:

@@ -118,18 +118,22 @@ class RiskPool:
         return cls(rule=values["rule"], users=values["users"], certificates=certificates, **arrays)
 
 
-def pool_name(stage: str, labelled: bool) -> str:
-    """Return what a model calls a pool: of users at this stage, with labels or without."""
-    return f"{stage}-{'labels' if labelled else 'none'}"
+def pool_name(stage: str, labelled: bool, reference: str = "last-exit") -> str:
+    """Return what a model calls a pool: of users at this stage, with labels or without, against this reference."""
+    # who has not personalised has no other last exit than the original
+    against = "-original" if reference == "original" and stage != BEFORE else ""
+    return f"{stage}-{'labels' if labelled else 'none'}{against}"
 
 
-def shipped_pool(pools: Mapping[str, Any], stage: str, labelled: bool, num_exits: int) -> RiskPool | None:
+def shipped_pool(
+    pools: Mapping[str, Any], stage: str, labelled: bool, num_exits: int, reference: str = "last-exit"
+) -> RiskPool | None:
     """Return the pool that ships with a model, None where it has none of this kind.
 
     Raises:
         ClientSettingsError: the model's pool is damaged.
     """
-    values = pools.get(pool_name(stage, labelled))
+    values = pools.get(pool_name(stage, labelled, reference))
     return None if values is None else RiskPool.from_json(values, num_exits)
 
 

@@ -84,6 +84,7 @@ def choose_again(
         shipped=network.risk_pools,
         stage=settings.schedule,
         pool=pool,
+        original=before.calibration.predictions[-1],
     )
     store.save(replace(stored, policy=choice.policy))
     return report_round(

@@ -28,7 +28,9 @@ def test_users_who_personalise_together_give_the_pools_of_those_who_do_one_by_on
     assert [[len(user.samples) for user in group] for group in groups] == [[90, 95, 100, 110]]
     assert count == same_count == 4
     assert alone.keys() == together.keys()
-    assert len(alone) == 6
+    assert len(alone) == 10
+    # without class frequencies the last exit in force is the original
+    assert alone["fast-labels"] == alone["fast-labels-original"]
     for name in alone:
         pools = [RiskPool.from_json(made[name], network.num_exits) for made in (alone, together)]
         risks, costs = ([getattr(pool, column) for pool in pools] for column in ("risks", "costs"))

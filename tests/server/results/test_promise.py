@@ -1,5 +1,7 @@
 """What a run's policies promise and whether they kept it, on rows made by hand."""
 
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -30,7 +32,10 @@ def test_users_who_lost_more_than_the_tolerance_are_counted_where_something_was_
     text = promise_text(found)
     assert "the rule controlled chose the policy of 4 of 5 users: with probability 0.9" in text
     assert "the rule paper chose the policy of 1 of 5 users: no promise" in text
-    assert "4 users with a promise lost 1.00 points on average (standard error 1.47), and 1 of them lost more" in text
+    assert "4 users with a promise lost 1.00 points on average against the original network (standard error" in text
+    assert "1.47), and 1 of them lost more" in text
+    against = promise_text(replace(found, reference="original"))
+    assert "lose at most 1 point on average against the original network" in against
 
 
 def test_where_the_original_network_answers_the_reason_is_said_and_nothing_is_counted():

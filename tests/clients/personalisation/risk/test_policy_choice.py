@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.risk import policy_choice as choice
+from persephonee.clients.personalisation.risk import risk_pools
 from persephonee.clients.personalisation.risk.risk_curves import FLOOR, candidate_policies
 from persephonee.clients.personalisation.risk.risk_pools import Certificate, RiskPool
 from persephonee.clients.personalisation.settings import PersonalisationSettings
@@ -73,6 +75,23 @@ def test_too_few_calibration_samples_keep_the_original_network(toy_network, user
     few = replace(split, calibration=split.calibration[:4])
     done = personalise(toy_network, user, few, SETTINGS)
     assert (done.policy.exits_in_use, done.report.rule, done.choice.curve) == ((), choice.TOO_FEW, None)
+
+
+def test_against_the_original_network_another_pool_of_the_model_counts(toy_network, user, split):
+    cheaper = next(i for i, p in enumerate(POLICIES) if p.exits_in_use == (0,) and p.threshold == 0.9)
+    network = shipping(toy_network, fast_labels=pool(), fast_labels_original=pool(favourite=cheaper))
+    done = personalise(network, user, split, replace(SETTINGS, drop_reference="original"))
+    assert (done.policy, done.report.rule) == (POLICIES[cheaper], choice.CONTROLLED)
+    # nobody who has not personalised has another last exit than the original
+    assert risk_pools.pool_name(risk_pools.BEFORE, True, "original") == risk_pools.pool_name(risk_pools.BEFORE, True)
+    assert "original network" in choice.promise_in_words(choice.CONTROLLED, 0.01, 0.1, "original")
+
+
+def test_the_original_network_is_a_reference_that_the_papers_rule_does_not_know():
+    with pytest.raises(ClientSettingsError, match="drop_reference=original is out of range: expected last-exit"):
+        PersonalisationSettings(rule="paper", drop_reference="original")
+    with pytest.raises(ClientSettingsError, match="expected last-exit or original"):
+        PersonalisationSettings(drop_reference="mine")
 
 
 def test_the_pool_of_a_federation_goes_before_the_models_unless_it_certifies_nothing(toy_network, user, split):

@@ -45,6 +45,20 @@ def test_an_exit_that_disagrees_with_a_last_exit_that_does_not_know_has_made_no_
     np.testing.assert_allclose(expected_excess(predictions, last), [[0.0, 0.8], [0, 0]], atol=1e-12)
 
 
+def test_against_the_original_an_exit_that_follows_the_users_frequencies_gains():
+    predictions = np.array([[1, 1], [1, 0]])  # the last exit in force
+    original = np.array([0, 0])
+    likely = np.log(np.array([[0.2, 0.8], [0.7, 0.3]]))
+    # p(original's answer) - p(the exit's answer)
+    expected = [[0.2 - 0.8, 0.7 - 0.3], [0.2 - 0.8, 0.0]]
+    np.testing.assert_allclose(expected_excess(predictions, likely, original), expected, atol=1e-12)
+    labels = np.array([1, 1])
+    np.testing.assert_array_equal(labelled_excess(predictions, labels, original), [[-1, -1], [-1, 0]])
+    np.testing.assert_allclose(
+        own_excess(predictions, np.array([1, -1]), likely, None, original)[0], [-1, 0.4], atol=1e-12
+    )
+
+
 def test_a_missing_label_is_stood_in_for_by_the_last_exits_calibrated_probabilities():
     predictions = np.array([[1, 1, 1], [0, 0, 0]])
     last = np.log(np.array([[0.9, 0.1]] * 3))
