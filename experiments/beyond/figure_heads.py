@@ -66,14 +66,14 @@ def table(both: tuple[Measured, Measured]) -> pd.DataFrame:
 
 
 def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
-    rows = numbers.set_index(["scheme", "head", "exit"])
     return tuple(
-        Claim(claim=f"exit {exit}", paper="not given", ours="; ".join(_words(rows, head, exit) for head in STYLES))
+        Claim(claim=f"exit {exit}", paper="not given", ours="; ".join(_words(numbers, head, exit) for head in STYLES))
         for exit in range(measured.network.num_exits)
     )
 
 
-def _words(rows: pd.DataFrame, head: str, exit: int) -> str:
-    found: Any = [rows.loc[(scheme, head, exit)] for scheme in SCHEMES]
+def _words(numbers: pd.DataFrame, head: str, exit: int) -> str:
+    rows = numbers[(numbers["head"] == head) & (numbers.exit == exit)].set_index("scheme")
+    found: Any = [rows.loc[scheme] for scheme in SCHEMES]
     after = " and ".join(f"{row.after:.1%} ({scheme})" for row, scheme in zip(found, SCHEMES, strict=True))
     return f"{head} at {found[0].cost_fraction:.0%} of the MACs: {found[0].before:.1%} to {after}"

@@ -39,7 +39,7 @@ class DrawnFigure:
     @property
     def study(self) -> str:
         """The study's name for a reader."""
-        return NAMES.get(self.facts["study"], self.facts["study"])
+        return NAMES.get(self.facts["study"], str(self.facts["study"]))
 
 
 def render_figures(sources: Sources, names: tuple[str, ...], images: Path) -> list[str]:

@@ -98,8 +98,9 @@ def labelled_excess(
         labels: classes, [N].
         original: answers of the original network, [N], which are the reference; None takes the last exit in force.
     """
-    excess: NDArray[np.float64] = (predictions != labels).astype(np.float64)
-    return excess - ((predictions[-1] if original is None else original) != labels)
+    reference = predictions[-1] if original is None else original
+    excess: NDArray[np.float64] = (predictions != labels).astype(np.float64) - (reference != labels)
+    return excess
 
 
 def expected_excess(
