@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -133,7 +133,8 @@ def _write_call(path: Path, words: list[str], seconds: float) -> None:
 
 def _studies_for(module: ModuleType, studies: dict[str, Study], only: Sequence[str]) -> Iterator[tuple[str, Study]]:
     """Yield the studies that a figure is drawn on; where there are none of its own, what can stand in for them."""
-    wanted = [name for name in module.STUDIES if name in studies]
+    can_draw: Callable[[Study], bool] = getattr(module, "can_draw", lambda study: True)
+    wanted = [name for name in module.STUDIES if name in studies and can_draw(studies[name])]
     if not wanted and not getattr(module, "NEEDS_OWN_STUDY", False):
         wanted = list(studies)
     drawn = set()

@@ -4,6 +4,7 @@ import pandas as pd
 
 from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_line, judge
 from persephonee.experiments.studies.measurements import Measured
+from persephonee.experiments.studies.studies import Study
 from persephonee.server.report.figure_style import PAPER as PAPER_COLOUR
 from persephonee.server.report.figure_style import figure_style, new_figure
 
@@ -15,6 +16,11 @@ suffice here because an exit has a lower original to reach.
 STUDIES = ("resnet50", "mobilenet_v2")
 PAPER = {2: 2000, 3: 150}
 """Samples with which an exit is as good as the original."""
+
+
+def can_draw(study: Study) -> bool:
+    """Return whether the study measures fewer samples than a user has."""
+    return bool(study.sample_counts)
 
 
 def draw(measured: Measured) -> FigureResult:
