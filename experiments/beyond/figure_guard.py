@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
 
@@ -35,7 +35,7 @@ def draw(measured: Measured) -> FigureResult:
                      label="without the guard")  # fmt: skip
             axes.bar(x + 0.2, 100 * rows.hurt_with, width=0.38, color=colour, label="with the guard")
             axes.set_xticks(x, rows.exit)
-            axes.set(xlabel="exit", title=scheme)
+            axes.set(xlabel="exit", title=shown_name(scheme).replace(", ", ",\n"))
             axes.grid(visible=False, axis="x")
             axes.legend(loc="upper right")
         # where nobody is hurt the axis still begins at 0, and says so
@@ -77,7 +77,7 @@ def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
         mean: Any = rows.mean(numeric_only=True)
         found.append(
             Claim(
-                claim=str(scheme),
+                claim=shown_name(str(scheme)),
                 paper="not given",
                 ours=f"changes {mean.acted:.0%} of exits; hurt {mean.hurt_without:.0%} without, {mean.hurt_with:.0%} "
                 f"with; accuracy {mean.accuracy_without:.1%} without, {mean.accuracy_with:.1%} with; worst "

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.gains import exit_means, original_accuracy
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
@@ -42,7 +42,7 @@ def draw(measured: Measured, other: Measured) -> FigureResult:
                     axes.plot(100 * rows.cost_fraction, rows[stage], style, markersize=4.5, linewidth=1.4,
                               color=COLOURS[name], label=f"{head}, {name}")  # fmt: skip
             axes.axhline(original, color=COLOURS["original"], linewidth=0.9, label="original")
-            axes.set(xlabel="MACs of a network with this exit / original (%)", title=scheme)
+            axes.set(xlabel="MACs of a network with this exit / original (%)", title=shown_name(scheme))
             axes.set_xlim(left=0)
         axes_of[0].set_ylabel("accuracy (mean of users)")
         # long names: four columns are wider than the figure
@@ -75,5 +75,5 @@ def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
 def _words(numbers: pd.DataFrame, head: str, exit: int) -> str:
     rows = numbers[(numbers["head"] == head) & (numbers.exit == exit)].set_index("scheme")
     found: Any = [rows.loc[scheme] for scheme in SCHEMES]
-    after = " and ".join(f"{row.after:.1%} ({scheme})" for row, scheme in zip(found, SCHEMES, strict=True))
+    after = " and ".join(f"{row.after:.1%} ({shown_name(scheme)})" for row, scheme in zip(found, SCHEMES, strict=True))
     return f"{head} at {found[0].cost_fraction:.0%} of the MACs: {found[0].before:.1%} to {after}"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, judge
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, judge, shown_name
 from persephonee.experiments.studies.gains import mean_of
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.rule_outcomes import RULES, SETTINGS, rule_outcomes
@@ -34,13 +34,13 @@ def draw(measured: Measured) -> FigureResult:
                 error = [[row.drop_points - row.low], [row.high - row.drop_points]]
                 axes.errorbar(
                     100 * row.cost, row.drop_points, yerr=error, fmt=marker, capsize=3, color=COLOURS[str(scheme)],
-                    label=f"{row.rule}; {scheme}",
+                    label=f"{row.rule}; {shown_name(str(scheme))}",
                 )  # fmt: skip
         tolerance = 100 * SETTINGS.drop_tolerance
         axes.axhline(tolerance, linestyle="--", linewidth=1.0, color=COLOURS["original"], label="tolerance")
         axes.set(xlabel="MACs of the original's (%)", ylabel="drop against the last exit (points)")
-        shared_legend(figure, ncols=3)
-        figure.set_size_inches(7.6, 5.0)
+        shared_legend(figure, ncols=2)
+        figure.set_size_inches(7.6, 5.6)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(numbers))
 
@@ -81,7 +81,7 @@ def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
     tolerance = 100 * SETTINGS.drop_tolerance
     return tuple(
         Claim(
-            claim=f"the policy loses at most 1 point: {row.rule}; {row.scheme}",
+            claim=f"the policy loses at most 1 point: {row.rule}; {shown_name(row.scheme)}",
             paper="a drop within the tolerance",
             ours=f"{row.drop_points:.1f} points ({row.low:.1f} to {row.high:.1f}) at {row.cost:.0%}, {row.beyond:.0%} "
             "of users beyond it",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_line, named
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, exit_line, named, shown_name
 from persephonee.experiments.studies.gains import exit_gains, exit_means, first_reaching, original_accuracy
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
@@ -51,7 +51,7 @@ def draw(measured: Measured, **of_images: Measured) -> FigureResult:
                 gain = 100 * (rows.after - rows.original)
                 axes.plot(rows.train_samples, gain, label=f"exit {exit}", **exit_line(exit, early))
             axes.axhline(0, color=COLOURS["original"], linewidth=1.2, label="original")
-            axes.set(xlabel="training samples of a user", title=scheme, xscale="log")
+            axes.set(xlabel="training samples of a user", title=shown_name(scheme), xscale="log")
             ticks = sorted(set(numbers.train_samples))
             axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axes.minorticks_off()
@@ -81,7 +81,7 @@ def train_samples(measured: Measured) -> int:
 def _claims(of_images: dict[str, Measured]) -> tuple[Claim, ...]:
     return tuple(
         Claim(
-            claim=f"{train_samples(one):,} training samples, {scheme}",
+            claim=f"{train_samples(one):,} training samples, {shown_name(scheme)}",
             paper="not given",
             ours=_words(one, scheme),
         )

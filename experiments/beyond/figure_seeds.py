@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.gains import exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
@@ -46,7 +46,7 @@ def draw(measured: Measured, seed_1: Measured, seed_2: Measured) -> FigureResult
                     axes.plot(early_rows.exit, early_rows[stage], marker=marker, markersize=4.5, linewidth=1,
                               color=COLOURS[name], label=name if seed == 0 else None)  # fmt: skip
                 axes.axhline(original, color=COLOURS["original"], linewidth=0.8, label=None if seed else "original")
-            axes.set(xlabel="exit", title=scheme.replace(", ", ",\n"))
+            axes.set(xlabel="exit", title=shown_name(scheme).replace(", ", ",\n"))
             axes.set_xticks(range(early))
         axes_of[0].set_ylabel("accuracy (mean of users)")
         shared_legend(figure)
@@ -71,7 +71,7 @@ def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
     for scheme in SHOWN:
         for exit, name in ((0, "exit 0"), (last - 1, "deepest early exit")):
             rows = numbers[(numbers.scheme == scheme) & (numbers.exit == exit)].set_index("seed")
-            found.append(_spread(f"{name} after {scheme}", rows.after, rows.after - rows.before))
+            found.append(_spread(f"{name} after {shown_name(scheme)}", rows.after, rows.after - rows.before))
     return tuple(found)
 
 

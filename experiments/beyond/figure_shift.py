@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 
 from persephonee.experiments.studies.domain_users import CENSUS_EMPLOYEES, HIGH_SCHOOL_STUDENTS
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.gains import exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
@@ -84,7 +84,7 @@ def _claims(of: dict[str, Measured]) -> tuple[Claim, ...]:
         users, deepest = group.exits.user.nunique(), group.network.num_exits - 1
         for exit in sorted({0, min(1, deepest), deepest}):
             before = means[SCHEMES[0]].before[exit]
-            after = ", ".join(f"{100 * means[scheme].after[exit]:.1f}% ({scheme})" for scheme in SCHEMES)
+            after = ", ".join(f"{100 * means[scheme].after[exit]:.1f}% ({shown_name(scheme)})" for scheme in SCHEMES)
             found.append(
                 Claim(
                     claim=f"exit {exit}, {users} {PANELS[key].split(',')[0]}",

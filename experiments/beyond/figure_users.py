@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.rule_outcomes import rule_outcomes
 from persephonee.server.report.figure_style import figure_style, new_figure
@@ -54,7 +54,7 @@ def draw(measured: Measured) -> FigureResult:
         shares.legend(loc="lower left", ncols=2)
         figure.legend(*spread.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         figure.suptitle(f"{measured.study.title}, {SCHEME}", fontsize=10.5)
-    return FigureResult(figure=figure, numbers=numbers, claims=_claims(measured, numbers))
+    return FigureResult(figure=figure, numbers=numbers, claims=_claims(numbers))
 
 
 def table(measured: Measured) -> pd.DataFrame:
@@ -72,12 +72,12 @@ def table(measured: Measured) -> pd.DataFrame:
     return pd.DataFrame({**shares, **quantiles, **summary}).reset_index()
 
 
-def _claims(measured: Measured, numbers: pd.DataFrame) -> tuple[Claim, ...]:
-    shown = {"0": "exit 0", str(measured.network.num_exits - 1): "deepest early exit", "policy": "policy in force"}
+def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
+    shown = {"0": "exit 0", "policy": "policy in force"}
     rows: Any = numbers.itertuples()
     return tuple(
         Claim(
-            claim=f"{shown[row.exit]}, {row.scheme}",
+            claim=f"{shown[row.exit]}, {shown_name(row.scheme)}",
             paper="not given",
             ours=f"{row.helped:.0%} helped, {row.hurt:.0%} hurt; 5th percentile {100 * row.p5:+.1f}, worst "
             f"{100 * row.worst:+.1f} points",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.gains import exit_means
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.experiments.studies.studies import Study
@@ -53,7 +53,7 @@ def draw(measured: Measured, **others: Measured) -> FigureResult:
                 (scheme, "after", "s-"),
             ):
                 axes.plot(rows.classes, rows[column], style, markersize=5, color=COLOURS[name], label=name)
-            axes.set(title=scheme.replace(", ", ",\n"), xscale="log")
+            axes.set(title=shown_name(scheme).replace(", ", ",\n"), xscale="log")
             axes.set_xticks(rows.classes, [f"{classes:.0f}" for classes in rows.classes], minor=False)
             axes.minorticks_off()
         axes_of[0].set_ylabel("accuracy of the deepest exit (mean)")
@@ -97,7 +97,7 @@ def _claims(numbers: pd.DataFrame) -> tuple[Claim, ...]:
     for width, rows in numbers.groupby("width"):
         first: Any = rows.iloc[0]
         schemes: Any = rows.itertuples()
-        after = ", ".join(f"{row.after:.1%} ({row.scheme})" for row in schemes)
+        after = ", ".join(f"{row.after:.1%} ({shown_name(row.scheme)})" for row in schemes)
         found.append(
             Claim(
                 claim=f"width {width:g}: {first.classes} classes hold 95% of a user's images",

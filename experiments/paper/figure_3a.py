@@ -9,6 +9,7 @@ from persephonee.experiments.studies.figure_results import (
     FigureResult,
     judge,
     named,
+    shown_name,
 )
 from persephonee.experiments.studies.gains import (
     ExitGain,
@@ -52,7 +53,12 @@ def draw(measured: Measured) -> FigureResult:
                 "elinewidth": 0.9,
             }
             axes.errorbar(
-                x, table[stage], yerr=[e.clip(lower=0) for e in spread], color=COLOURS[name], label=name, **style
+                x,
+                table[stage],
+                yerr=[e.clip(lower=0) for e in spread],
+                color=COLOURS[name],
+                label=shown_name(name),
+                **style,
             )
         axes.axhline(original_accuracy(measured), color=COLOURS["original"], linewidth=1.2, label="original, last exit")
         for name, values in PAPER.items():

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy, judge
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy, judge, shown_name
 from persephonee.experiments.studies.gains import original_accuracy
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.server.report.figure_style import figure_style, new_figure
@@ -32,7 +32,7 @@ def draw(measured: Measured) -> FigureResult:
         shown = {"before": ("hard labels", "before"), **{name: (name, "after") for name in SCHEMES}}
         for name, key in shown.items():
             curve: Any = curves.loc[key]
-            axes.plot(curve.latency_ms, curve.accuracy, "o-", markersize=3, color=COLOURS[name], label=name)
+            axes.plot(curve.latency_ms, curve.accuracy, "o-", markersize=3, color=COLOURS[name], label=shown_name(name))
         for name, times in SCHEMES.items():
             axes.plot(*operating_point(measured, name), "P", markersize=10, mec="white", color=COLOURS[name], zorder=4)
             axes.plot([whole / times], [original], "D", mfc="none", mec=COLOURS[name], markersize=7)
@@ -92,7 +92,7 @@ def claims(measured: Measured) -> tuple[Claim, ...]:
         ours = throughput_gain(measured, scheme)
         found.append(
             Claim(
-                claim=f"throughput at the original's accuracy, {scheme}",
+                claim=f"throughput at the original's accuracy, {shown_name(scheme)}",
                 paper=f"{times}x{' by self-distillation' if scheme == 'frequencies' else ''}",
                 ours="not reached" if ours is None else f"{ours:.1f}x{busy(measured.latency['load'].max())}",
                 verdict=judge(same_direction=ours is not None and ours > 1, as_far=ours is not None and ours >= times),

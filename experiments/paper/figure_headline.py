@@ -4,7 +4,7 @@ import pandas as pd
 
 from persephonee.experiments.paper.figure_5 import factor_words
 from persephonee.experiments.paper.figure_7 import throughput_gain
-from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy, judge
+from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, busy, judge, shown_name
 from persephonee.experiments.studies.gains import exit_gains, in_points
 from persephonee.experiments.studies.measurements import Measured
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -33,7 +33,7 @@ def draw(measured: Measured) -> FigureResult:
                 axes.plot([ours], [y], "o", color=_colour(what), markersize=7)
         axes.plot([], [], "D", mfc="none", mec=COLOURS["original"], label="paper")
         for name in SCHEMES.values():
-            axes.plot([], [], "o", color=COLOURS[name], label=f"ours, {name}")
+            axes.plot([], [], "o", color=COLOURS[name], label=f"ours, {shown_name(name)}")
         axes.axvline(1, color=COLOURS["original"], linewidth=0.8)
         axes.set_yticks(range(len(factors)), [name for name, _, _ in factors])
         axes.invert_yaxis()

@@ -28,6 +28,13 @@ COLOURS = {
 }
 """One colour for one thing in all figures; Okabe and Ito's, and a violet."""
 
+NAMES = {
+    "frequencies": "class frequencies",
+    "frequencies, no labels": "class frequencies, self-distillation",
+    "frequencies, labels": "class frequencies, hard labels",
+}
+"""For a reader, where a scheme's own name is short."""
+
 MARKERS = "osv^DPX"
 """Of a line for each exit."""
 
@@ -136,6 +143,11 @@ def busy(load: float) -> str:
     """Return a remark on times that were taken while other work went on, nothing where the machine was quiet."""
     cores = os.cpu_count() or 1
     return f" (on a busy machine: load {load:.0f} on {cores} cores)" if load > cores + 1 else ""
+
+
+def shown_name(scheme: str) -> str:
+    """Return a scheme's name for a reader."""
+    return NAMES.get(scheme, scheme)
 
 
 def exit_line(exit: int, early: int) -> dict[str, Any]:
