@@ -152,7 +152,7 @@ def _smoke() -> Study:
 
 def _writers(scale: str, model_folder: Path | None) -> Study:
     full = scale == "full"
-    training = PretrainSettings(epochs=10 if full else 6, max_samples=None if full else 30_000)
+    training = PretrainSettings(epochs=10 if full else 4, max_samples=None if full else 15_000)
     return Study(
         name="writers",
         title="built-in writers, MobileNetV2 from scratch",
