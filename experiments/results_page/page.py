@@ -35,7 +35,7 @@ from persephonee.experiments.results_page.sources import Sources, recognise
 from persephonee.multi_exit.atomic_files import write_text_atomically
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-README_STUDIES = ("resnet50", "mobilenet_v2")
+README_STUDIES = ("mobilenet_v2",)
 
 HEADER = """\
 # Results
@@ -59,7 +59,7 @@ STAND_INS = """\
 |---|---|
 | ImageNet, 1,000 classes, 224 px | Tiny ImageNet: 200 of the classes, 64 px, scaled up to 96 px |
 | ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned until \
-it no longer improves; whether images that trained the weights are among the users' is not known |
+it no longer improves; the weights have probably seen the users' images, which are a part of ImageNet |
 | personalised ImageNet, 250 users | users drawn in the same way; the width of their popularity, which the paper does \
 not print, is 5 of 200 classes: see "How personal the users are" |
 | exits that learn from ImageNet's 1,300 images a class | from 100 a class, and from the original's answers to them |
@@ -176,7 +176,7 @@ def readme_part(sources: Sources, page: Path, images: Path, readme: Path) -> str
     picture = images / f"{PREFIX}{drawn[0].stem.removeprefix('figure-')}.png"
     shown, link = (path.resolve().relative_to(here) for path in (picture, page))
     lines = [f"![{drawn[0].facts['title']}: accuracy and cost of the policies in force]({shown})", ""]
-    lines += [*claims_table(drawn), "", drawn[0].facts["note"].strip()]
+    lines += [*claims_table(drawn), "", drawn[0].facts["note"].strip(), ""]
     lines += [f"Made on: {'; '.join(one.facts['made_on'] for one in drawn)}. The command, the paper's figures with its "
               f"values beside ours, and what it cannot do: [{link}]({link})."]  # fmt: skip
     return "\n".join(lines)

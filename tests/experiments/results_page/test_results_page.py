@@ -133,7 +133,7 @@ def test_a_section_whose_tables_are_not_given_stays_and_its_numbers_are_kept(tmp
 
 def test_a_figure_has_one_table_with_a_column_for_each_study_and_the_readme_has_what_is_deployed(tmp_path):
     deployed = claim(paper="not given", verdict=None)
-    figures = write_figure(tmp_path / "figures", "deployed", [deployed])
+    figures = write_figure(tmp_path / "figures", "deployed", [deployed], "mobilenet_v2")
     write_figure(figures, "3a", [claim(), claim("faster", verdict="does not hold")], "mobilenet_v2")
     write_figure(figures, "3a", [claim(verdict="holds in part")])
     readme = tmp_path / "README.md"
@@ -150,12 +150,12 @@ def test_a_figure_has_one_table_with_a_column_for_each_study_and_the_readme_has_
     assert "| Tiny ImageNet, resnet50 | 10 | x86, Python |" in page
     assert "This call took 1 h 30 min on the clock." in page
     # what the paper says nothing of has no column for it
-    assert "| what | ResNet-50 |\n|---|---|\n| fewer MACs | 2x |" in page
+    assert "| what | MobileNetV2 |\n|---|---|\n| fewer MACs | 2x |" in page
     assert (tmp_path / "docs" / "images" / "results-3a-mobilenet_v2.png").read_bytes() == b"a picture"
     assert "[MobileNetV2](images/results-3a-mobilenet_v2.png)" in page
     text = readme.read_text()
     assert text.startswith("# Title\n") and text.endswith(f"{END}\nend\n") and "old" not in text
-    assert "(docs/images/results-deployed-resnet50.png)" in text and "[docs/results.md](docs/results.md)" in text
+    assert "(docs/images/results-deployed-mobilenet_v2.png)" in text and "[docs/results.md](docs/results.md)" in text
     assert "| fewer MACs | 2x |" in text
 
 
