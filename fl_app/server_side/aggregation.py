@@ -26,6 +26,7 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from numpy.typing import NDArray
 
 from persephonee.fl_app.server_side.client_bounds import bounded_changes, bounded_weights
+from persephonee.fl_app.server_side.own_strategy import own_strategy
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire.differential_privacy import clipped, noisy_mean, secret_noise
 from persephonee.fl_app.wire.exit_arrays import STATISTICS, ExitArrays, exit_of
@@ -62,13 +63,17 @@ class Merger:
         settings: the strategy by name, how many clients it needs, and what one of them may do at most.
         privacy: whether the server adds noise.
         start: the exits that the run began with, which the largest change of a client follows from.
+        allowed: the modules from which a strategy of one's own may come.
     """
 
-    def __init__(self, settings: SharingSettings, privacy: PrivacySettings, start: ExitArrays) -> None:
+    def __init__(
+        self, settings: SharingSettings, privacy: PrivacySettings, start: ExitArrays, allowed: tuple[str, ...] = ()
+    ) -> None:
         self._settings = settings
         self._privacy = privacy
         self._norms = {name: float(np.linalg.norm(array.astype(np.float64))) for name, array in start.items()}
-        self._strategies: dict[str, FedAvg] = {}
+        self._strategies: dict[str, Any] = {}
+        self._allowed = allowed
 
     def merge(
         self, round_number: int, current: ExitArrays, shared: Sequence[Contribution], secret: str
@@ -98,6 +103,8 @@ class Merger:
         """Return the strategies' moments, by name."""
         state: dict[str, NDArray[np.float32]] = {}
         for name, strategy in sorted(self._strategies.items()):
+            if self._settings.has_own_strategy:
+                continue
             if isinstance(strategy, FedOpt) and strategy.m_t and strategy.v_t:
                 state[f"{name}.m"], state[f"{name}.v"] = strategy.m_t[name], strategy.v_t[name]
         return state
@@ -135,8 +142,13 @@ class Merger:
                 return {}
         # a mean of equal numbers need not be the number: what nobody changed stays the same bits
         merged.update({n: current[n] for n in names if all(np.array_equal(one[n], current[n]) for one in sent)})
-        if not all(np.isfinite(array).all() for array in merged.values()):
-            log.warning("%s stays as it was in round %d: merging gave what is not finite.", names[0], round_number)
+        fits = merged.keys() == set(names) and all(merged[name].shape == current[name].shape for name in names)
+        if not fits or not all(np.isfinite(array).all() for array in merged.values()):
+            log.warning(
+                "%s stays as it was in round %d: merging gave what is not finite or of another shape.",
+                names[0],
+                round_number,
+            )
             return {}
         return merged
 
@@ -151,11 +163,16 @@ class Merger:
         changed = [clipped(client.exits, current, self._privacy) for client in whole]
         return noisy_mean(changed, self._privacy), dict.fromkeys(exits, len(whole))
 
-    def _strategy(self, name: str) -> FedAvg:
+    def _strategy(self, name: str) -> Any:
         if name not in self._strategies:
-            is_average = name.endswith(STATISTICS) and self._settings.strategy in ("fedadam", "fedyogi")
-            self._strategies[name] = FedAvg() if is_average else _MAKERS[self._settings.strategy](self._settings)
+            self._strategies[name] = self._new_strategy(name)
         return self._strategies[name]
+
+    def _new_strategy(self, name: str) -> Any:
+        if self._settings.has_own_strategy:
+            return own_strategy(self._settings.strategy, self._allowed)
+        is_average = name.endswith(STATISTICS) and self._settings.strategy in ("fedadam", "fedyogi")
+        return FedAvg() if is_average else _MAKERS[self._settings.strategy](self._settings)
 
 
 def allow_messages_outside_a_run() -> None:

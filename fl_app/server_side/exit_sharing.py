@@ -27,17 +27,23 @@ class ExitSharing:
         settings: what is shared and how it is merged.
         privacy: what noise covers it.
         secret: that the server's noise follows from.
+        allowed: the modules from which a strategy of one's own may come.
     """
 
     def __init__(
-        self, network: MultiExitNetwork, settings: SharingSettings, privacy: PrivacySettings, secret: str
+        self,
+        network: MultiExitNetwork,
+        settings: SharingSettings,
+        privacy: PrivacySettings,
+        secret: str,
+        allowed: tuple[str, ...] = (),
     ) -> None:
         self._base = as_arrays(network.exit_state())
         self._layout = ExitLayout.of(network, settings.share_dtype)
         self._privacy = privacy
         self._secret = secret
         self._exits = self._layout.arrays(self._base)
-        self._merger = Merger(settings, privacy, self._exits)
+        self._merger = Merger(settings, privacy, self._exits, allowed)
         self._record: ArrayRecord | None = None
         self.contributors: tuple[str, ...] = ()
         """Clients whose exits were ever merged, sorted."""

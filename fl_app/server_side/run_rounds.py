@@ -13,6 +13,7 @@ from persephonee.fl_app.server_side import checkpoint
 from persephonee.fl_app.server_side.checkpoint import Checkpoint
 from persephonee.fl_app.server_side.exit_sharing import ExitSharing
 from persephonee.fl_app.server_side.global_model import save_merged_model
+from persephonee.fl_app.server_side.own_strategy import own_strategy
 from persephonee.fl_app.server_side.participants import Client, Participants
 from persephonee.fl_app.server_side.round_results import check_quota
 from persephonee.fl_app.server_side.run_status import RunStatus, StatusFile
@@ -60,10 +61,15 @@ class Rounds:
         self._folder, self._file = folder, file
         self._status = RunStatus(rounds=settings.rounds.rounds)
         settings.privacy.check_accountant()
+        if settings.sharing.has_own_strategy:
+            # before clients work for it
+            own_strategy(settings.sharing.strategy, settings.sources)
         self._begun = checkpoint.begin(folder.path, folder.completed_rounds)
         self._sharing: ExitSharing | None = None
         if settings.sharing.share_exits:
-            self._sharing = ExitSharing(model.network, settings.sharing, settings.privacy, self._begun.secret)
+            self._sharing = ExitSharing(
+                model.network, settings.sharing, settings.privacy, self._begun.secret, settings.sources
+            )
             if self._begun.info:
                 self._sharing.load_state(self._begun.arrays, self._begun.info)
         self._strategy = PersonalisationStrategy(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -29,8 +30,9 @@ class SharingSettings:
     share_dtype: Dtype = "float32"
     """Of the exits on their way up and down: float32, or float16 at half the bytes."""
 
-    strategy: Strategy = "fedavg"
-    """Flower's strategy that merges each exit: fedavg, fedadam, fedyogi, fedmedian, fedtrimmedavg or krum."""
+    strategy: str = "fedavg"
+    """What merges each exit: Flower's fedavg, fedadam, fedyogi, fedmedian, fedtrimmedavg or krum, or a strategy of
+    one's own as package.module:function, from a module that `sources` names."""
 
     server_learning_rate: float = 0.01
     """eta of fedadam and fedyogi, above 0."""
@@ -53,7 +55,8 @@ class SharingSettings:
     def __post_init__(self) -> None:
         _require("sharing-fraction", self.sharing_fraction, 0 <= self.sharing_fraction <= 1, "a fraction in [0, 1]")
         _require_one_of("share-dtype", self.share_dtype, Dtype)
-        _require_one_of("strategy", self.strategy, Strategy)
+        if not self.has_own_strategy:
+            _require_one_of("strategy", self.strategy, Strategy)
         rate = self.server_learning_rate
         _require("server-learning-rate", rate, 0 < rate < math.inf, "a finite number above 0")
         _require("trimmed-fraction", self.trimmed_fraction, 0 <= self.trimmed_fraction < 0.5, "a fraction in [0, 0.5)")
@@ -65,6 +68,11 @@ class SharingSettings:
             raise RunConfigError(f"strategy={self.strategy} merges exits, and none are shared: say share-exits.")
         if self.malicious_clients and self.strategy != "krum":
             raise RunConfigError(f"malicious-clients concerns krum, got strategy={self.strategy}: leave it at 0.")
+
+    @property
+    def has_own_strategy(self) -> bool:
+        """Whether the strategy is none of Flower's that are known by a name."""
+        return re.fullmatch(r"[\w.]+:\w+", self.strategy) is not None
 
     @property
     def needed(self) -> int:

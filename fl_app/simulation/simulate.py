@@ -20,6 +20,7 @@ from persephonee.data_partitions.sources.personalised_imagenet import Personalis
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side.global_model import obtain_model
+from persephonee.fl_app.server_side.own_strategy import own_strategy
 from persephonee.fl_app.server_side.run_record import MAY_DIFFER, config_of
 from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
 from persephonee.fl_app.settings.app_settings import AppSettings
@@ -132,6 +133,8 @@ def _with_model(settings: AppSettings, run_dir: Path) -> AppSettings:
         check_room(run_dir, paths.overwrite)
     stop_killed_run(run_dir)
     settings.privacy.check_accountant()
+    if settings.sharing.has_own_strategy:
+        own_strategy(settings.sharing.strategy, settings.sources)
     if paths.model is None:
         # what is wrong with the users and their data is said before hours of pretraining
         _check_users(settings)

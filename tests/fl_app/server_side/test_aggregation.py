@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 
+from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.server_side import aggregation
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger
+from persephonee.fl_app.server_side.own_strategy import own_strategy
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 
 CURRENT = {"0.parameters": np.array([1.0, 2.0, 3.0]), "0.statistics": np.array([0.5]), "1.parameters": np.array([9.0])}
@@ -180,3 +183,66 @@ def test_an_exit_whose_merging_fails_stays_as_it_was_and_is_named(monkeypatch, c
     assert counts == {0: 0, 1: 0}
     assert all(np.array_equal(merged[name], CURRENT[name]) for name in CURRENT)
     assert "0.parameters stays as it was in round 1" in caplog.text
+
+
+def pessimist():
+    """A strategy of one's own: the smallest of each number."""
+
+    class Smallest:
+        def aggregate_train(self, server_round, replies):
+            records = [next(iter(reply.content.array_records.values())) for reply in replies]
+            smallest = {n: np.min([record[n].numpy() for record in records], axis=0) for n in records[0]}
+            return ArrayRecord({name: Array(array) for name, array in smallest.items()}), None
+
+    return Smallest()
+
+
+def wrong_shape():
+    class Wrong:
+        def aggregate_train(self, server_round, replies):
+            return ArrayRecord({"0.parameters": Array(np.zeros(7, dtype=np.float32))}), None
+
+    return Wrong()
+
+
+def no_strategy():
+    return "fedavg"
+
+
+def own_merger(function):
+    settings = SharingSettings(
+        share_exits=True, strategy=f"{__name__}:{function}", clip_fraction=0.0, weight_cap=0.0
+    )  # fmt: skip
+    return Merger(settings, PrivacySettings(), CURRENT, (__name__,))
+
+
+def test_a_strategy_of_ones_own_merges_each_exit():
+    merged, counts = own_merger("pessimist").merge(1, CURRENT, shares(B, A, C), "")
+    np.testing.assert_array_equal(merged["0.parameters"], A)
+    assert merged["0.statistics"] == 0.0 and counts[0] == 3
+
+
+def test_a_strategy_of_ones_own_that_gives_something_else_leaves_the_exit_as_it_was(caplog):
+    merged, counts = own_merger("wrong_shape").merge(1, CURRENT, shares(A, B), "")
+    assert merged["0.parameters"] is CURRENT["0.parameters"] and counts[0] == 0
+    assert "of another shape" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("os:getcwd", "comes from 'os', but only"),
+        (f"{__name__}:missing", "cannot be imported"),
+        (f"{__name__}:no_strategy", "returned str, which has no aggregate_train"),
+        (f"{__name__}:own_merger", "it takes no argument"),
+    ],
+)
+def test_what_is_no_strategy_is_refused_in_a_sentence(name, words):
+    with pytest.raises(RunConfigError, match=words):
+        own_strategy(name, ("torchvision", __name__))
+
+
+def test_a_strategy_is_one_of_flowers_or_the_name_of_a_function():
+    with pytest.raises(RunConfigError, match="strategy"):
+        SharingSettings(share_exits=True, strategy="fedprox")
+    assert SharingSettings(share_exits=True, strategy="my.module:make").has_own_strategy
