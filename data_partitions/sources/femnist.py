@@ -13,10 +13,10 @@ import numpy as np
 from persephonee.data_partitions.errors import BrokenDataError, LabelRangeError, MissingDataError
 from persephonee.data_partitions.samples import UserSamples, check_index
 from persephonee.data_partitions.sources.image_cells import decode, refuse_too_many, stack
+from persephonee.data_partitions.sources.published_sets import FEMNIST_CLASSES, FEMNIST_OF_THE_HUB
 from persephonee.data_partitions.user_ids import check_ids
 
 HUB_NAME = "flwrlabs/femnist"
-CLASS_NAMES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
 class FemnistUsers:
@@ -40,7 +40,7 @@ class FemnistUsers:
             if column not in columns:
                 raise MissingDataError(f"The FEMNIST copy has no column '{column}'; its columns are {columns}.")
         names = getattr(partitioner.dataset.features["character"], "names", None)
-        self.class_names: tuple[str, ...] | None = tuple(names) if names else CLASS_NAMES
+        self.class_names: tuple[str, ...] | None = tuple(names) if names else FEMNIST_CLASSES
         self.num_classes = len(self.class_names)
         natural_ids = [partitioner.partition_id_to_natural_id[i] for i in range(partitioner.num_partitions)]
         order = sorted(range(len(natural_ids)), key=lambda i: str(natural_ids[i]))
@@ -100,4 +100,7 @@ def open_femnist(hub_name: str = HUB_NAME) -> FemnistUsers:
             f"FEMNIST ({hub_name}) could not be fetched ({type(error).__name__}) and no copy is cached; connect to the "
             "network once, or use --dataset synthetic-writers, parquet or leaf."
         ) from error
-    return FemnistUsers(partitioner)
+    users = FemnistUsers(partitioner)
+    if hub_name == HUB_NAME:
+        FEMNIST_OF_THE_HUB.compare(users.counts, is_whole=True)
+    return users

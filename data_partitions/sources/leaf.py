@@ -27,6 +27,7 @@ from persephonee.data_partitions.safe_files import read_file, refuse_odd_file, v
 from persephonee.data_partitions.samples import UserSamples, check_index
 from persephonee.data_partitions.sources.image_cells import refuse_too_many
 from persephonee.data_partitions.sources.json_walk import JsonWalk, closings, depth_of_lists
+from persephonee.data_partitions.sources.published_sets import FEMNIST_OF_LEAF, is_femnist
 from persephonee.data_partitions.user_ids import check_ids
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class LeafUsers:
         for user, parts in kept.items():
             for part in parts:
                 _check_labels(user, part, self.num_classes)
+        if is_femnist(self.client_ids, self.num_classes):
+            FEMNIST_OF_LEAF.compare(self.counts, is_whole=False)
         first = next(part for part in self._records[0] if len(part.labels))
         side = math.isqrt(_read_pixels(self.client_ids[0], first, self._scale).shape[1])
         self.image_shape = (1, side, side)

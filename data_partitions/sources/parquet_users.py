@@ -22,6 +22,7 @@ from persephonee.data_partitions.samples import ModelClasses, UserSamples, check
 from persephonee.data_partitions.sources.image_cells import decode, number_of_channels, refuse_too_many, stack
 from persephonee.data_partitions.sources.label_column import to_labels
 from persephonee.data_partitions.sources.parquet_files import ParquetFiles, find_files
+from persephonee.data_partitions.sources.published_sets import FEMNIST_OF_THE_HUB, is_femnist
 from persephonee.data_partitions.user_ids import check_ids
 
 DOMAIN_COLUMN = "hsf_id"
@@ -77,6 +78,8 @@ class ParquetUsers:
         self.client_ids, self._rows = _rows_by_user(table[user_column], user_column)
         self.num_partitions = len(self.client_ids)
         self.counts = tuple(map(len, self._rows))
+        if is_femnist(self.client_ids, self.num_classes):
+            FEMNIST_OF_THE_HUB.compare(self.counts, is_whole=False)
         self._domains = table[DOMAIN_COLUMN].to_numpy() if with_domain else None
         self._channels = self._find_channels()
         self.image_shape = self._decode_rows(np.zeros(1, dtype=np.int64))[0].shape
