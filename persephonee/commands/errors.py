@@ -48,6 +48,8 @@ _EXTRA_OF = {
     "sqlalchemy": "mlflow",
     "pandas": "pandas",
     "huggingface_hub": "hub",
+    "h5py": "data",
+    "scipy": "data",
 }
 """Which extra of this project brings an optional package."""
 
