@@ -38,12 +38,13 @@ from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, schedule_settings, source_names
 from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.opening import open_partitions
-from persephonee.data_partitions.samples import UserSamples
+from persephonee.data_partitions.samples import UserSamples, to_float
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, choose_users, split_samples
 from persephonee.experiments.last_exit_baselines import (
     Scores,
     classifier_of,
+    fine_tuned,
     last_exit_baselines,
     penultimate_of,
 )
@@ -77,6 +78,8 @@ class _Judged:
     penultimate: Tensor
     labels: Tensor
     chosen: Tensor
+    images: Tensor
+    """uint8 [n, C, H, W], for a network of another backbone."""
 
 
 @with_groups(data=data_settings, schedule=schedule_settings)
@@ -87,6 +90,9 @@ def main(
     schedule: PersonalisationSettings,
     users: Annotated[int, typer.Option(help="Users, at least 2; those with too few samples are left out.", min=2)] = 20,
     labels: Annotated[str, typer.Option(help="all, none or a fraction.")] = "all",
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Fine-tune the whole network too, which takes long.")
+    ] = (False),
     development: Annotated[bool, typer.Option("--development", help="Development users, not the figures'.")] = False,
     sources: Sources = DEFAULT_SOURCES,
 ) -> None:
@@ -114,10 +120,11 @@ def main(
             penultimate=user.penultimate,
             labels=torch.from_numpy(user.samples.labels[user.split.test]),
             chosen=torch.from_numpy(user.split.test),
+            images=torch.from_numpy(user.samples.images[user.split.test]),
         )
         others = [_few(other) for number, other in enumerate(everyone) if number != index]
         known = set(user.samples.labels[user.split.train].tolist())
-        for name, row in _ways(network, user, own, others, known, settings).items():
+        for name, row in _ways(network, user, own, others, known, settings, fine_tune=fine_tune).items():
             rows[name].append(row)
     _show(rows, len(everyone), labels)
 
@@ -138,6 +145,7 @@ def _few(user: _User) -> _Judged:
         penultimate=user.penultimate,
         labels=torch.from_numpy(user.samples.labels)[chosen],
         chosen=chosen,
+        images=torch.from_numpy(user.samples.images)[chosen],
     )
 
 
@@ -148,6 +156,8 @@ def _ways(
     others: list[_Judged],
     known: set[int],
     settings: PersonalisationSettings,
+    *,
+    fine_tune: bool,
 ) -> dict[str, list[float]]:
     """Return a row for each way: own, others', unknown classes, first raw and then under the policy, and the cost."""
     result = personalise(network, user.samples, user.split, settings, features=user.features)
@@ -170,6 +180,11 @@ def _ways(
             return scores(judged.penultimate[judged.chosen], logits).argmax(dim=1)
 
         found[name] = [*_accuracies(answer, own, others, known), *(3 * [math.nan]), 1.0]
+    if fine_tune:
+        images = torch.from_numpy(user.samples.images[usable])
+        whole = fine_tuned(network, images, taught[2], settings.epochs)
+        whole_network = _accuracies(lambda judged: whole(to_float(judged.images)).argmax(dim=1), own, others, known)
+        found["whole, fine-tuned"] = [*whole_network, *(3 * [math.nan]), 1.0]
     return found
 
 

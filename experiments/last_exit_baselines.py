@@ -1,7 +1,8 @@
-"""Baselines that personalise the last exit alone, on what its classifier takes; all need labels and the whole network.
+"""Baselines without early exits; all need labels and the whole network.
 
-The classifier fitted by the fast schedule; the nearest class mean; and the vote of the nearest neighbours, mixed with
-the classifier's answer (kNN-Per, Marfoq et al. 2022, arXiv 2111.09360).
+On what the last exit's classifier takes: the classifier fitted by the fast schedule; the nearest class mean; and the
+vote of the nearest neighbours, mixed with the classifier's answer (kNN-Per, Marfoq et al. 2022, arXiv 2111.09360). And
+the whole network, fine-tuned.
 """
 
 import copy
@@ -39,6 +40,36 @@ def penultimate_of(network: MultiExitNetwork, images: Tensor) -> Tensor:
         network.features(to_float(piece))
     hook.remove()
     return torch.cat(taken)
+
+
+FINE_TUNING_RATE = 1e-3
+FINE_TUNING_BATCH = 16
+
+
+def fine_tuned(network: MultiExitNetwork, images: Tensor, labels: Tensor, epochs: int) -> nn.Sequential:
+    """Return a copy of the backbone and its classifier whose every weight has learnt from a user's samples.
+
+    SGD with momentum 0.9 and a rate that falls to 0; BatchNorm keeps the global statistics, since a user's batches are
+    too small for their own.
+
+    Args:
+        network: the global model; it stays as it is.
+        images: uint8 [n, C, H, W].
+        labels: shape [n].
+        epochs: passes over the samples, at least 1.
+    """
+    whole = nn.Sequential(*copy.deepcopy(network.stages)).requires_grad_(True).eval()
+    optimiser = torch.optim.SGD(whole.parameters(), lr=FINE_TUNING_RATE, momentum=0.9)
+    batches = -(-len(labels) // FINE_TUNING_BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * batches)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(labels), generator=generator).split(FINE_TUNING_BATCH):
+            optimiser.zero_grad()
+            functional.cross_entropy(whole(to_float(images[batch])), labels[batch]).backward()
+            optimiser.step()
+            schedule.step()
+    return whole.requires_grad_(False)
 
 
 class _LastExit(nn.Module):

@@ -5,9 +5,10 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
+from persephonee.data_partitions.samples import to_float
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.experiments import forgetting
-from persephonee.experiments.last_exit_baselines import last_exit_baselines
+from persephonee.experiments.last_exit_baselines import fine_tuned, last_exit_baselines
 from persephonee.experiments.studies.development import FIGURES_USERS, development_users
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.storage import ModelMetadata, save_network
@@ -44,6 +45,17 @@ def test_the_baselines_answer_on_two_clusters_as_by_hand():
     assert found["kNN and last exit"][1].argmax() == 2
 
 
+def test_a_network_that_is_fine_tuned_fits_its_user_and_leaves_the_global_model_alone():
+    network = build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head="pooled", allowed=(SOURCE,))
+    before = network.fingerprint
+    images = torch.zeros(32, 1, SIDE, SIDE, dtype=torch.uint8)
+    images[16:] = 255
+    labels = torch.arange(32) // 16
+    whole = fine_tuned(network, images, labels, epochs=300)
+    assert (whole(to_float(images)).argmax(dim=1) == labels).all()
+    assert network.fingerprint == before
+
+
 @pytest.mark.parametrize("labels", ["all", "none"])
 def test_the_study_prints_what_is_forgotten_of_others_and_of_unknown_classes(tmp_path, labels):
     network = build_network(NAME, num_exits=2, num_classes=2, input_size=SIDE, head="pooled", allowed=(SOURCE,))
@@ -52,12 +64,13 @@ def test_the_study_prints_what_is_forgotten_of_others_and_of_unknown_classes(tmp
     app = typer.Typer()
     app.command()(forgetting.main)
     words = [str(tmp_path / "M"), "--users", "3", "--dataset", "parquet", "--data-path", str(data), "--rule", "paper"]
+    words += ["--fine-tune"]
     done = CliRunner().invoke(app, [*words, "--sources", SOURCE, "--schedule", "fast", "--labels", labels])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     names = ["before", "personal exits"]
     if labels == "all":
-        names += ["last exit", "last exit, refitted", "nearest class mean", "kNN and last exit"]
+        names += ["last exit", "last exit, refitted", "nearest class mean", "kNN and last exit", "whole, fine-tuned"]
     rows = [line for line in lines if "|" in line][1:]
     assert [row[:22].strip() for row in rows] == names
     # a user of two classes knows both
