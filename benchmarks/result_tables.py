@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_json_atomically
+from persephonee.multi_exit.atomic_files import check_writable, names_in, write_bytes_atomically, write_json_atomically
+from persephonee.server.errors import ServerError
 
 ABOUT = "about.json"
 About = dict[str, Any]
@@ -32,9 +33,23 @@ class Result:
     tables: Mapping[str, pd.DataFrame]
 
 
+def check_place(out: Path, name: str) -> None:
+    """Refuse before the measurement a place where its result cannot be written, or would replace something else.
+
+    Raises:
+        ServerError: the folder holds what no benchmark wrote.
+        OSError: it cannot be written.
+    """
+    folder = out / name
+    if names_in(folder) and not (folder / ABOUT).exists():
+        raise ServerError(f"{folder} holds something other than a benchmark's result: name another --out.")
+    check_writable(folder)
+
+
 def write_result(out: Path, name: str, about: About, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write a benchmark's result, in place of an earlier one."""
     folder = out / name
+    check_place(out, name)
     shutil.rmtree(folder, ignore_errors=True)
     for table, rows in tables.items():
         data = io.BytesIO()

@@ -19,7 +19,10 @@ from persephonee.benchmarks.benchmark_commands import DONE, Part, is_done, run_p
 from persephonee.benchmarks.users import ROOT, data_options
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.settings import DataSettings
+from persephonee.multi_exit.atomic_files import check_writable
+from persephonee.multi_exit.storage import SavedModel
 
 PHOTOS = ("mobilenet_v2", "resnet50")
 PFL = "pfl>=0.6,<0.7"
@@ -98,10 +101,19 @@ def main(
         raise typer.BadParameter(f"--scale {scale} is unknown: use one of {', '.join(SCALES)}.")
     # the parts run in the repository's root
     out = out.absolute()
+    check_writable(out)
+    check_writable(page.absolute().parent)
+    if model is not None:
+        SavedModel.read(model, SOURCES)
     if data.data_path is not None:
         data = replace(data, data_path=data.data_path.absolute())
     chosen = set(filter(None, only.split(",")))
-    for part in parts(scale, data, out, model, real_data or _real_data_beside()):
+    everything = parts(scale, data, out, model, real_data or _real_data_beside())
+    unknown = chosen - {part.name for part in everything}
+    if unknown:
+        names = ", ".join(part.name for part in everything)
+        raise typer.BadParameter(f"--only {min(unknown)} is no part of a run: use of {names}.")
+    for part in everything:
         if (chosen and part.name not in chosen) or (resume and is_done(part, out)):
             continue
         typer.echo(f"{part.name} ...", nl=False)
@@ -180,4 +192,4 @@ def _real_data_beside() -> Path | None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -9,13 +9,14 @@ from pathlib import Path
 from persephonee.data_partitions.samples import Partitions, UserSamples
 from persephonee.data_partitions.settings import DataSettings, Flat, SplitSettings
 from persephonee.data_partitions.user_splits import choose_users
+from persephonee.fl_app.errors import AppError
 
 ROOT = Path(__file__).resolve().parent.parent
 PERSEPHONEE = (sys.executable, "-c", "from persephonee.commands.application import main; main()")
 """The command line, installed or not."""
 
 
-class CommandFailed(RuntimeError):
+class CommandFailed(AppError):
     """A command ended with another status than 0; the text holds the end of what it printed."""
 
 

@@ -13,6 +13,7 @@ import torchvision
 from rich.console import Console
 from rich.progress import track
 
+from persephonee.commands.terminal import run_program
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.errors import MultiExitError
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -137,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

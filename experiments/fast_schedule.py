@@ -20,6 +20,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.feature_cache import FeatureCache, embed
 from persephonee.clients.personalisation.features import compute_features
@@ -28,10 +29,11 @@ from persephonee.clients.personalisation.training.exit_training import train_exi
 from persephonee.clients.personalisation.training.fast_training import fit_classifiers
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, source_names
-from persephonee.data_partitions.opening import open_partitions
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.fl_app.settings.run_config import parse_labels
+from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.storage import load_network
 
@@ -100,17 +102,19 @@ def main(
     model: Annotated[Path, typer.Argument(help="Folder of the global model.")],
     *,
     data: DataSettings,
-    users: Annotated[int, typer.Option(help="Held-out users.")] = 16,
-    seeds: Annotated[int, typer.Option(help="Splits and orders, from 0.")] = 3,
+    users: Annotated[int, typer.Option(help="Held-out users.", min=1)] = 16,
+    seeds: Annotated[int, typer.Option(help="Splits and orders, from 0.", min=1)] = 3,
     labels: Annotated[str, typer.Option(help="all, none or a fraction.")] = "all",
     sources: Sources = DEFAULT_SOURCES,
 ) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    network, metadata = load_network(model, source_names(sources))
-    partitions = open_partitions(data)
-    held_out = [user for user in partitions.client_ids if user not in set(metadata.trained_on)][:users]
     share = parse_labels(labels)
+    network, metadata = load_network(model, source_names(sources))
+    partitions = open_fitting(data, network, metadata, source_names(sources))
+    held_out = [user for user in partitions.client_ids if user not in set(metadata.trained_on)][:users]
+    if not held_out:
+        raise ClientSettingsError(f"the model was trained on all users of {partitions.name}: take other data.")
     settings = PersonalisationSettings(weights=loss_weights("auto", share))
     accuracies: dict[str, list[Tensor]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
@@ -135,4 +139,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

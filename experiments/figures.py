@@ -25,7 +25,8 @@ from persephonee.experiments.results_page.sources import as_seen_from_here
 from persephonee.experiments.studies.figure_results import FigureResult, made_on, page, save_result
 from persephonee.experiments.studies.measurements import Measured, measure
 from persephonee.experiments.studies.studies import STUDIES, Study, studies_of
-from persephonee.multi_exit.atomic_files import write_json_atomically, write_text_atomically
+from persephonee.multi_exit.atomic_files import check_writable, write_json_atomically, write_text_atomically
+from persephonee.multi_exit.storage import SavedModel
 
 PAPERS = ("3a", "3b", "4", "5", "6a", "6b", "7", "headline")
 BEYOND = ("deployed", "users", "seeds", "shift", "heads", "guard", "width", "samples", "risk")
@@ -33,6 +34,7 @@ NAMES = PAPERS + BEYOND
 """The paper's figures in its order, and those beyond it; each is a module `figure_NAME` in `paper/` or `beyond/`."""
 
 CALLS_NAME = "calls.json"
+PAGE_NAME = "results.md"
 
 HEADER = """\
 # Figures
@@ -81,7 +83,13 @@ def run_figures(
     unknown = [name for name in only if name not in STUDIES]
     if unknown:
         raise ClientSettingsError(f"study {unknown[0]} is unknown: choose of {', '.join(STUDIES)}.")
+    check_output(out)
+    _refuse_idle(scale, real_data, qmnist_model=qmnist_model, writers_model=writers_model)
     studies = studies_of(scale, real_data, out / "shared", qmnist_model=qmnist_model, writers_model=writers_model)
+    if not any(list(_studies_for(module, studies, only)) for module in modules.values()):
+        raise ClientSettingsError(
+            f"none of the figures is drawn on {', '.join(only)} at this scale: leave out --study, or name --real-data."
+        )
     studies = {name: study.seeded(seed) for name, study in studies.items()}
     if users is not None:
         studies = {name: replace(study, num_users=min(users, study.num_users)) for name, study in studies.items()}
@@ -108,11 +116,36 @@ def run_figures(
             save_result(result, file, module.TITLE, measured(study), about, out)
             pages.append(page(file, module.TITLE, made_on(measured(study)), result.claims))
             pictures.append(out / f"{file}.png")
-    write_text_atomically(out / "results.md", "\n".join(pages))
+    write_text_atomically(out / PAGE_NAME, "\n".join(pages))
     paths = {"real_data": real_data, "qmnist_model": qmnist_model, "writers_model": writers_model, "out": out}
     words = _command(names, scale, only, users, seed, **paths)
     _write_call(out / CALLS_NAME, words, time.monotonic() - begin)
     return pictures
+
+
+def check_output(out: Path) -> None:
+    """Refuse a folder that cannot be written, or whose page is none of ours.
+
+    Raises:
+        ClientSettingsError: results.md is somebody else's.
+        OSError: the folder cannot be written.
+    """
+    page = out / PAGE_NAME
+    if page.exists() and not page.read_text(errors="replace").startswith(HEADER.partition("{")[0]):
+        raise ClientSettingsError(f"{page} is a page of another kind, and would be replaced: name another --out.")
+    check_writable(out)
+
+
+def _refuse_idle(scale: str, real_data: Path | None, **models: Path | None) -> None:
+    """Refuse paths that this scale, or the lack of real data, would leave unread, and models that are none."""
+    for name, folder in {"real_data": real_data, **models}.items():
+        option = f"--{name.replace('_', '-')}"
+        if folder is not None and scale == "smoke":
+            raise ClientSettingsError(f"{option} does nothing with --scale smoke; leave it out, or take quick or full.")
+        if folder is not None and name in models:
+            SavedModel.read(folder)
+    if real_data is None and models["qmnist_model"] is not None:
+        raise ClientSettingsError("--qmnist-model does nothing without --real-data; name both.")
 
 
 def _command(

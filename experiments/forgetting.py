@@ -25,6 +25,7 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.feature_cache import FeatureCache
@@ -36,8 +37,8 @@ from persephonee.clients.personalisation.risk.risk_pools import BEFORE
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, Sources, data_settings, schedule_settings, source_names
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import UserTooSmallError
-from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples, to_float
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, choose_users, split_samples
@@ -50,6 +51,7 @@ from persephonee.experiments.last_exit_baselines import (
 )
 from persephonee.experiments.studies.development import development_users
 from persephonee.fl_app.settings.run_config import parse_labels
+from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.exit_weights import load_exit_weights
 from persephonee.multi_exit.losses import UNLABELLED
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -98,12 +100,12 @@ def main(
 ) -> None:
     """Print the table."""
     torch.set_num_threads(1)
+    labelled = parse_labels(labels)
     network, metadata = load_network(model, source_names(sources))
     network.freeze_backbone()
-    partitions = open_partitions(data)
+    partitions = open_fitting(data, network, metadata, source_names(sources))
     ids = partitions.client_ids
     choose = development_users if development else lambda ids, out, count: choose_users(ids, count, 0, exclude=out)
-    labelled = parse_labels(labels)
     everyone = []
     for name in choose(ids, metadata.trained_on, users):
         samples = partitions.load_partition(ids.index(name))
@@ -112,6 +114,10 @@ def main(
         except UserTooSmallError:
             continue
         everyone.append(_prepared(network, samples, split))
+    if len(everyone) < 2:
+        raise ClientSettingsError(
+            f"fewer than two users of {partitions.name} have samples enough: ask for more --users."
+        )
     settings = replace(schedule, weights=loss_weights("auto", labelled))
     rows: dict[str, list[list[float]]] = defaultdict(list)
     for index, user in enumerate(everyone):
@@ -262,4 +268,4 @@ def _show(rows: dict[str, list[list[float]]], users: int, labels: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -1,5 +1,7 @@
 """Atomic writing: a reader sees the old file or folder or the new one, also after a crash or a full disk."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,7 +27,8 @@ def write_bytes_atomically(path: Path, data: bytes, *, private: bool = False) ->
         OSError: the folder cannot be written; `path` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=LEFTOVER_SUFFIX)
+    with _named(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=LEFTOVER_SUFFIX)
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -85,6 +88,49 @@ def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def check_writable(folder: Path, needed_bytes: int = 0) -> None:
+    """Find out before long work whether its result can be written; nothing of the trial stays.
+
+    Args:
+        folder: where files are to be written; it may be missing.
+        needed_bytes: how much will be written there at most.
+
+    Raises:
+        OSError: it is a file, it cannot be made or written, or the disk is too full.
+    """
+    place = folder.expanduser().absolute()
+    made = [one for one in (place, *place.parents) if not one.exists()]
+    try:
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a folder was expected, and this is a file", str(folder))
+        place.mkdir(parents=True, exist_ok=True)
+        with _named(folder):
+            descriptor, name = tempfile.mkstemp(dir=place, suffix=LEFTOVER_SUFFIX)
+            os.close(descriptor)
+            Path(name).unlink()
+        free = shutil.disk_usage(place).free
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+    if free < needed_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed_bytes / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are free: make room, or name another "
+            "disk",
+            str(folder),
+        )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors name what the user knows, and not the file that was tried beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def make_private_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ import typer
 
 from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.machine import describe_machine, peak_resident_bytes
-from persephonee.benchmarks.result_tables import write_result
+from persephonee.benchmarks.result_tables import check_place, write_result
 from persephonee.benchmarks.users import (
     PERSEPHONEE,
     ROOT,
@@ -31,8 +31,9 @@ from persephonee.benchmarks.users import (
 )
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import open_partitions
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.settings import DataSettings
+from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.storage import load_network
 
 SECONDS_BETWEEN_LOOKS = 0.02
@@ -45,15 +46,18 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
-    users: Annotated[int, typer.Option(help="Devices, one after the other.")] = 3,
+    users: Annotated[int, typer.Option(help="Devices, one after the other.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Of the devices.")] = 0,
 ) -> None:
     """Measure devices with the largest users that the model does not know."""
+    check_place(out, "device")
     network, metadata = load_network(model, SOURCES)
-    partitions = open_partitions(data)
+    partitions = open_fitting(data, network, metadata)
     sizes = dict(zip(partitions.client_ids, partitions.counts, strict=True))
     known = set(metadata.trained_on)
     largest = sorted((user for user in sizes if user not in known), key=lambda user: (-sizes[user], user))[:users]
+    if not largest:
+        raise typer.BadParameter(f"the model was trained on all users of {partitions.name}: name other data.")
     rows = []
     for user in largest:
         samples = load_user(partitions, user)
@@ -104,4 +108,4 @@ def _peak_of(command: list[str], errors: Path) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -20,8 +20,10 @@ from persephonee.benchmarks.machine import describe_machine
 from persephonee.benchmarks.users import ROOT, CommandFailed, data_options, run_command
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.settings import DataSettings
-from persephonee.multi_exit.atomic_files import write_json_atomically
+from persephonee.multi_exit.atomic_files import check_writable, write_json_atomically
+from persephonee.multi_exit.graphs.network import load_graph_network
 
 SECONDS_BETWEEN_LOOKS = 0.02
 WAYS = ("personalise", "device run")
@@ -41,6 +43,10 @@ def main(
     repetitions: Annotated[int, typer.Option(help="Of each measurement; the median counts.", min=1)] = 3,
 ) -> None:
     """Print a table and write it as JSON."""
+    check_writable(out)
+    if images is not None and not images.is_dir():
+        raise typer.BadParameter(f"--images {images} is no folder; give one with images of the model's size.")
+    load_graph_network(model)
     with tempfile.TemporaryDirectory() as folder:
         python = install(Path(folder))
         program = [str(python), "-m", "persephonee"]
@@ -122,4 +128,4 @@ def _resident(process: psutil.Process) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

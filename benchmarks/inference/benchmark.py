@@ -8,7 +8,6 @@
 The two sides of a ratio are timed in turn in the same run; times are medians over the repetitions.
 """
 
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from persephonee.benchmarks.inference import engine_overhead
 from persephonee.benchmarks.inference.engine_overhead import overhead_rows, policy_of
 from persephonee.benchmarks.interleaved import Call, time_pairs
 from persephonee.benchmarks.machine import describe_machine
-from persephonee.benchmarks.result_tables import write_result
+from persephonee.benchmarks.result_tables import check_place, write_result
 from persephonee.benchmarks.users import choose, data_name
 from persephonee.clients.inference.engine import Engine
 from persephonee.clients.inference.inference_engine import InferenceEngine
@@ -35,9 +34,9 @@ from persephonee.clients.personalisation.exit_store import ExitStore, StoredExit
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.clients.personalisation.settings import Cost, PersonalisationSettings, loss_weights
-from persephonee.commands.errors import sentence_of
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import DEFAULT_SOURCES, data_settings, source_names
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.samples import Partitions, UserSamples, to_float
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
@@ -159,15 +158,16 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
     store: Annotated[Path | None, typer.Option(help="A device's store: its user only, as it is.")] = None,
-    users: Annotated[int, typer.Option(help="How many users to personalise, without --store.")] = 5,
-    threads: Annotated[int, typer.Option(help="Of PyTorch and of ONNX Runtime.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Timed passes over a user's test samples.")] = 7,
+    users: Annotated[int, typer.Option(help="How many users to personalise, without --store.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="Of PyTorch and of ONNX Runtime.", min=1)] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed passes over a user's test samples.", min=1)] = 7,
     cost: Annotated[Cost, typer.Option(help="What calibration saves.")] = "macs",
     sources: Annotated[str, typer.Option(help="Where backbones may come from.")] = DEFAULT_SOURCES,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the exit training.")] = 0,
 ) -> None:
     """Measure personal inference on this machine."""
     torch.set_num_threads(threads)
+    check_place(out, "inference")
     network, metadata = load_network(model, source_names(sources))
     partitions = open_fitting(data, network, metadata)
     stored = ExitStore(store).load(network.backbone_fingerprint, None) if store is not None else None
@@ -213,9 +213,4 @@ def _load(partitions: Partitions, user: str) -> UserSamples:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except ValueError as error:
-        if (sentence := sentence_of(error)) is None:
-            raise
-        sys.exit(f"Error: {sentence}")
+    run_program(main)

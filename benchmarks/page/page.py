@@ -15,6 +15,7 @@ from persephonee.benchmarks.page.sections import cost_section, gpu_section, scal
 from persephonee.benchmarks.page.targets import TARGETS
 from persephonee.benchmarks.result_tables import Result, read_result
 from persephonee.benchmarks.users import ROOT
+from persephonee.commands.terminal import run_program
 from persephonee.experiments.results_page.page_marks import BEGIN, END, written_part
 from persephonee.multi_exit.atomic_files import write_text_atomically
 
@@ -42,6 +43,8 @@ def main(
     """Write the page and its figures."""
     results = {name: result for name in NAMES if (result := read_result(out, name)) is not None}
     earlier = page.read_text(encoding="utf-8") if page.exists() else ""
+    if earlier and BEGIN not in earlier:
+        raise typer.BadParameter(f"{page} is a page of another kind, and would be replaced: name another file.")
     write_text_atomically(page, page_of(results, read_outcomes(out), page.parent / IMAGES, written_part(earlier)))
     typer.echo(f"{page}: {len(results)} of {len(NAMES)} results")
 
@@ -109,4 +112,4 @@ def _with_figure(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

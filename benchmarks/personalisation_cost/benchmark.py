@@ -21,10 +21,11 @@ from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.machine import describe_machine
 from persephonee.benchmarks.personalisation_cost.methods import WAYS
 from persephonee.benchmarks.personalisation_cost.one_method import MethodSettings, to_json
-from persephonee.benchmarks.result_tables import write_result
+from persephonee.benchmarks.result_tables import check_place, write_result
 from persephonee.benchmarks.users import choose, data_name, run_command
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.settings import DataSettings
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.storage import load_network
@@ -42,22 +43,24 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
     name: Annotated[str, typer.Option(help="Of the result.")] = "personalisation",
-    users: Annotated[int, typer.Option(help="Users who personalise.")] = 3,
-    rounds: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
+    users: Annotated[int, typer.Option(help="Users who personalise.", min=1)] = 3,
+    rounds: Annotated[int, typer.Option(help="How often each way is measured.", min=1)] = 3,
     steps: Annotated[
-        int | None, typer.Option(help="Measure full fine-tuning and the paper's way on so many steps, and scale.")
+        int | None,
+        typer.Option(min=1, help="Measure full fine-tuning and the paper's way in so many steps, and scale."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for one per core.")] = 0,
-    epochs: Annotated[int, typer.Option(help="Of the paper's schedule.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Of the paper's schedule.")] = 32,
-    max_train: Annotated[int | None, typer.Option(help="Train on at most so many samples.")] = None,
-    max_test: Annotated[int, typer.Option(help="Test on at most so many samples.")] = 200,
+    threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for one per core.", min=0)] = 0,
+    epochs: Annotated[int, typer.Option(help="Of the paper's schedule.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Of the paper's schedule.", min=1)] = 32,
+    max_train: Annotated[int | None, typer.Option(help="Train on at most so many samples.", min=2)] = None,
+    max_test: Annotated[int, typer.Option(help="Test on at most so many samples.", min=1)] = 200,
     memory_budget: Annotated[
         int | None, typer.Option(help="Of our ways, in bytes beyond model and images; none by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the training.")] = 0,
 ) -> None:
     """Measure the ways to personalise on this machine."""
+    check_place(out, name)
     network, metadata = load_network(model, SOURCES)
     partitions = open_fitting(data, network, metadata)
     machine = describe_machine()
@@ -118,4 +121,4 @@ def _measured(method: MethodSettings) -> list[Row]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -24,13 +24,14 @@ import typer
 from persephonee.benchmarks import schedules
 from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.machine import describe_machine
-from persephonee.benchmarks.result_tables import write_result
+from persephonee.benchmarks.result_tables import check_place, write_result
 from persephonee.benchmarks.simulation.baselines import OURS, Baseline, baselines, has_pfl, run_baseline
 from persephonee.benchmarks.simulation.plain_flower.task import TaskSettings
 from persephonee.benchmarks.simulation.plain_loop import loop
 from persephonee.benchmarks.users import data_name
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import choose_users
@@ -48,16 +49,18 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
     pfl: Annotated[Path | None, typer.Option(help="Folder that pfl was installed into, with --target.")] = None,
-    clients: Annotated[int, typer.Option(help="Users whom ours simulates.")] = 250,
-    opponents_clients: Annotated[int, typer.Option(help="Users whom the others simulate.")] = 50,
-    many_clients: Annotated[int, typer.Option(help="Users of the large run, once; 0 leaves it out.")] = 2000,
-    few: Annotated[int, typer.Option(help="Users of the run that measures the start.")] = 2,
-    repeats: Annotated[int, typer.Option(help="How often each baseline is measured.")] = 2,
+    clients: Annotated[int, typer.Option(help="Users whom ours simulates.", min=1)] = 250,
+    opponents_clients: Annotated[int, typer.Option(help="Users whom the others simulate.", min=1)] = 50,
+    many_clients: Annotated[int, typer.Option(help="Users of the large run, once; 0 leaves it out.", min=0)] = 2000,
+    few: Annotated[int, typer.Option(help="Users of the run that measures the start.", min=1)] = 2,
+    repeats: Annotated[int, typer.Option(help="How often each baseline is measured.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the training.")] = 0,
 ) -> None:
     """Measure clients per second on this machine."""
     machine = describe_machine()
+    check_place(out, "simulation")
     network, metadata = load_network(model, SOURCES)
+    open_fitting(data, *load_network(pooled_model, SOURCES))
     partitions = open_fitting(data, network, metadata)
     available = len(set(partitions.client_ids) - set(metadata.trained_on))
     sizes = {"ours": min(clients, available), "baselines": min(opponents_clients, available), "few": few}
@@ -127,4 +130,4 @@ def _users(partitions: Partitions, count: int, seed: int, trained_on: tuple[str,
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

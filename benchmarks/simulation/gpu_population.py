@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -25,18 +25,21 @@ from persephonee.benchmarks import schedules
 from persephonee.benchmarks.bench_models import SOURCES
 from persephonee.benchmarks.machine import describe_machine, matrix_macs_per_second, wait_for
 from persephonee.benchmarks.personalisation_cost.training_macs import exits_training_macs, fast_macs
-from persephonee.benchmarks.result_tables import write_result
+from persephonee.benchmarks.result_tables import check_place, write_result
 from persephonee.benchmarks.users import choose, data_name, load_user
 from persephonee.clients.personalisation.batched_personalise import BatchUser, personalise_batch
 from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.commands.option_groups import with_groups
 from persephonee.commands.options import data_settings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
+from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.settings import ComputeSettings
 from persephonee.multi_exit.storage import load_network
 
 Population = Sequence[BatchUser]
@@ -49,15 +52,18 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     data: DataSettings,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    users: Annotated[int, typer.Option(help="How many; 0 for all, those who trained the model too.")] = 0,
-    user_batch: Annotated[int, typer.Option(help="Users who are trained together.")] = 200,
-    repeats: Annotated[int, typer.Option(help="How often the population is trained, after one batch.")] = 3,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What computes.")] = "cpu",
+    users: Annotated[int, typer.Option(help="How many; 0 for all, those who trained the model too.", min=0)] = 0,
+    user_batch: Annotated[int, typer.Option(help="Users who are trained together.", min=1)] = 200,
+    repeats: Annotated[int, typer.Option(help="How often the population is trained, after one batch.", min=1)] = 3,
     seed: Annotated[int, typer.Option(help="Of the splits and of the training.")] = 0,
 ) -> None:
     """Train a population's exits and measure the time."""
+    check_place(out, "gpu")
+    computes_on = ComputeSettings(device=device).torch_device()
     network, metadata = load_network(model, SOURCES)
-    network = network.freeze_backbone().to(device)
+    open_fitting(data, network, metadata)
+    network = network.freeze_backbone().to(computes_on)
     population = load_population(data, users, seed, metadata.trained_on)
     rate = matrix_macs_per_second(device=device, side=MATRIX_SIDE[device])
     rows = []
@@ -137,4 +143,4 @@ def _opened(data: DataSettings) -> Partitions:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -18,16 +18,17 @@ import typer
 from persephonee.benchmarks import schedules
 from persephonee.benchmarks.bench_models import SOURCES, with_exits
 from persephonee.benchmarks.machine import describe_machine
-from persephonee.benchmarks.result_tables import write_result
+from persephonee.benchmarks.result_tables import check_place, write_result
 from persephonee.benchmarks.users import choose, data_name, load_user
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.commands.option_groups import with_groups
-from persephonee.commands.options import data_settings
-from persephonee.data_partitions.opening import open_partitions
+from persephonee.commands.options import counts_of, data_settings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
+from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
@@ -42,16 +43,17 @@ def main(
     data: DataSettings,
     users: Annotated[str, typer.Option(help="Numbers of users, with commas.")] = "2,4,8,16",
     samples: Annotated[str, typer.Option(help="Numbers of samples of a user, with commas.")] = "50,100,200,400,800",
-    repeats: Annotated[int, typer.Option(help="How often each size is measured.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 1,
+    repeats: Annotated[int, typer.Option(help="How often each size is measured.", min=1)] = 3,
+    threads: Annotated[int, typer.Option(help="Of PyTorch.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the choice of users and of the training.")] = 0,
 ) -> None:
     """Measure how the seconds of personalisation grow."""
     torch.set_num_threads(threads)
+    counts, sizes = sorted(counts_of("users", users)), sorted(counts_of("samples", samples))
+    check_place(out, "growth")
     network, metadata = load_network(model, SOURCES)
-    partitions = open_partitions(data)
+    partitions = open_fitting(data, network, metadata)
     schedule = schedules.schedule_settings(schedules.PAPER)
-    counts, sizes = _numbers(users), _numbers(samples)
     chosen = choose(partitions, max(counts), seed, metadata.trained_on)
     everyone = [load_user(partitions, user) for user in chosen]
     pool = _pool(everyone, max(sizes))
@@ -117,9 +119,5 @@ def _first(samples: UserSamples, count: int) -> UserSamples:
     return UserSamples(client_id=samples.client_id, images=samples.images[:count], labels=samples.labels[:count])
 
 
-def _numbers(text: str) -> list[int]:
-    return sorted(int(number) for number in text.split(","))
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

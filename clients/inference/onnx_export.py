@@ -22,6 +22,7 @@ from persephonee.clients.inference.exported_network import (
 from persephonee.clients.personalisation.exit_store import StoredExits
 from persephonee.clients.personalisation.features import runs_on_graphs
 from persephonee.multi_exit.atomic_files import (
+    check_writable,
     names_in,
     remove_leftovers,
     write_bytes_atomically,
@@ -60,6 +61,7 @@ def export_onnx(
     # graphs without a policy are what a kill left of an export
     if not overwrite and set(names_in(folder)) - own_graphs(folder):
         raise ExportError(f"{folder} is not empty: give another folder, or --overwrite.")
+    check_writable(folder)
     remove_leftovers(folder)
     exported = ExportedNetwork(
         policy=stored.policy,

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from persephonee.clients.errors import ClientSettingsError, ImageError
 from persephonee.clients.runtime.device_settings import Frame
 from persephonee.clients.runtime.device_state import ScriptedClock
+from persephonee.clients.runtime.image_file import read_image
 from persephonee.clients.runtime.labels_file import (
     LABELS_FILE,
     LabelRow,
@@ -29,9 +27,6 @@ from persephonee.clients.runtime.labels_file import (
     label_for,
     read_rows,
 )
-from persephonee.data_partitions.image_decoder import open_image, to_pixels
-from persephonee.data_partitions.limits import MAX_IMAGE_BYTES
-from persephonee.data_partitions.safe_files import read_file
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.seeds import uniform_draw
 
@@ -75,42 +70,6 @@ class LateLabel:
 
 
 Item = Frame | NoFrame | LateLabel | None
-
-
-def read_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return an image file as uint8 [C, H, W], decoded as every source of data decodes its images.
-
-    Colours become grey, and grey becomes three equal channels, as the model takes them. The size must be the model's:
-    how to crop a photograph is not for this program to guess.
-
-    Raises:
-        ImageError: the file is no image, of another size, or of a range that is not known.
-    """
-    channels, height, width = shape
-    name = key_of(path.name)
-    try:
-        with open_image(read_file(path, MAX_IMAGE_BYTES)) as image:
-            # a photograph may lie on its side until it is decoded
-            if sorted(image.size) != sorted((width, height)):
-                raise _wrong_size(name, image.size, (width, height))
-            pixels = to_pixels(image, channels)
-    except FileNotFoundError:
-        raise ImageError(f"{name} has gone before it was read: leave files in place.") from None
-    except OSError as error:
-        raise ImageError(f"{name} cannot be read ({error.strerror}): give a file that this program may read.") from None
-    except ImageError:
-        raise
-    except ValueError as error:
-        raise ImageError(f"{name} is no image that can be read ({error}): remove it, or write it again.") from None
-    if pixels.shape[1:] != (height, width):
-        raise _wrong_size(name, (pixels.shape[2], pixels.shape[1]), (width, height))
-    return pixels
-
-
-def _wrong_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> ImageError:
-    return ImageError(
-        f"{name} is {size[0]}x{size[1]} px, expected {expected[0]}x{expected[1]}: crop and scale it first."
-    )
 
 
 class WatchedFolder:

@@ -23,9 +23,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.feature_cache import FeatureCache
 from persephonee.clients.personalisation.features import compute_features
-from persephonee.data_partitions.opening import open_partitions
+from persephonee.commands.options import counts_of
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import SampleSplit
@@ -41,11 +43,12 @@ from persephonee.experiments.byzantine.hostile_round import (
     train_round,
     users_apart,
 )
-from persephonee.experiments.results_page.page_marks import put_between
+from persephonee.experiments.results_page.page_marks import check_marks, put_between
 from persephonee.fl_app.server_side.aggregation import Merger, allow_messages_outside_a_run
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
-from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.atomic_files import check_writable, write_text_atomically
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
@@ -159,12 +162,12 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the table.")],
     dataset: Annotated[Dataset, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
-    clients: Annotated[int, typer.Option(help="Users who take part in the round.")] = 12,
-    judges: Annotated[int, typer.Option(help="Other users, on whose test parts the exits are measured.")] = 40,
+    clients: Annotated[int, typer.Option(help="Users who take part in the round.", min=2)] = 12,
+    judges: Annotated[int, typer.Option(help="Other users, on whose test parts the exits are measured.", min=1)] = 40,
     hostile: Annotated[str, typer.Option(help="Numbers of hostile clients, with commas.")] = "1,2,4,5",
-    epochs: Annotated[int, typer.Option(help="Passes over a user's samples.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over a user's samples.", min=1)] = 5,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
-    rounds: Annotated[int, typer.Option(help="1 tries every attack; more try a few, in every round.")] = 1,
+    rounds: Annotated[int, typer.Option(help="1 tries every attack; more try a few, in every round.", min=1)] = 1,
     page: Annotated[
         Path | None, typer.Option(help="A page with marks for the table, such as docs/security.md.")
     ] = None,
@@ -172,19 +175,28 @@ def main(
     """Attack, merge, measure and print."""
     torch.set_num_threads(1)
     allow_messages_outside_a_run()
+    counts = counts_of("hostile", hostile)
+    if max(counts) > clients:
+        raise typer.BadParameter(f"--hostile {hostile} is more than --clients {clients}; give fewer.")
+    file = f"byzantine-{'rounds-' if rounds > 1 else ''}{name or dataset}"
+    check_writable(out)
+    if page is not None:
+        check_marks(page, file)
     network, metadata = load_network(model)
     network.freeze_backbone()
-    partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
+    partitions = open_fitting(DataSettings(dataset=dataset, data_path=data_path), network, metadata)
     users = users_apart(partitions, set(metadata.trained_on), clients + judges)
+    if len(users) <= clients:
+        raise ClientSettingsError(
+            f"{len(users)} users are large enough and were not trained on, and {clients} take part beside those who "
+            "judge: ask for fewer --clients, or take other data."
+        )
     judge = Judge(network, users[clients:])
-    counts = [int(count) for count in hostile.split(",")]
     if rounds > 1:
         table = measure_rounds(network, users[:clients], judge, counts, rounds, epochs)
         last = table[table["round"] == rounds]
-        file = f"byzantine-rounds-{name or dataset}"
     else:
         table = last = measure(network, train_round(network, users[:clients], epochs), judge, counts)
-        file = f"byzantine-{name or dataset}"
     write_text_atomically(out / f"{file}.csv", table.to_csv(index=False, float_format="%.5f"))
     start = judge.accuracy(ExitLayout.of(network, "float32").arrays(network.exit_state()))
     text = markdown(last, clients, start)
@@ -194,4 +206,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

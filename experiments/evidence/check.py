@@ -6,7 +6,6 @@ A small CNN learns from 60 built-in writers; others, who chose nothing, personal
 another seed changes, so that what leaves it is a fault and not a matter of chance. Exits with status 1 if one does.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from rich.table import Table
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, Scheme, loss_weights
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples, to_float
 from persephonee.data_partitions.seeds import numpy_generator
@@ -181,4 +181,4 @@ def _slower(network: MultiExitNetwork, user: UserSamples) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -11,7 +11,7 @@ Writes `lifelong-DATA.png` and `.svg`, and prints what the curves say in numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule
 from persephonee.clients.personalisation.settings import Rule as PolicyRule
 from persephonee.clients.runtime.drift import RULES, DriftSettings, Rule
+from persephonee.commands.terminal import run_program
 from persephonee.experiments.lifelong.detection import Detection, measure, watch
 from persephonee.experiments.lifelong.device_life import (
     STRATEGIES,
@@ -34,6 +35,7 @@ from persephonee.experiments.lifelong.device_life import (
 )
 from persephonee.experiments.lifelong.figure import WINDOW, draw_lives
 from persephonee.experiments.lifelong.streams import SAMPLES_PER_DAY, Stream, qmnist_streams, synthetic_streams
+from persephonee.multi_exit.atomic_files import check_writable
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report.figure_style import figure_style, save_figure
@@ -83,16 +85,17 @@ def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder for the figure.")],
-    data: Annotated[str, typer.Option(help="qmnist or synthetic-writers.")] = "synthetic-writers",
+    data: Annotated[Literal["qmnist", "synthetic-writers"], typer.Option(help="Which users.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
-    scale: Annotated[str, typer.Option(help="smoke or quick.")] = "smoke",
-    p_expl: Annotated[float, typer.Option(help="Fraction of the samples that is explored.")] = 0.2,
+    scale: Annotated[Literal["smoke", "quick"], typer.Option(help="How many devices.")] = "smoke",
+    p_expl: Annotated[float, typer.Option(help="Fraction of the samples that is explored.", min=0, max=1)] = 0.2,
     policy_rule: Annotated[PolicyRule, typer.Option(help="Who chooses the policies: paper or controlled.")] = "paper",
     schedule: Annotated[Schedule, typer.Option(help="Of the rounds.")] = "paper",
     rule: Annotated[Rule, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
 ) -> None:
     """Live, measure, draw and print."""
     torch.set_num_threads(1)
+    check_writable(out)
     network, metadata = load_network(model)
     chosen, personalisation = SCALES[scale], PersonalisationSettings(rule=policy_rule, schedule=schedule)
     streams = streams_of(data, data_path, metadata.trained_on, chosen, max(chosen.devices, chosen.watched))
@@ -167,4 +170,4 @@ def _print_detections(console: Console, detections: Sequence[Detection], p_expl:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

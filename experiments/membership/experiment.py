@@ -38,7 +38,8 @@ from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import Stage
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
-from persephonee.data_partitions.opening import open_partitions
+from persephonee.commands.options import numbers_of
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import SampleSplit
@@ -53,12 +54,13 @@ from persephonee.experiments.membership.attacks import (
 from persephonee.experiments.membership.figure import draw_attacks, markdown, summarise
 from persephonee.experiments.membership.labels import infer_labels, label_markdown
 from persephonee.experiments.meta_learning.experiment import held_out_users
-from persephonee.experiments.results_page.page_marks import put_between
+from persephonee.experiments.results_page.page_marks import check_marks, put_between
 from persephonee.fl_app.client_side.coarse_report import coarse_exit, step_for
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings
 from persephonee.fl_app.wire.differential_privacy import clipped
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
-from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.atomic_files import check_writable, write_text_atomically
 from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.exit_weights import ExitWeights, exit_weights_of, load_exit_weights
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -213,33 +215,36 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")],
     dataset: Annotated[Dataset, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
-    users: Annotated[int, typer.Option(help="Users to attack.")] = 10,
-    shadow_pairs: Annotated[int, typer.Option(help="Pairs of shadow models per user, >= 2.")] = 4,
-    epochs: Annotated[int, typer.Option(help="Passes over the user's samples.")] = 10,
+    users: Annotated[int, typer.Option(help="Users to attack.", min=1)] = 10,
+    shadow_pairs: Annotated[int, typer.Option(help="Pairs of shadow models per user.", min=2)] = 4,
+    epochs: Annotated[int, typer.Option(help="Passes over the user's samples.", min=1)] = 10,
     noise: Annotated[str, typer.Option(help="Noise multipliers z, with commas.")] = "0,0.001,0.003,0.01,0.1",
     clipping_norm: Annotated[float, typer.Option(help="L2 norm that a change is clipped to.")] = 1.0,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
-    label_users: Annotated[int, typer.Option(help="Users whose class frequencies are guessed.")] = 40,
+    label_users: Annotated[int, typer.Option(help="Users whose class frequencies are guessed.", min=1)] = 40,
     page: Annotated[Path | None, typer.Option(help="A page with marks for the table, such as docs/privacy.md.")] = None,
 ) -> None:
     """Attack, draw and print."""
     torch.set_num_threads(1)
-    if shadow_pairs < 2:
-        raise ClientSettingsError(f"shadow_pairs={shadow_pairs} is too small: a variance needs 2 at least.")
+    file = f"membership-{name or dataset}"
+    privacies = [
+        PrivacySettings(dp_noise_multiplier=z, dp_clipping_norm=clipping_norm, dp_noise_at="clients")
+        for z in numbers_of("noise", noise)
+    ]
+    check_writable(out)
+    if page is not None:
+        check_marks(page, file)
     network, metadata = load_network(model)
     network.freeze_backbone()
-    privacies = [
-        PrivacySettings(dp_noise_multiplier=float(z), dp_clipping_norm=clipping_norm, dp_noise_at="clients")
-        for z in noise.split(",")
-    ]
-    partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
+    partitions = open_fitting(DataSettings(dataset=dataset, data_path=data_path), network, metadata)
     rows: list[dict[str, Any]] = []
     chosen = held_out_users(partitions, set(metadata.trained_on), users)
+    if not chosen:
+        raise ClientSettingsError(f"no user of {partitions.name} is held-out and large enough: take other data.")
     for number, (samples, split) in enumerate(track(chosen, "users", console=Console(stderr=True))):
         victim = Victim(network, samples, split, epochs)
         rows += attack_user(victim, samples.client_id, shadow_pairs, privacies, np.random.default_rng([SEED, number]))
     table = summarise(pd.DataFrame(rows))
-    file = f"membership-{name or dataset}"
     write_text_atomically(out / f"{file}.csv", table.to_csv(index=False, float_format="%.5f"))
     with figure_style():
         title = f"{name or dataset}, {len(chosen)} users, clipping norm {clipping_norm:g}"
@@ -252,4 +257,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -29,13 +29,14 @@ from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.clients.personalisation.training.exit_training import train_exits
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import UserTooSmallError
-from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions, UserSamples
 from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.experiments.meta_learning.figure import draw_starts
-from persephonee.multi_exit.atomic_files import write_bytes_atomically, write_text_atomically
+from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.atomic_files import check_writable, write_bytes_atomically, write_text_atomically
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report.figure_style import figure_style, save_figure
@@ -153,14 +154,19 @@ def main(
     start: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of a model with other exits; repeat it.")] = None,
     dataset: Annotated[Dataset, typer.Option(help="As for the verbs of the command line.")] = "synthetic-writers",
     data_path: Annotated[Path | None, typer.Option(help="Where the data lies, if it is local.")] = None,
-    users: Annotated[int, typer.Option(help="Held-out users to judge on.")] = 20,
+    users: Annotated[int, typer.Option(help="Held-out users to judge on.", min=1)] = 20,
     name: Annotated[str, typer.Option(help="Of the data, in the files' names; the data set's by default.")] = "",
 ) -> None:
     """Measure, draw and print."""
     torch.set_num_threads(1)
     pairs = [text.partition("=") for text in start or []]
+    for key, equals, path in pairs:
+        if not key or not equals or not path:
+            raise typer.BadParameter(f"--start {key}{equals}{path} names no model; write it as NAME=FOLDER.")
+    check_writable(out)
+    network, metadata = load_network(model)
+    partitions = open_fitting(DataSettings(dataset=dataset, data_path=data_path), network, metadata)
     network, starts, seen = load_starts(model, {key: Path(path) for key, _, path in pairs})
-    partitions = open_partitions(DataSettings(dataset=dataset, data_path=data_path))
     chosen = held_out_users(partitions, seen, users)
     if not chosen:
         raise ClientSettingsError(f"no user of {partitions.name} is held-out and large enough: take other data.")
@@ -189,4 +195,4 @@ def _print(console: Console, means: pd.DataFrame, last: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -19,6 +19,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.clients.personalisation.evaluation import ExitOutputs, apply_policy, run_exits
 from persephonee.clients.personalisation.exit_shifts import class_shifts, no_shifts, shifted, with_last_shift
 from persephonee.clients.personalisation.feature_cache import FeatureCache
@@ -26,11 +27,13 @@ from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.labels import usable_labels
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Rule, Schedule, Scheme, loss_weights
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import UserTooSmallError
-from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, choose_users, split_samples
+from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.atomic_files import check_writable
 from persephonee.multi_exit.exit_weights import ExitWeights
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import ComputeSettings, DeviceKind
@@ -56,8 +59,8 @@ def main(
     image_size: Annotated[int | None, typer.Option(help="Side of the images of an image folder, in px.")] = None,
     label_skew_width: Annotated[float, typer.Option(help="Of a user's popularity of classes, in classes.")] = 5.0,
     samples_per_user: Annotated[int, typer.Option(help="Of an image folder's users.")] = 400,
-    num_train: Annotated[int | None, typer.Option(help="Training samples a user has; all by default.")] = None,
-    users: Annotated[int, typer.Option(help="How many personalise.")] = 40,
+    num_train: Annotated[int | None, typer.Option(help="Training samples a user has; all by default.", min=1)] = None,
+    users: Annotated[int, typer.Option(help="How many personalise.", min=1)] = 40,
     schedule: Annotated[Schedule, typer.Option(help="Of the exit training.")] = "fast",
     temperature: Annotated[float, typer.Option(help="T of self-distillation.")] = 1.0,
     rule: Annotated[Rule, typer.Option(help="Which rule chooses the policy.")] = "paper",
@@ -66,13 +69,16 @@ def main(
     sources: Annotated[str, typer.Option(help="Where the model's backbone may come from.")] = "torchvision",
 ) -> None:
     """Compare the schemes over the users."""
+    # refuses a temperature that is none
+    loss_weights("auto", 0, temperature)
+    check_writable(out)
     network, metadata = load_network(model, tuple(sources.split(",")))
     network.freeze_backbone().to(ComputeSettings(device=device).torch_device())
     data = DataSettings(
         dataset=dataset, data_path=data_path, image_size=image_size, label_skew_width=label_skew_width,
         samples_per_user=samples_per_user, num_users=users,
     )  # fmt: skip
-    partitions = open_partitions(data)
+    partitions = open_fitting(data, network, metadata)
     chosen = choose_users(partitions.client_ids, users, seed=0, exclude=metadata.trained_on)
     rows: list[dict[str, Any]] = []
     stranger: Judged | None = None
@@ -89,6 +95,8 @@ def main(
         features = compute_features(network, samples.images)
         rows += user_rows(network, samples, split, features, settings, temperature, stranger)
         stranger = Judged(features=features, samples=split.test, truth=samples.labels[split.test])
+    if not rows:
+        raise ClientSettingsError(f"no user of {partitions.name} has samples enough: take other data.")
     table = pd.DataFrame(rows)
     out.mkdir(parents=True, exist_ok=True)
     name = f"{dataset}-{schedule}-{label_skew_width:g}-{num_train or 'all'}"
@@ -204,4 +212,4 @@ def policies(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

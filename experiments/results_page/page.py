@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.commands.terminal import run_program
 from persephonee.experiments.figures import BEYOND, PAPERS
 from persephonee.experiments.results_page.figures_section import (
     PREFIX,
@@ -32,7 +33,7 @@ from persephonee.experiments.results_page.page_marks import written_part
 from persephonee.experiments.results_page.runs_section import render_models, render_runs
 from persephonee.experiments.results_page.sharing_section import render_attacks, render_sharing, render_starts
 from persephonee.experiments.results_page.sources import Sources, recognise
-from persephonee.multi_exit.atomic_files import write_text_atomically
+from persephonee.multi_exit.atomic_files import check_writable, write_text_atomically
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README_STUDIES = ("mobilenet_v2",)
@@ -202,18 +203,19 @@ def main(
 ) -> None:
     """Write the page, its pictures, and on request the README's part."""
     images = out.parent / "images"
-    try:
-        sources = recognise(folders)
-        earlier = out.read_text() if out.exists() else ""
-        write_text_atomically(out, results_page(sources, images, earlier))
-        keep_tables(sources, out.parent / "tables")
-        if readme is not None:
-            part = readme_part(sources, out, images, readme)
-            write_text_atomically(readme, replace_part(readme.read_text(), part))
-    except ClientSettingsError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    sources = recognise(folders)
+    earlier = out.read_text() if out.exists() else ""
+    if earlier and BEGIN_WRITTEN not in earlier:
+        raise ClientSettingsError(f"{out} is a page of another kind, and would be replaced: name another file.")
+    check_writable(out.parent)
+    if readme is not None:
+        replace_part(readme.read_text(), "")
+    write_text_atomically(out, results_page(sources, images, earlier))
+    keep_tables(sources, out.parent / "tables")
+    if readme is not None:
+        part = readme_part(sources, out, images, readme)
+        write_text_atomically(readme, replace_part(readme.read_text(), part))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -12,7 +12,7 @@ test images, say whether a policy still passes on what it does not know. Prints 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -34,10 +34,12 @@ from persephonee.clients.personalisation.risk.risk_curves import (
 )
 from persephonee.clients.personalisation.risk.risk_pools import RiskPool
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule
-from persephonee.data_partitions.opening import open_partitions
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.settings import Dataset, DataSettings
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.experiments.risk.exit_outputs import UNFAMILIAR, UserOutputs, exit_outputs
+from persephonee.fl_app.wire.model_fit import open_fitting
+from persephonee.multi_exit.atomic_files import check_writable
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import load_network
 
@@ -163,20 +165,22 @@ def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     out: Annotated[Path, typer.Option(help="Folder for the users' exit outputs and the table.")],
-    data: Annotated[str, typer.Option(help="qmnist or writers.")] = "writers",
+    data: Annotated[Literal["qmnist", "writers"], typer.Option(help="Which users.")] = "writers",
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     labels: Annotated[bool, typer.Option(help="Whether the devices have labels.")] = True,
     schedule: Annotated[Schedule, typer.Option(help="The schedule of the rounds.")] = "fast",
-    users: Annotated[int, typer.Option(help="At most so many, of whom half ship their curves.")] = 300,
-    redraws: Annotated[int, typer.Option(help="Of users and calibration samples.")] = 1000,
+    users: Annotated[int, typer.Option(help="At most so many, of whom half ship their curves.", min=4)] = 300,
+    redraws: Annotated[int, typer.Option(help="Of users and calibration samples.", min=1)] = 1000,
 ) -> None:
     """Personalise the users once, then choose policies again and again."""
     torch.set_num_threads(1)
-    network, metadata = load_network(model)
     source: Dataset = "parquet" if data == "qmnist" else "synthetic-writers"
-    partitions = open_partitions(DataSettings(dataset=source, data_path=data_path))
+    settings = DataSettings(dataset=source, data_path=data_path)
+    check_writable(out)
+    network, metadata = load_network(model)
+    partitions = open_fitting(settings, network, metadata)
     unseen = {user for user in partitions.client_ids if user not in metadata.trained_on}
-    known = {*metadata.settings["validated_on"], *metadata.settings.get("calibrated_on", ())}
+    known = {*metadata.settings.get("validated_on", ()), *metadata.settings.get("calibrated_on", ())}
     everyone = sorted(unseen | (known & set(partitions.client_ids)))
     chosen = choose_users(everyone, min(users, len(everyone)), seed=0)
     name = f"{data}-{'labels' if labels else 'none'}-{schedule}"
@@ -230,4 +234,4 @@ def _unfamiliar(user: Prepared, policy: ExitPolicy) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

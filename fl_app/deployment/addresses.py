@@ -1,5 +1,6 @@
 """Where a SuperLink is: a host and a port."""
 
+import ipaddress
 import re
 
 from persephonee.fl_app.errors import AppError
@@ -17,6 +18,15 @@ def split_address(address: str) -> tuple[str, int]:
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise AppError(f"{address!r} is no address: give HOST:PORT without https://, such as fl.example.org:8443.")
     return match["v6"] or match["host"], int(match["port"])
+
+
+def is_ip_address(text: str) -> bool:
+    """Return whether a text is an IP address of either version."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def join_address(host: str, port: int) -> str:

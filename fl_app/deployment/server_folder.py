@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from persephonee.fl_app.deployment.addresses import join_address
+from persephonee.fl_app.deployment.addresses import is_ip_address, join_address
 from persephonee.fl_app.deployment.certificates import make_certificates
 from persephonee.fl_app.deployment.private_folder import KEY_MODE, OPEN_MODE, check_free, write_private_folder
 from persephonee.fl_app.deployment.programs import program
@@ -42,6 +42,8 @@ class ServerAddress:
             raise AppError("No host was named; give --host NAME, the name or address by which devices reach this one.")
         if not 1 <= self.port <= 65535:
             raise AppError(f"--port {self.port} is no port; give 1 to 65535.")
+        if self.listen != "localhost" and not is_ip_address(self.listen):
+            raise AppError(f"--listen {self.listen} is no IP address; give one of this machine, or 0.0.0.0 for all.")
 
 
 def init_server(folder: Path, place: ServerAddress, days: int) -> list[str]:

@@ -5,7 +5,6 @@ what the ServerApp wrote into the run folder: Flower reports a run as completed 
 """
 
 import contextlib
-import shutil
 import signal
 import threading
 import time
@@ -15,9 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from persephonee.data_partitions.opening import open_partitions
-from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
-from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side.global_model import obtain_model
 from persephonee.fl_app.server_side.own_strategy import own_strategy
@@ -25,6 +21,7 @@ from persephonee.fl_app.server_side.run_record import MAY_DIFFER, config_of
 from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, STATUS_NAME, RunStatus, read_status
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.simulation.app_folder import write_app_folder
+from persephonee.fl_app.simulation.checks import check_machine, check_network, check_run_without_model, check_users
 from persephonee.fl_app.simulation.ray_cluster import check_cluster
 from persephonee.fl_app.simulation.resuming import keep_settings, noted_scratch, stop_killed_run
 from persephonee.fl_app.simulation.run_progress import shown_run
@@ -33,8 +30,7 @@ from persephonee.fl_app.simulation.superlink import SuperLink
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, load_network
-from persephonee.server.results.run_folder import RunFolder, check_room
-from persephonee.server.training.global_model import choose_training_users
+from persephonee.server.results.run_folder import RunFolder
 from persephonee.server.training.pretraining_progress import shown_progress
 
 LOG_NAME = "log.txt"
@@ -127,17 +123,12 @@ def _new_folder(place: Path, name: str) -> Path:
 def _with_model(settings: AppSettings, run_dir: Path) -> AppSettings:
     """Check what is cheap to check, and name the model that the ServerApp will find: made here if none was named."""
     paths = settings.paths
-    if paths.resume:
-        RunFolder.open(run_dir)
-    else:
-        check_room(run_dir, paths.overwrite)
+    check_machine(settings, run_dir)
     stop_killed_run(run_dir)
-    settings.privacy.check_accountant()
     if settings.sharing.has_own_strategy:
         own_strategy(settings.sharing.strategy, settings.sources)
     if paths.model is None:
-        # what is wrong with the users and their data is said before hours of pretraining
-        _check_users(settings)
+        check_run_without_model(settings, run_dir)
     with shown_progress() as progress:
         model = obtain_model(settings, settings.model_folder(0), progress)
     return replace(settings, paths=replace(paths, model=model))
@@ -148,13 +139,9 @@ def _prepared(settings: AppSettings, run_dir: Path) -> tuple[AppSettings, MultiE
     paths = settings.paths
     network, metadata = load_network(settings.model_folder(0), settings.sources)
     partitions = open_fitting(settings.data, network, metadata, settings.sources)
-    users = choose_users(
-        partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=metadata.trained_on
-    )
-    rounds = replace(settings.rounds, clients=len(users))
-    settings = replace(settings, rounds=rounds)
-    if not paths.resume:
-        _check_disk(paths.client_store or run_dir / "clients", network, settings)
+    users = check_users(settings, partitions, metadata.trained_on)
+    settings = replace(settings, rounds=replace(settings.rounds, clients=len(users)))
+    check_network(settings, network, run_dir)
     config = config_of(settings, network)
     RunFolder.create(run_dir, config, overwrite=paths.overwrite, resume=paths.resume, may_differ=MAY_DIFFER)
     keep_settings(settings, run_dir)
@@ -162,34 +149,6 @@ def _prepared(settings: AppSettings, run_dir: Path) -> tuple[AppSettings, MultiE
     # from here on the folder exists, and the ServerApp goes on in it
     settings = replace(settings, paths=replace(settings.paths, resume=True, overwrite=False))
     return settings, network, metadata
-
-
-def _check_users(settings: AppSettings) -> None:
-    """Refuse a run for which too few users will be left once the model has been pretrained on others."""
-    partitions = open_partitions(settings.data, allowed=settings.sources)
-    exclude: tuple[str, ...] = ()
-    if not isinstance(partitions, PersonalisedImageNet):
-        # the users of an image set are drawn from another pool than the model's
-        pretraining = settings.pretraining
-        training = choose_training_users(partitions.client_ids, pretraining.users, pretraining.training.seed)
-        exclude = tuple(user for users in training for user in users)
-    choose_users(partitions.client_ids, settings.rounds.clients or None, settings.seed, exclude=exclude)
-
-
-def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) -> None:
-    """Refuse a run whose users' exits would fill the disk, before hours have gone into it."""
-    exits = sum(tensor.numel() * tensor.element_size() for tensor in network.exit_state().values())
-    # from the second round on a store keeps the former exits beside the new ones
-    needed = settings.rounds.clients * exits * (1 if settings.rounds.rounds == 1 else 2)
-    place = next(folder for folder in (stores, *stores.absolute().parents) if folder.exists())
-    # what a run left there that this one overwrites makes room for it
-    held = sum(file.stat().st_size for file in stores.rglob("*") if file.is_file())
-    free = shutil.disk_usage(place).free + held
-    if needed > free:
-        raise AppError(
-            f"the exits of {settings.rounds.clients} users take {needed / 1e9:.3g} GB in {stores}, where "
-            f"{free / 1e9:.3g} GB are free: make room, name another disk with --run-dir, or ask for fewer --clients."
-        )
 
 
 def _run(settings: AppSettings, run_dir: Path, scratch: Path, superlink: SuperLink) -> None:

@@ -22,7 +22,12 @@ class Takes(Protocol):
 
 
 def open_fitting(
-    data: DataSettings, network: Takes, metadata: ModelMetadata, allowed: tuple[str, ...] = ()
+    data: DataSettings,
+    network: Takes,
+    metadata: ModelMetadata,
+    allowed: tuple[str, ...] = (),
+    *,
+    for_pretraining: bool = False,
 ) -> Partitions:
     """Open the data that a model is to take, with its labels numbered as the model numbers its classes.
 
@@ -31,12 +36,14 @@ def open_fitting(
         network: the model, or what is known of it.
         metadata: of the model.
         allowed: the modules from which this machine's owner lets a source of one's own be imported.
+        for_pretraining: open what the global model learns from, as `open_partitions` has it.
 
     Raises:
         DataError: what is missing or broken, in one sentence.
         ModelFitError: the model was made for other data.
     """
-    partitions = open_partitions(data, model=classes_of(network, metadata), allowed=allowed)
+    classes = classes_of(network, metadata)
+    partitions = open_partitions(data, for_pretraining, model=classes, allowed=allowed)
     check_fit(network, partitions)
     check_division(metadata, partitions)
     return partitions

@@ -177,7 +177,7 @@ def _upload(model: Path, repository: str, names: tuple[str, ...]) -> None:
 
 def _from_hub(repository: str) -> Callable[[str, Path, int], None]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     def fetch(name: str, folder: Path, most_bytes: int) -> None:
         try:
@@ -185,6 +185,9 @@ def _from_hub(repository: str) -> Callable[[str, Path, int], None]:
                 _copy(Path(hf_hub_download(repository, name, local_dir=scratch)), folder / name, most_bytes)
         except RepositoryError:
             raise
+        except LocalEntryNotFoundError as error:
+            # no copy is kept here, and nobody answered: the repository may well have the file
+            raise _unreachable(repository, error) from error
         except EntryNotFoundError as error:
             if name == CARD_NAME:
                 raise FileNotFoundError(name) from error

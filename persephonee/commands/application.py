@@ -4,9 +4,6 @@ A verb is one function in a file of its own, named for the verb, which imports w
 the verbs of a device work where Flower, Ray and matplotlib are not installed.
 """
 
-import io
-import logging
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -30,6 +27,7 @@ from persephonee.commands.results.evaluate import evaluate
 from persephonee.commands.results.predict import predict
 from persephonee.commands.server import server_group
 from persephonee.commands.simulate import simulate
+from persephonee.commands.terminal import replace_unknown_letters, show_log_lines
 from persephonee.fl_app.settings.run_config import RENAMED
 
 _RENAMED_OPTIONS = {**RENAMED, "max-writers": "max-users"}
@@ -53,17 +51,6 @@ app.add_typer(model_app, name="model")
 app.add_typer(server_group, name="server")
 
 
-class _StderrHandler(logging.Handler):
-    """Writes to what stderr is when the line comes, not to what it was when the program began."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self.format(record), err=True)
-
-
-_LOG_LINES = _StderrHandler()
-_LOG_LINES.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-
 def _show_version(asked: bool) -> None:
     if asked:
         typer.echo(f"persephonee {version('persephonee')}")
@@ -77,17 +64,10 @@ def _every_verb(
         bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    # only this project's own lines: libraries keep their defaults
-    logger = logging.getLogger("persephonee")
-    logger.setLevel(logging.INFO)
-    if _LOG_LINES not in logger.handlers:
-        logger.addHandler(_LOG_LINES)
+    show_log_lines()
 
 
 def main() -> None:
     """Run the verb that the command line names."""
-    for stream in (sys.stdout, sys.stderr):
-        # a terminal, or a file beside a locale such as LANG=C, may lack the letters of a table
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    replace_unknown_letters()
     app()

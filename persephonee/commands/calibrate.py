@@ -37,10 +37,14 @@ def calibrate(
     """
     from persephonee.commands.model_graphs import write_graphs_if_possible
     from persephonee.commands.models.card import write_card_if_possible
-    from persephonee.data_partitions.opening import open_partitions
+    from persephonee.fl_app.wire.model_fit import open_fitting
+    from persephonee.multi_exit.atomic_files import check_writable
+    from persephonee.multi_exit.storage import SavedModel
 
     device = compute.torch_device()
-    partitions = open_partitions(data, for_pretraining=True, allowed=source_names(sources))
+    saved = SavedModel.read(model, source_names(sources))
+    check_writable(model)
+    partitions = open_fitting(data, saved, saved.metadata, source_names(sources), for_pretraining=True)
     network = calibrate_and_show(model, partitions, source_names(sources), users, seed, device)
     # saving a model removes the graphs that it had
     write_graphs_if_possible(network, model)

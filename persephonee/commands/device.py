@@ -102,7 +102,7 @@ def run(
     ] = None,
     user: Annotated[str, typer.Option(help="The user's id in the data, or of this device's owner.")] = "",
     speed: Annotated[float, typer.Option(help="Of a replay, over real time; 0 does not wait.", min=0)] = 0.0,
-    every: Annotated[float, typer.Option(help="Simulated minutes between two samples of a replay.")] = 15.0,
+    every: Annotated[float, typer.Option(help="Simulated minutes between two samples of a replay; above 0.")] = 15.0,
     power: Annotated[
         str,
         typer.Option(
@@ -119,6 +119,7 @@ def run(
 
     A second call on the same store goes on where the first one stopped.
     """
+    from persephonee.clients.errors import ClientSettingsError
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.clients.runtime.device import Device
     from persephonee.clients.runtime.device_database import DeviceDatabase
@@ -149,9 +150,16 @@ def run(
     clock, source = _clock_and_power(power, replay=samples is not None)
     class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))
     lines = DeviceLines(class_names, clock, as_json=as_json, quiet=quiet)
+    if not every > 0:
+        raise typer.BadParameter(f"--every {every:g} is no time between samples; give minutes, above 0.")
+    # what is wrong is said before anything is made in the store
+    exit_store = ExitStore(store)
+    exit_store.load(network.backbone_fingerprint, settings.client_id)
+    if watch is not None and not watch.is_dir():
+        raise ClientSettingsError(f"there is no folder {watch} to watch: make it, or name another.")
     database, stop = DeviceDatabase(store), Stop()
     try:
-        device = Device(network, database, ExitStore(store), settings, clock, source, lines.show_event)
+        device = Device(network, database, exit_store, settings, clock, source, lines.show_event)
         items = _items(
             device, network, class_names, watch, samples, labelled.labels, clock, every, speed, seed, stop.wait
         )

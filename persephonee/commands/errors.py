@@ -9,11 +9,11 @@ Anything else is a mistake of this program and shows its traceback.
 
 import errno
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -73,24 +73,47 @@ class OneSentenceGroup(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run a verb and exit with its status."""
-        try:
-            result = super().main(args, prog_name or "persephonee", complete_var, False, windows_expand_args, **extra)
-            status = result if isinstance(result, int) else 0
-        except (typer.Abort, KeyboardInterrupt):
-            status = INTERRUPTED
-        except BrokenPipeError:
-            # the reader of a pipe has gone, as in `persephonee inspect ... | head -3`
-            sys.stdout = None
-            status = 1
-        except Exception as error:
-            sentence = sentence_of(error)
-            if sentence is None:
-                raise
-            typer.echo(f"Error: {sentence}", err=True)
-            status = BAD_INPUT
-        if status == INTERRUPTED:
-            typer.echo("Interrupted.", err=True)
-        sys.exit(status)
+        run = super().main
+        _end(lambda: run(args, prog_name or "persephonee", complete_var, False, windows_expand_args, **extra))
+
+
+class OneSentenceCommand(TyperCommand):
+    """The same for a program that has no verbs."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the program and exit with its status."""
+        run = super().main
+        _end(lambda: run(args, prog_name, complete_var, False, windows_expand_args, **extra))
+
+
+def _end(run: Callable[[], Any]) -> NoReturn:
+    """Run, say in one sentence what went wrong, and exit with the status."""
+    try:
+        result = run()
+        status = result if isinstance(result, int) else 0
+    except (typer.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # the reader of a pipe has gone, as in `persephonee inspect ... | head -3`
+        sys.stdout = None
+        status = 1
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        typer.echo(f"Error: {sentence}", err=True)
+        status = BAD_INPUT
+    if status == INTERRUPTED:
+        typer.echo("Interrupted.", err=True)
+    sys.exit(status)
 
 
 def sentence_of(error: Exception) -> str | None:

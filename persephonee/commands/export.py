@@ -26,17 +26,21 @@ def export(
 
     With --model alone: write beside the weights the graphs that devices without PyTorch need where they are missing.
     """
-    if store is None and out is None:
+    if (store is None) != (out is None):
+        raise typer.BadParameter("--store and --out go together; --model alone writes the model's own graphs.")
+    from persephonee.multi_exit.atomic_files import check_writable
+
+    if store is None or out is None:
+        check_writable(model)
         typer.echo(_write_graphs(model, source_names(sources)))
         return
-    if store is None or out is None:
-        raise typer.BadParameter("--store and --out go together; --model alone writes the model's own graphs.")
     from persephonee.clients.inference.onnx_export import export_onnx
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.commands.model_graphs import load_with_torch_or_graphs
     from persephonee.fl_app.errors import AppError
 
     network, metadata = load_with_torch_or_graphs(model, source_names(sources))
+    check_writable(out)
     stored = ExitStore(store).load(network.backbone_fingerprint, None)
     if stored is None:
         raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")

@@ -62,7 +62,7 @@ def inspect(
 def _show(network: "MultiExitNetwork", as_json: bool) -> None:
     from rich.console import Console
 
-    from persephonee.commands.exits_table import exits_json, exits_table
+    from persephonee.commands.models.exits_table import exits_json, exits_table
 
     if as_json:
         typer.echo(json.dumps(exits_json(network), indent=2))

@@ -67,6 +67,25 @@ def own_modules(*names: str) -> tuple[str, ...]:
     return tuple(name.split(":")[0] for name in names if ":" in name)
 
 
+def numbers_of(option: str, text: str, least: float = 0) -> list[float]:
+    """Return the numbers in a comma-separated list that an option takes."""
+    try:
+        numbers = [float(one) for one in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(least <= number < float("inf") for number in numbers):
+        raise typer.BadParameter(f"--{option} {text} is not known; give numbers from {least:g} on, with commas.")
+    return numbers
+
+
+def counts_of(option: str, text: str) -> list[int]:
+    """Return the whole numbers in a comma-separated list that an option takes, each 1 or more."""
+    numbers = numbers_of(option, text, least=1)
+    if not all(number.is_integer() for number in numbers):
+        raise typer.BadParameter(f"--{option} {text} is not known; give whole numbers with commas.")
+    return [int(number) for number in numbers]
+
+
 def refuse_missing_labels(loss: "LossSettings", labelled: float) -> None:
     """Refuse weights that learn from labels where there are none."""
     from persephonee.clients.errors import LabelsRequiredError

@@ -66,12 +66,14 @@ def personalise(
     from persephonee.clients.personalisation.personalise import personalise as personalise_user
     from persephonee.clients.personalisation.risk.policy_choice import promise_in_words
     from persephonee.data_partitions.user_splits import split_samples
+    from persephonee.multi_exit.atomic_files import check_writable
 
     refuse_missing_labels(loss, split.labels)
     trains_heads = schedule.schedule == "paper" and loss.weights(split.labels).is_learning
     network, metadata = load_for_device(model, source_names(sources), runtime, compute, trains_heads=trains_heads)
     samples = _load_user(data, user, network, metadata, source_names(sources))
     exit_store = ExitStore(store)
+    check_writable(store)
     earlier = exit_store.load(network.backbone_fingerprint, user)
     result = personalise_user(
         network,

@@ -129,12 +129,13 @@ def make_and_show(
     from rich.console import Console
 
     from persephonee.commands.calibrate import calibrate_and_show
-    from persephonee.commands.exits_table import exits_table
+    from persephonee.commands.models.exits_table import exits_table
     from persephonee.data_partitions.opening import open_partitions
-    from persephonee.server.training.global_model import make_global_model
+    from persephonee.server.training.global_model import check_folder, make_global_model
     from persephonee.server.training.pretraining_progress import shown_progress
 
     device = compute.torch_device()
+    check_folder(out, resume, overwrite)
     partitions = open_partitions(data, for_pretraining=True, allowed=settings.sources)
     limit, num_users = settings.users.max_users, len(partitions.client_ids)
     if limit is not None and limit < num_users:

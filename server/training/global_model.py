@@ -13,7 +13,7 @@ import torch
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.sources.personalised_imagenet import PersonalisedImageNet
 from persephonee.data_partitions.user_splits import choose_users, split_users
-from persephonee.multi_exit.atomic_files import names_in, remove_leftovers
+from persephonee.multi_exit.atomic_files import check_writable, names_in, remove_leftovers
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.repository.model_card import MEASURED
@@ -58,12 +58,12 @@ def division_of(partitions: Partitions) -> dict[str, Any]:
     return {"division": division} if division else {}
 
 
-def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
-    """Make room for a model, and return the path of its checkpoint.
+def check_folder(folder: Path, resume: bool = False, overwrite: bool = False) -> None:
+    """Find out before anything long whether a model can be written; nothing is changed.
 
     Raises:
         PretrainingError: the folder holds a model, a checkpoint or something else that would be lost.
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made or written.
     """
     checkpoint = folder / CHECKPOINT_NAME
     if folder.exists() and not folder.is_dir():
@@ -79,11 +79,46 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
             )
         if not checkpoint.exists():
             raise PretrainingError(f"{folder} holds a model already; name another folder or say --overwrite.")
+    check_writable(folder)
+
+
+def prepare_folder(folder: Path, network: MultiExitNetwork, resume: bool, overwrite: bool) -> Path:
+    """Make room for a model, and return the path of its checkpoint.
+
+    Raises:
+        OSError: the folder cannot be made, or the disk is too full.
+    """
+    checkpoint = folder / CHECKPOINT_NAME
+    # weights, momentum and the best weights; the checkpoint of the epoch before stays until the next one is written
+    check_writable(folder, 6 * sum(tensor.nbytes for tensor in network.state_dict().values()))
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     if overwrite and not resume:
         checkpoint.unlink(missing_ok=True)
     return checkpoint
+
+
+def untrained_network(settings: GlobalModelSettings, partitions: Partitions) -> MultiExitNetwork:
+    """Return the network that is to be trained on this data, with published or trained weights where they are named.
+
+    Raises:
+        MultiExitError: the backbone, the exits or the weights do not fit.
+    """
+    channels, height, width = partitions.image_shape
+    return build_network(
+        settings.backbone,
+        num_exits=settings.num_exits,
+        num_classes=partitions.num_classes,
+        in_channels=channels,
+        input_size=max(height, width),
+        head=settings.head,
+        stem=settings.stem,
+        weights=settings.weights,
+        mean=settings.mean,
+        std=settings.std,
+        allowed=settings.sources,
+        seed=settings.training.seed,
+    )
 
 
 def make_global_model(
@@ -113,29 +148,16 @@ def make_global_model(
         MultiExitError: the backbone, the exits or the weights do not fit.
         DataError: the data is broken.
     """
+    check_folder(folder, resume, overwrite)
     if settings.users.personal_users is None and is_global_pool(partitions):
         settings = replace(settings, users=replace(settings.users, personal_users=0))
     training = settings.training
     train_ids, validation_ids = choose_training_users(partitions.client_ids, settings.users, training.seed)
-    channels, height, width = partitions.image_shape
-    network = build_network(
-        settings.backbone,
-        num_exits=settings.num_exits,
-        num_classes=partitions.num_classes,
-        in_channels=channels,
-        input_size=max(height, width),
-        head=settings.head,
-        stem=settings.stem,
-        weights=settings.weights,
-        mean=settings.mean,
-        std=settings.std,
-        allowed=settings.sources,
-        seed=training.seed,
-    )
+    network = untrained_network(settings, partitions)
     if network.classifier_is_new:
         # published weights of other classes: features to begin with, and a last exit that has yet to learn
         training = replace(training, mode="joint")
-    checkpoint = prepare_folder(folder, resume, overwrite)
+    checkpoint = prepare_folder(folder, network, resume, overwrite)
     network.to(device)
     result = pretrain(network, partitions, train_ids, validation_ids, training, checkpoint, resume, progress)
     measured = measure_exits(network, partitions, validation_ids)

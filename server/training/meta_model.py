@@ -12,7 +12,7 @@ from persephonee.multi_exit.storage import ModelMetadata, load_network, save_net
 from persephonee.server.errors import PretrainingError
 from persephonee.server.training.exit_calibration_fit import fit_calibration
 from persephonee.server.training.exit_measurement import measure_exits
-from persephonee.server.training.global_model import prepare_folder
+from persephonee.server.training.global_model import check_folder, prepare_folder
 from persephonee.server.training.meta_learning import MetaResult, meta_learn
 from persephonee.server.training.meta_settings import MetaSettings
 from persephonee.server.training.meta_users import MetaUsers
@@ -53,12 +53,13 @@ def make_meta_learned_model(
         MultiExitError: `model` is no model, or does not fit.
         DataError: the data is broken.
     """
-    network, metadata = load_network(model, sources)
     if folder.resolve() == model.resolve():
         raise PretrainingError(f"{folder} is the model to start from; name another folder for the new one.")
+    check_folder(folder, overwrite=overwrite)
+    network, metadata = load_network(model, sources)
     train_ids, validation_ids = _users(metadata, partitions, model)
     check_fit(network, partitions, train_ids, validation_ids)
-    checkpoint = prepare_folder(folder, resume=False, overwrite=overwrite)
+    checkpoint = prepare_folder(folder, network, resume=False, overwrite=overwrite)
     users = MetaUsers(network, partitions, settings)
     if max_users is not None and max_users < len(train_ids):
         train_ids = choose_users(train_ids, max_users, settings.seed)

@@ -1,6 +1,8 @@
+import errno
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -148,6 +150,51 @@ def test_a_loss_that_is_no_number_ends_in_a_sentence(tmp_path, data_text):
     pretrain = ("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M", "--batch-size", 32)
     assert "The training loss became" in refused(*pretrain, "--learning-rate", "1e30")
     assert not (tmp_path / "M" / "network.json").exists()
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Let every folder be one of a read-only disk."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/somewhere/.hidden.tmp")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+
+
+def test_a_place_that_cannot_be_written_is_named_before_anything_long(
+    tmp_path, monkeypatch, read_only, with_model, newcomer, data_text, pretrained
+):
+    for place in ("data_partitions.opening.open_partitions", "clients.personalisation.features.compute_features"):
+        module, name = place.rsplit(".", 1)
+        monkeypatch.setattr(sys.modules[f"persephonee.{module}"], name, lambda *rest, **more: pytest.fail("it began"))
+    out = tmp_path / "new"
+    words = (f"{out}: Read-only file system.", f"{pretrained}: Read-only file system.")
+    assert words[0] in refused("pretrain", *NETWORK, *data_text, "--out", out)
+    from_model = ("--from", pretrained, "--meta", "reptile", *data_text, "--sources", SOURCE)
+    assert words[0] in refused("pretrain", *from_model, "--out", out)
+    assert words[1] in refused("calibrate", *with_model)
+    monkeypatch.undo()
+
+
+def test_a_store_that_cannot_be_made_is_named_before_the_round(tmp_path, with_model, newcomer):
+    (tmp_path / "file").write_text("mine")
+    result = call("personalise", *with_model, "--user", newcomer, "--store", tmp_path / "file")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "a folder was expected, and this is a file" in result.stderr
+
+
+def test_data_of_other_classes_is_refused_by_verbs_that_train(tmp_path, pretrained, data_text):
+    other = ("--num-writers", 5, "--sources", SOURCE)
+    for verb in (("calibrate", "--model"), ("pretrain", "--meta", "reptile", "--out", tmp_path / "M", "--from")):
+        assert "The model knows 2 classes and synthetic-writers has 62" in refused(*verb, pretrained, *other)
+    assert not (tmp_path / "M").exists()
+
+
+def test_a_device_that_is_refused_leaves_nothing_in_its_store(tmp_path, with_model, newcomer):
+    device = ("device", "run", *with_model, "--schedule", "fast", "--store", tmp_path / "S")
+    assert "there is no folder nowhere to watch" in refused(*device, "--watch", "nowhere")
+    assert not list(tmp_path.iterdir())
 
 
 def raising(error: Exception):

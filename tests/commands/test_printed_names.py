@@ -14,7 +14,7 @@ from persephonee.clients.runtime.persistent_state import Counters
 from persephonee.clients.runtime.phases import OrchestratorState
 from persephonee.commands import doctor
 from persephonee.commands.device_output import DeviceLines, show_status
-from persephonee.commands.exits_table import exits_table
+from persephonee.commands.models.exits_table import exits_table
 from persephonee.commands.personalise import _show
 from persephonee.fl_app.deployment.findings import wrong
 from persephonee.fl_app.server_side.run_status import FAILED, RunStatus

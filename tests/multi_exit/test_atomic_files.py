@@ -1,14 +1,18 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from persephonee.multi_exit.atomic_files import (
     LEFTOVER_SUFFIX,
+    check_writable,
     make_private_folder,
     names_in,
     new_folder_atomically,
@@ -40,6 +44,34 @@ def test_the_old_file_stays_when_the_disk_is_full(tmp_path, monkeypatch, broken)
         write_text_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named_before_and_nothing_of_the_trial_stays(tmp_path, monkeypatch):
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(NotADirectoryError) as refused:
+            check_writable(place)
+        assert str(refused.value.filename).startswith(str(tmp_path / "file"))
+
+    def read_only(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/somewhere/.hidden.tmp")
+
+    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    for write in (check_writable, lambda place: write_text_atomically(place, "x")):
+        with pytest.raises(OSError, match="Read-only") as refused:
+            write(tmp_path / "new")
+        assert refused.value.filename == str(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_room_is_asked_for_in_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=3_000_000))
+    check_writable(tmp_path, 3_000_000)
+    with pytest.raises(OSError, match=r"4\.0 MB are needed, and 3\.0 MB are free"):
+        check_writable(tmp_path / "new", 4_000_000)
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_without_a_meaning_is_refused_before_anything_is_written(tmp_path):

@@ -95,14 +95,14 @@ def evaluate(
     from persephonee.commands.results.images import labelled_batches
     from persephonee.commands.run_settings import given_options
 
+    strangers = sorted(
+        {key.replace("-", "_") for key in given_options(context)}
+        & {*data_settings.names, *split_settings.names, "user"}
+    )
+    if images is not None and strangers:
+        raise typer.BadParameter(f"--images is the data: leave out --{strangers[0].replace('_', '-')}.")
     opened = open_engine(model, store, exported, threshold, sources, runtime, compute)
     if images is not None:
-        strangers = sorted(
-            {key.replace("-", "_") for key in given_options(context)}
-            & {*data_settings.names, *split_settings.names, "user"}
-        )
-        if strangers:
-            raise typer.BadParameter(f"--images is the data: leave out --{strangers[0].replace('_', '-')}.")
         scores = {"": score(opened.engine, labelled_batches(images, opened, BATCH))}
     else:
         scores = dict(_score_users(opened, _open_data(opened, data, source_names(sources)), split, user or (), seed))
@@ -123,20 +123,21 @@ def _score_users(
     trained_on = set(opened.model[1].trained_on) if opened.model else set()
     wanted = named or ([opened.client_id] if opened.client_id is not None else partitions.client_ids)
     asked = bool(named) or opened.client_id is not None
-    count = 0
+    chosen: dict[str, int] = {}
+    # all of them are looked for before the first is measured
     for one in wanted:
         index = find_user(partitions.client_ids, one)
         if index is None:
             raise AppError(f"{partitions.name} has no user {one}: name one with --user, or the data that has this one.")
         client_id = partitions.client_ids[index]
-        if client_id in trained_on:
-            if asked:
-                raise AppError(f"the model was trained on user {client_id}, so the result would flatter it.")
-            continue
-        count += 1
-        yield client_id, score(opened.engine, _batches(_judged(partitions.load_partition(index), opened, split, seed)))
-    if not count:
+        if client_id not in trained_on:
+            chosen[client_id] = index
+        elif asked:
+            raise AppError(f"the model was trained on user {client_id}, so the result would flatter it.")
+    if not chosen:
         raise AppError(f"the model was trained on all users of {partitions.name}: name other data.")
+    for client_id, index in chosen.items():
+        yield client_id, score(opened.engine, _batches(_judged(partitions.load_partition(index), opened, split, seed)))
 
 
 def _open_data(opened: OpenedEngine, data: "DataSettings", allowed: tuple[str, ...]) -> "Partitions":

@@ -46,8 +46,11 @@ def batches_of(
     """
     import numpy as np
 
-    from persephonee.clients.runtime.frames import read_image
+    from persephonee.clients.runtime.image_file import check_head, read_image
 
+    # the last one's mistake is said before the first one is answered
+    for file in files:
+        check_head(file, shape)
     for start in range(0, len(files), size):
         part = files[start : start + size]
         yield part, np.stack([np.asarray(read_image(file, shape)) for file in part])

@@ -1,5 +1,6 @@
 """`persephonee simulate` with Flower and Ray; what does not need them is in test_rounds.py."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from persephonee.clients.errors import ClientSettingsError
 from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side import server_app
@@ -25,7 +27,7 @@ from persephonee.fl_app.settings.app_settings import AppSettings, PathSettings
 from persephonee.fl_app.simulation import simulate as simulation
 from persephonee.fl_app.simulation.run_progress import shown_run
 from persephonee.multi_exit.building import build_network
-from persephonee.multi_exit.errors import SettingsError
+from persephonee.multi_exit.errors import MultiExitError, SettingsError
 from persephonee.multi_exit.settings import ComputeSettings
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.errors import ServerError
@@ -247,6 +249,37 @@ def test_more_clients_than_pretraining_leaves_are_refused_before_it(tmp_path, mo
     assert not (tmp_path / "run").exists()
     with pytest.raises(pytest.fail.Exception, match="it was pretrained"):
         simulation.simulate(AppSettings.from_run_config({**config, "clients": 5}))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"min-samples": 5000}, AppError, "5 of the 5 users have fewer than min-samples=5000 samples"),
+        ({"memory-budget": "1KB"}, ClientSettingsError, "memory_budget=1000 is too small"),
+        ({"num-exits": 99}, MultiExitError, "num_exits=99 does not fit"),
+        ({"client-store": "file"}, OSError, "a folder was expected"),
+        ({"model-store": "file"}, OSError, "a folder was expected"),
+    ],
+)
+def test_what_needs_no_training_to_be_found_is_found_before_it(tmp_path, monkeypatch, change, error, words):
+    monkeypatch.setattr(simulation, "obtain_model", lambda *rest: pytest.fail("it was pretrained"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    config = {"num-writers": 30, "run-dir": "run", "pretrain-personal-users": 5, "clients": 5, "num-exits": 2}
+    settings = AppSettings.from_run_config({**config, "backbone": "squeezenet1_1", "head": "pooled", **change})
+    with pytest.raises(error, match=words):
+        simulation.simulate(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("package", ["ray", "matplotlib"])
+def test_a_package_that_is_needed_once_it_runs_is_missed_before_it_does(tmp_path, monkeypatch, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr(simulation, "obtain_model", lambda *rest: pytest.fail("it was pretrained"))
+    with pytest.raises(ModuleNotFoundError) as missed:
+        simulation.simulate(AppSettings.from_run_config({"run-dir": str(tmp_path / "run")}))
+    assert missed.value.name == package
 
 
 def test_the_last_line_of_a_run_says_that_all_clients_are_done(caplog):

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from persephonee.server.errors import PretrainingError
 from persephonee.server.training import global_model
 from persephonee.server.training.global_model import (
     CHECKPOINT_NAME,
+    check_folder,
     choose_training_users,
     make_global_model,
     prepare_folder,
+    untrained_network,
 )
 from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.pretraining_settings import PretrainSettings
@@ -134,15 +137,28 @@ def test_a_checkpoint_is_neither_lost_nor_used_unless_it_is_said(tmp_path):
     checkpoint = tmp_path / CHECKPOINT_NAME
     checkpoint.write_bytes(b"half of it")
     with pytest.raises(PretrainingError, match="say --resume to go on with it or --overwrite"):
-        prepare_folder(tmp_path, resume=False, overwrite=False)
-    assert prepare_folder(tmp_path, resume=True, overwrite=False).read_bytes() == b"half of it"
-    assert not prepare_folder(tmp_path, resume=False, overwrite=True).exists()
+        check_folder(tmp_path)
+    for resume, overwrite in ((True, False), (False, True)):
+        check_folder(tmp_path, resume=resume, overwrite=overwrite)
+    assert checkpoint.read_bytes() == b"half of it"
+    network = untrained_network(SETTINGS, TinyUsers())
+    assert prepare_folder(tmp_path, network, resume=True, overwrite=False).read_bytes() == b"half of it"
+    assert not prepare_folder(tmp_path, network, resume=False, overwrite=True).exists()
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_training(tmp_path, monkeypatch):
+    weights = sum(tensor.nbytes for tensor in untrained_network(SETTINGS, TinyUsers()).state_dict().values())
+    monkeypatch.setattr(global_model, "pretrain", lambda *rest: pytest.fail("it was trained"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=6 * weights - 1))
+    with pytest.raises(OSError, match="make room, or name another disk"):
+        make_global_model(SETTINGS, TinyUsers(), tmp_path / "M")
+    assert not (tmp_path / "M").exists()
 
 
 @pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
 def test_what_a_kill_in_the_first_write_left_is_cleaned_up(tmp_path, resume, overwrite):
     (tmp_path / ".checkpoint.safetensors.abcdefgh.persephonee.tmp").write_bytes(b"half")
-    prepare_folder(tmp_path, resume=resume, overwrite=overwrite)
+    prepare_folder(tmp_path, untrained_network(SETTINGS, TinyUsers()), resume=resume, overwrite=overwrite)
     assert not list(tmp_path.iterdir())
 
 
