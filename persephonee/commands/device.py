@@ -151,7 +151,7 @@ def run(
     class_names = metadata.class_names or tuple(str(label) for label in range(network.num_classes))
     lines = DeviceLines(class_names, clock, as_json=as_json, quiet=quiet)
     if not every > 0:
-        raise typer.BadParameter(f"--every {every:g} is no time between samples; give minutes, above 0.")
+        raise typer.BadParameter(f"a sample every {every:g} minutes does not do: give more than 0.")
     # what is wrong is said before anything is made in the store
     exit_store = ExitStore(store)
     exit_store.load(network.backbone_fingerprint, settings.client_id)
