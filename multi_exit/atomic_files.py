@@ -1,13 +1,12 @@
 """Atomic writing: a reader sees the old file or folder or the new one, also after a crash or a full disk."""
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def check_writable(folder: Path, needed_bytes: int = 0) -> None:
         free = shutil.disk_usage(place).free
     finally:
         for one in made:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 one.rmdir()
     if free < needed_bytes:
         raise OSError(

@@ -122,7 +122,7 @@ def run(
     from persephonee.clients.errors import ClientSettingsError
     from persephonee.clients.personalisation.exit_store import ExitStore
     from persephonee.clients.runtime.device import Device
-    from persephonee.clients.runtime.device_database import DeviceDatabase
+    from persephonee.clients.runtime.device_database import NAME, DeviceDatabase
     from persephonee.clients.runtime.device_run import Stop, run_device, stopped_by_signals
     from persephonee.clients.runtime.device_settings import DeviceSettings
     from persephonee.commands.device_output import DeviceLines
@@ -154,7 +154,8 @@ def run(
         raise typer.BadParameter(f"a sample every {every:g} minutes does not do: give more than 0.")
     # what is wrong is said before anything is made in the store
     exit_store = ExitStore(store)
-    exit_store.load(network.backbone_fingerprint, settings.client_id)
+    if not (store / NAME).exists():
+        exit_store.load(network.backbone_fingerprint, settings.client_id)
     if watch is not None and not watch.is_dir():
         raise ClientSettingsError(f"there is no folder {watch} to watch: make it, or name another.")
     database, stop = DeviceDatabase(store), Stop()
