@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import BrokenDataError
 from persephonee.data_partitions.sources.published_sets import FEMNIST_CLASSES
 from persephonee.experiments.data.hub_parquet import Row, as_png, hub_schema, require_free, write_rows
-from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile, run_command
+from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile
 from persephonee.multi_exit.atomic_files import new_folder_atomically
 
 PUBLISHED = 814_255
@@ -108,4 +109,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_program(main)

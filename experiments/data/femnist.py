@@ -13,12 +13,13 @@ from typing import Annotated
 
 import typer
 
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import DataError, MissingDataError
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.settings import DataSettings
 from persephonee.data_partitions.sources.femnist import HUB_NAME
 from persephonee.data_partitions.sources.published_sets import FEMNIST_OF_LEAF, FEMNIST_OF_THE_HUB, PublishedSet
-from persephonee.experiments.data.publisher_files import Download, run_command
+from persephonee.experiments.data.publisher_files import Download
 
 
 def fetch(out: Path) -> None:
@@ -72,4 +73,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_program(main)

@@ -2,14 +2,12 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from persephonee.commands.errors import BAD_INPUT, sentence_of
 from persephonee.data_partitions.errors import BrokenDataError, MissingDataError
 
 Files = Annotated[Path, typer.Option(help="Folder of the publisher's files; what is fetched goes there.")]
@@ -89,15 +87,3 @@ class Fetching:
 def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def run_command(command: Callable[..., Any]) -> None:
-    """Run the function of a script from the command line; a user's error ends in one sentence."""
-    try:
-        typer.run(command)
-    except Exception as error:
-        sentence = sentence_of(error)
-        if sentence is None:
-            raise
-        typer.echo(f"Error: {sentence}", err=True)
-        sys.exit(BAD_INPUT)

@@ -19,9 +19,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import BrokenDataError
 from persephonee.experiments.data.hub_parquet import Row, as_png, hub_schema, require_free, write_rows
-from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile, run_command
+from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile
 from persephonee.multi_exit.atomic_files import new_folder_atomically
 
 MEASURED = (60_841, 736)
@@ -144,4 +145,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_program(main)

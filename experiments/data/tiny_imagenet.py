@@ -18,10 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import BrokenDataError
 from persephonee.data_partitions.limits import MAX_IMAGE_BYTES
 from persephonee.experiments.data.hub_parquet import Row, encoded, hub_schema, require_free, write_rows
-from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile, run_command
+from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile
 from persephonee.multi_exit.atomic_files import new_folder_atomically, write_json_atomically
 
 ROOT = "tiny-imagenet-200"
@@ -165,4 +166,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_program(main)

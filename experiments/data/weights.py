@@ -18,9 +18,10 @@ import safetensors.numpy
 import typer
 from numpy.typing import NDArray
 
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.errors import BrokenDataError
 from persephonee.experiments.data.hub_parquet import require_free
-from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile, run_command
+from persephonee.experiments.data.publisher_files import AnyFiles, Download, Fetching, Files, PublisherFile
 from persephonee.multi_exit.atomic_files import new_folder_atomically, write_bytes_atomically
 
 Arrays = dict[str, NDArray[Any]]
@@ -154,4 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_program(main)

@@ -53,6 +53,8 @@ def refused(name: str, *words: object) -> str:
         ("experiments.forgetting M --labels most", "labels='most'"),
         ("experiments.results_page.page M --out notes.md", "M holds no figures"),
         ("experiments.backbone_table --fast", "No such option"),
+        ("experiments.data.qmnist --files F --out O", "is missing: fetch it from"),
+        ("experiments.data.femnist", "Give either --out"),
         ("benchmarks.make_models --kind writers --out notes.md", "notes.md: a folder was expected"),
         ("benchmarks.simulation.scaling --model M --out O --users 2,3.5", "--users 2,3.5 is not known"),
         ("benchmarks.inference.benchmark --model M --out .", "inference holds something other than a benchmark's"),

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from persephonee.data_partitions.errors import BrokenDataError, MissingDataError
-from persephonee.experiments.data.publisher_files import Fetching, PublisherFile, run_command
+from persephonee.experiments.data.publisher_files import Fetching, PublisherFile
 
 DATA = b"what somebody publishes"
 
@@ -51,14 +51,3 @@ def test_a_missing_file_is_fetched_only_when_it_is_asked_for(tmp_path):
     with pytest.raises(MissingDataError, match="cannot be fetched"):
         Fetching(folder=folder, downloads=True).obtain(file)
     assert list(folder.iterdir()) == []
-
-
-def test_a_script_ends_a_user_s_error_with_one_sentence_and_status_2(monkeypatch, capsys):
-    def command() -> None:
-        raise BrokenDataError("It is broken: fetch it again.")
-
-    monkeypatch.setattr("sys.argv", ["script"])
-    with pytest.raises(SystemExit) as ended:
-        run_command(command)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "Error: It is broken: fetch it again.\n"
