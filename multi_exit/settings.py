@@ -226,6 +226,9 @@ class SpecifiedNetwork:
 
     spec: NetworkSpec
 
+    graphs_fingerprint: str = ""
+    """Of the graphs that it runs on, together with its weights; empty where it runs on the weights themselves."""
+
     @property
     def num_exits(self) -> int:
         """M, the number of early exits."""

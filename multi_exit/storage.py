@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.network import MultiExitNetwork
 
 FORMAT = 1
-_STAGES = "stages."
+STAGES = "stages."
+"""With it begin the names of the backbone's arrays."""
 _WEIGHTS_NAME = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
 GRAPH_NAME = re.compile(r"graph-\d+-[0-9a-f]{12}\.onnx")
 
@@ -91,9 +92,26 @@ def save_arrays(
     """
     import safetensors.numpy
 
-    backbone = {name.removeprefix(_STAGES): array for name, array in arrays.items() if name.startswith(_STAGES)}
+    backbone = {name.removeprefix(STAGES): array for name, array in arrays.items() if name.startswith(STAGES)}
     fingerprints = (fingerprint_of(spec, sorted(arrays.items())), fingerprint_of(spec, sorted(backbone.items())))
     _write(folder, safetensors.numpy.save(dict(arrays)), fingerprints, spec, metadata, graphs)
+
+
+class Fingerprint:
+    """What `MultiExitNetwork.fingerprint` is, array by array in the order of their names."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self._digest = hashlib.sha256(spec.to_json().encode())
+
+    def add(self, name: str, array: NDArray[Any]) -> None:
+        """Take the next array in."""
+        # it speaks of PyTorch's types
+        self._digest.update(f"{name} torch.{array.dtype} {array.shape}".encode())
+        self._digest.update(array.tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the fingerprint of the arrays so far."""
+        return self._digest.hexdigest()
 
 
 def fingerprint_of(spec: NetworkSpec, arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
@@ -103,11 +121,9 @@ def fingerprint_of(spec: NetworkSpec, arrays: Iterable[tuple[str, NDArray[Any]]]
         spec: of the network.
         arrays: with their names, by which they are sorted; one at a time is enough.
     """
-    digest = hashlib.sha256(spec.to_json().encode())
+    digest = Fingerprint(spec)
     for name, array in arrays:
-        # it speaks of PyTorch's types
-        digest.update(f"{name} torch.{array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.add(name, array)
     return digest.hexdigest()
 
 

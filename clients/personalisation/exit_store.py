@@ -41,9 +41,11 @@ STATE_NAME = "state.json"
 LOCK_NAME = ".exits.lock"
 LOCK_S = 10.0
 """How long a save waits for another one; both take well under a second."""
+_NAMES = ("client_id", "run", "backbone_fingerprint", "graphs_fingerprint")
 _SHIFTS = "shifts"
 """Name of the shifts' tensor, beside those of the exits' weights."""
 _EXITS_NAME = re.compile(r"exits-\d{6,}-([0-9a-f]{8})\.safetensors")
+Repeated = tuple[str, int]  # a run and a round of it
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 
 
@@ -55,6 +57,7 @@ class StoredExits:
         client_id: whose exits they are.
         round: the round that made them.
         backbone_fingerprint: of the backbone that they belong to.
+        graphs_fingerprint: of the graphs on which the round ran; empty on PyTorch, and in stores of earlier versions.
         policy: in force.
         exit_weights: arrays named as `MultiExitNetwork.exit_state` names them; its tensors are taken too.
         run: the federated run that the round belonged to; empty for a round of the device's own.
@@ -69,6 +72,7 @@ class StoredExits:
     policy: ExitPolicy
     exit_weights: ExitWeights
     run: str = ""
+    graphs_fingerprint: str = ""
     parts: KnownParts = field(default_factory=KnownParts)
     shifts: NDArray[np.float32] | None = None
 
@@ -93,13 +97,14 @@ class ExitStore:
         self._seen: bytes | None = None
 
     def load(
-        self, backbone_fingerprint: str, client_id: str | None, repeating: tuple[str, int] | None = None
+        self, backbone_fingerprint: str, client_id: str | None, repeating: Repeated | None = None, *, graphs: str = ""
     ) -> StoredExits | None:
         """Return what the last round saved, or None before the first one.
 
         Args:
             backbone_fingerprint: of the model in use.
             client_id: the user in question; None for whoever's exits these are.
+            graphs: fingerprint of the graphs in use; empty on PyTorch, which knows the backbone by its weights.
             repeating: a run and a round that is about to start: what this round saved when it ran before is left out.
 
         Raises:
@@ -112,6 +117,11 @@ class ExitStore:
             raise StoreError(
                 f"the exits in {self.folder} belong to another model ({stored.backbone_fingerprint[:12]}, expected "
                 f"{backbone_fingerprint[:12]}): use that model, or another folder."
+            )
+        if graphs and stored.graphs_fingerprint not in ("", graphs):
+            raise StoreError(
+                f"the exits in {self.folder} were made on other graphs ({stored.graphs_fingerprint[:12]}, expected "
+                f"{graphs[:12]}): use those, --runtime torch, or another folder."
             )
         if client_id is not None and stored.client_id != client_id:
             raise StoreError(
@@ -153,10 +163,8 @@ class ExitStore:
         write_bytes_atomically(self.folder / name, tensors, private=True)
         state = {
             "format": FORMAT,
-            "client_id": stored.client_id,
-            "run": stored.run,
+            **{name: getattr(stored, name) for name in _NAMES},
             "round": stored.round,
-            "backbone_fingerprint": stored.backbone_fingerprint,
             "policy": stored.policy.to_json(),
             "exits": name,
             "before": before,
@@ -205,7 +213,7 @@ class ExitStore:
             raise ValueError(f"format {found!r}, expected 1 or {FORMAT}")
         return without_digest(state)
 
-    def _entries(self, repeating: tuple[str, int] | None) -> list[dict[str, Any]]:
+    def _entries(self, repeating: Repeated | None) -> list[dict[str, Any]]:
         """Return what state.json says of the stored rounds, the newest first, without the round that is repeated."""
         state = self._state()
         if not state:
@@ -217,7 +225,7 @@ class ExitStore:
         run, number = repeating
         return [entry for entry in found if entry.get("run", "") != run or entry["round"] < number]
 
-    def _read(self, repeating: tuple[str, int] | None) -> StoredExits | None:
+    def _read(self, repeating: Repeated | None) -> StoredExits | None:
         seen: bytes | None = None
         try:
             while True:
@@ -236,22 +244,21 @@ class ExitStore:
         except _DAMAGES as error:
             raise self._damaged(error) from None
 
-    def _read_once(self, repeating: tuple[str, int] | None) -> StoredExits | None:
+    def _read_once(self, repeating: Repeated | None) -> StoredExits | None:
         state = next(iter(self._entries(repeating)), None)
         if state is None:
             return None
-        names = (state["client_id"], state.get("run", ""), state["backbone_fingerprint"])
-        if not all(isinstance(name, str) for name in names) or type(state["round"]) is not int:
+        found = {"run": "", "graphs_fingerprint": "", **state}
+        names = {key: found[key] for key in _NAMES}
+        if not all(isinstance(name, str) for name in names.values()) or type(state["round"]) is not int:
             raise TypeError("a value is of another type")
         policy, tensors = ExitPolicy.from_json(state["policy"]), self._tensors(Path(state["exits"]).name)
         shifts = tensors.pop(_SHIFTS, None)
         if shifts is not None:
             _check_shifts(shifts, policy, tensors)
         return StoredExits(
-            client_id=state["client_id"],
-            run=state.get("run", ""),
+            **names,
             round=state["round"],
-            backbone_fingerprint=state["backbone_fingerprint"],
             policy=policy,
             exit_weights=tensors,
             parts=_parts_of(self._state()),
@@ -259,8 +266,7 @@ class ExitStore:
         )
 
     def _tensors(self, name: str) -> ExitWeights:
-        digest = _EXITS_NAME.fullmatch(name)
-        path = self.folder / name
+        digest, path = _EXITS_NAME.fullmatch(name), self.folder / name
         if digest is None or (path.exists() and not path.is_file()):
             raise ValueError(f"{name!r} is no file of exits")
         data = path.read_bytes()

@@ -219,6 +219,7 @@ def personalise(
                 run=run,
                 round=round_number,
                 backbone_fingerprint=backbone_fingerprint(network),
+                graphs_fingerprint=network.graphs_fingerprint,
                 policy=policy,
                 exit_weights=exit_weights,
                 parts=store.known_parts().after(samples.images, split.train, split.calibration, split.test),

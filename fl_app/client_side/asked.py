@@ -31,6 +31,8 @@ class Asked:
     """Divides this device's samples and orders its training, whatever a server's seed is."""
     model: str = ""
     """Fingerprint of the model that a device answers for that shares no exits; empty before the first."""
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    """Of a device that runs on graphs and shares no exits: the fingerprint of the graphs, by their model's."""
     day: int = 0
     """Days since 1970, UTC, that the counts are of."""
     answers: Mapping[str, int] = field(default_factory=dict)
@@ -42,7 +44,8 @@ class AskedFile:
 
     Args:
         store: the device's store.
-        models: fingerprints that the owner allows; empty allows the first model that the device is sent.
+        models: fingerprints of models, or of their graphs, that the owner allows; empty allows the first model that the
+            device is sent. Of a model that is named by its own fingerprint, the first graphs stay the only ones.
         any_model: the device takes exits in that others made, so that any model will do.
         clock: seconds since 1970.
     """
@@ -53,20 +56,26 @@ class AskedFile:
         self._path = store / ASKED_NAME
         self._models, self._any_model, self._clock = models, any_model, clock
 
-    def admit(self, kind: str, run: str, round_number: int, model: str) -> int:
+    def admit(self, kind: str, run: str, round_number: int, model: str, graphs: str = "") -> int:
         """Count an answer that is about to be given, and return the device's own seed.
 
+        Args:
+            kind: of the message.
+            run: that asks.
+            round_number: of it.
+            model: its fingerprint.
+            graphs: fingerprint of the graphs that the device runs on; empty on PyTorch.
+
         Raises:
-            WireError: the model is another than the device answers for, or it was asked too often.
+            WireError: the model or its graphs are others than the device answers for, or it was asked too often.
             StoreError: what the device remembers is damaged.
         """
         asked = self._read()
+        known = dict(asked.graphs)
         if not self._any_model:
-            allowed = self._models or ((asked.model,) if asked.model else (model,))
-            if model not in allowed:
-                raise WireError(
-                    f"this device answers for the model {allowed[0][:12]}, not for {model[:12]}; ask its owner."
-                )
+            self._require_own(asked, model, graphs)
+            if graphs:
+                known[model] = graphs
         today = int(self._clock() // _DAY_SECONDS)
         answers = dict(asked.answers) if asked.day == today else {}
         key = f"{kind}/{run}/{round_number}"
@@ -75,15 +84,33 @@ class AskedFile:
             raise WireError(f"this device has answered this {ANSWERS_PER_ROUND} times, which is the most.")
         if sum(answers.values()) > ANSWERS_PER_DAY:
             raise WireError(f"this device has answered {ANSWERS_PER_DAY} times today, which is the most.")
-        changed = replace(asked, model=asked.model or ("" if self._any_model else model), day=today, answers=answers)
+        own = asked.model or ("" if self._any_model else model)
+        changed = replace(asked, model=own, graphs=known, day=today, answers=answers)
         write_with_digest(self._path, asdict(changed), private=True)
         return changed.seed
+
+    def _require_own(self, asked: Asked, model: str, graphs: str) -> None:
+        allowed = self._models or ((asked.model,) if asked.model else (model,))
+        if graphs and graphs in self._models:
+            return
+        if model not in allowed:
+            raise WireError(
+                f"this device answers for the model {allowed[0][:12]}, not for {model[:12]}; ask its owner."
+            )
+        # weights do not say what graphs compute
+        first = asked.graphs.get(model, graphs)
+        if graphs and graphs != first:
+            raise WireError(
+                f"this device answers for the graphs {first[:12]} of this model, not for {graphs[:12]}; ask its owner."
+            )
 
     def _read(self) -> Asked:
         try:
             asked = Asked(**read_with_digest(self._path))
             if not isinstance(asked.seed, int) or not all(type(n) is int for n in asked.answers.values()):
                 raise ValueError("a number is missing")
+            if not all(isinstance(name, str) for name in asked.graphs.values()):
+                raise ValueError("the graphs have no fingerprint")
         except FileNotFoundError:
             return Asked()
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

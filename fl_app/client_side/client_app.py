@@ -60,7 +60,7 @@ def status(message: Message, context: Context) -> Message:
             client_id=node.client_id,
             partition_id=node.partition_id,
             code=code_fingerprint(),
-            model_held=node.models().holds(str(request["model"])),
+            model_held=node.models().holds(str(request["model"]), str(request["graphs"])),
             sharing_allowed=node.sharing_allowed,
             needs_graphs=node.models().needs_graphs,
         )
@@ -117,7 +117,7 @@ class _Task:
         if not self.node.is_simulated:
             return None
         self.network.freeze_backbone()
-        stored = self.store.load(backbone_fingerprint(self.network), self.user)
+        stored = self.store.load(backbone_fingerprint(self.network), self.user, graphs=self.network.graphs_fingerprint)
         exits = [one for one in (self.exits, stored and stored.exit_weights) if one]
         model = str(self.request["model"])
         return kept_features(self.store.folder, self.network, model, self.samples, self.settings.personalisation, exits)
@@ -153,10 +153,10 @@ def _task(
             user, f"{wire.REFUSED}: the server runs other code ({server}) than this client ({own}); install the same."
         )
     settings = AppSettings.from_run_config(context.run_config)
-    models, fingerprint = node.models(), str(request["model"])
-    # what is there already stays: nobody replaces the graphs of a model that this device answers for
-    arrives = "model" in content and not models.holds(fingerprint)
-    model = models.receive(fingerprint, content) if arrives else models.find(fingerprint)
+    models, fingerprint, graphs = node.models(), str(request["model"]), str(request["graphs"])
+    # what is there already stays: nobody replaces a model that this device answers for
+    arrives = "model" in content and not models.holds(fingerprint, graphs)
+    model = models.receive(fingerprint, content, graphs) if arrives else models.find(fingerprint, graphs)
     if model is None:
         return wire.refusal(user, f"{wire.MODEL_MISSING}: {fingerprint[:12]}")
     network, metadata = model
@@ -171,7 +171,8 @@ def _task(
     exits = received_exits(content, network, layout, settings.sharing, node.takes_exits)
     seed, division = settings.seed, settings.split
     if not node.is_simulated:
-        seed = node.asked().admit(kind, str(request["run"]), int(request["round"]), fingerprint)
+        run, number = str(request["run"]), int(request["round"])
+        seed = node.asked().admit(kind, run, number, fingerprint, network.graphs_fingerprint)
         # neither is the server's to choose: another division would tell two means apart by a few samples
         division = SplitSettings(labels=division.labels)
     samples = node.samples(user, network, metadata)

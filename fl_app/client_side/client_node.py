@@ -13,7 +13,8 @@ A device's node configuration (`flower-supernode --node-config '...'`) names
     runtime        onnx runs the graphs that a model carries, torch needs PyTorch; default: torch where it is installed
     providers      ONNX Runtime's execution providers, with commas; default: CPU
     threads        of ONNX Runtime; default: one for each core
-    models         fingerprints of the models that it answers for, with commas; default: the first that it is sent
+    models         fingerprints of the models that it answers for, or of their graphs, with commas; default: the first
+                   that it is sent
 
 Nothing here comes from the server: a run configuration cannot make a device read another folder or share anything.
 """

@@ -24,6 +24,7 @@ from persephonee.fl_app.wire.code_fingerprint import code_fingerprint
 from persephonee.fl_app.wire.differential_privacy import write_spent
 from persephonee.fl_app.wire.model_fit import open_fitting
 from persephonee.fl_app.wire.model_store import graph_records, model_records
+from persephonee.multi_exit.graphs.description import graphs_fingerprint
 from persephonee.multi_exit.storage import SavedModel
 from persephonee.server.results.run_folder import RunFolder
 
@@ -76,6 +77,7 @@ class Rounds:
             grid,
             GlobalModel(
                 fingerprint=model.fingerprint,
+                graphs=graphs_fingerprint(model.folder),
                 num_exits=model.num_exits,
                 records=functools.cache(lambda: model_records(model.network, model.metadata.class_names)),
                 graph_records=functools.cache(

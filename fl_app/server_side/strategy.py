@@ -38,6 +38,8 @@ class GlobalModel:
     """The model that clients personalise."""
 
     fingerprint: str
+    graphs: str
+    """Fingerprint of its graphs; empty where it carries none."""
     num_exits: int
     """M, the early exits."""
     records: Callable[[], dict[str, ArrayRecord | ConfigRecord]]
@@ -86,7 +88,8 @@ class PersonalisationStrategy:
         Raises:
             RunFailedError: no node came, or none said who it is.
         """
-        request = wire.make_request(round_number=0, model=self._model.fingerprint, code=self._code)
+        model = self._model
+        request = wire.make_request(round_number=0, model=model.fingerprint, graphs=model.graphs, code=self._code)
         return enrol(self._grid, self._settings, request, users)
 
     def run_round(self, number: int, participants: Participants) -> RoundResult:
@@ -215,6 +218,7 @@ class PersonalisationStrategy:
         content = wire.make_request(
             round_number=number,
             model=self._model.fingerprint,
+            graphs=self._model.graphs,
             code=self._code,
             user=client.client_id if client.is_simulated else "",
             run=self._run,

@@ -19,8 +19,8 @@ from persephonee.multi_exit.checked_json import parse_json_object
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.graphs.checking import check_graph
-from persephonee.multi_exit.graphs.description import ModelGraphs
-from persephonee.multi_exit.graphs.network import carries_graphs, load_graph_network
+from persephonee.multi_exit.graphs.description import ModelGraphs, graphs_fingerprint
+from persephonee.multi_exit.graphs.network import load_graph_network
 from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, RuntimeSettings
 from persephonee.multi_exit.storage import (
     ModelMetadata,
@@ -73,25 +73,31 @@ class ModelStore:
         """Whether a model is of use with its graphs alone, since this client has no PyTorch, or is not to use it."""
         return self._runtime.runtime == "onnx"
 
-    def holds(self, fingerprint: str) -> bool:
-        """Return whether the model lies on disk; a copy in memory may be gone with the next process."""
-        return self._place(fingerprint) is not None
+    def holds(self, fingerprint: str, graphs: str = "") -> bool:
+        """Return whether the model lies on disk; a copy in memory may be gone with the next process.
 
-    def find(self, fingerprint: str) -> "Model | None":
-        """Return the model, which the caller must copy before changing it, or None.
+        Args:
+            fingerprint: of the model.
+            graphs: fingerprint of its graphs, which a client on graphs has to have; empty takes any.
+        """
+        return self._place(fingerprint, graphs) is not None
+
+    def find(self, fingerprint: str, graphs: str = "") -> "Model | None":
+        """Return the model, which the caller must copy before changing it, or None; arguments as of `holds`.
 
         Raises:
             MultiExitError: the folder is damaged, or its backbone is not allowed here.
         """
-        if self._key(fingerprint) not in _IN_MEMORY:
-            place = self._place(fingerprint)
+        key = self._key(fingerprint, graphs)
+        if key not in _IN_MEMORY:
+            place = self._place(fingerprint, graphs)
             if place is None:
                 return None
-            _keep(self._key(fingerprint), self._load(place))
-        return _IN_MEMORY[self._key(fingerprint)]
+            _keep(key, self._load(place))
+        return _IN_MEMORY[key]
 
-    def receive(self, fingerprint: str, content: RecordDict) -> "Model":
-        """Build the model that came with a message, keep it, and return it.
+    def receive(self, fingerprint: str, content: RecordDict, graphs: str = "") -> "Model":
+        """Build the model that came with a message, keep it, and return it; arguments as of `holds`.
 
         Raises:
             WireError: what came is not the model that the fingerprint names.
@@ -105,7 +111,8 @@ class ModelStore:
             risk_pools=_risk_pools(content, spec),
         )
         if self.needs_graphs:
-            return _keep(self._key(fingerprint), self._load(self._keep_graphs(fingerprint, content, spec, metadata)))
+            folder = self._keep_graphs(fingerprint, content, spec, metadata, graphs)
+            return _keep(self._key(fingerprint, graphs), self._load(folder))
         from persephonee.multi_exit.building import rebuild_network
 
         network = rebuild_network(spec, self._sources)
@@ -115,13 +122,15 @@ class ModelStore:
         network.calibration, network.risk_pools = metadata.calibration, metadata.risk_pools
         if self._folder is not None:
             save_network(network, self._folder / fingerprint, metadata)
-        return _keep(self._key(fingerprint), (network, metadata))
+        return _keep(self._key(fingerprint, graphs), (network, metadata))
 
-    def _key(self, fingerprint: str) -> str:
+    def _key(self, fingerprint: str, graphs: str) -> str:
         """Return under which name a model is kept in memory: as graphs it is another object."""
-        return f"{fingerprint} on graphs" if self.needs_graphs else fingerprint
+        return f"{fingerprint} on graphs {graphs}" if self.needs_graphs else fingerprint
 
-    def _keep_graphs(self, fingerprint: str, content: RecordDict, spec: NetworkSpec, metadata: ModelMetadata) -> Path:
+    def _keep_graphs(
+        self, fingerprint: str, content: RecordDict, spec: NetworkSpec, metadata: ModelMetadata, named: str
+    ) -> Path:
         if self._folder is None or "graphs" not in content:
             raise WireError("this device has no PyTorch, and the model that was sent carries no graphs; write them.")
         record = content.array_records["model"]
@@ -131,16 +140,19 @@ class ModelStore:
         with refusing("graphs/json"):
             described = parse_json_object(str(content.config_records["graphs"]["json"]))
         graphs, files = ModelGraphs.from_dict(described, spec.num_exits), content.array_records["graph-files"]
+        if graphs.fingerprint(fingerprint) != named:
+            raise WireError("the graphs that were received are not those that the request names; send them again.")
         if set(files) != {stage.file for stage in graphs.stages}:
             raise WireError("graph-files: expected the files that the graphs' description names.")
-        folder = self._folder / fingerprint
+        # beside others of the same weights, which this device may answer for
+        folder = self._folder / named
         for stage in graphs.stages:
             data = read_any_array(files[stage.file], f"graph-files/{stage.file}").tobytes()
             if hashlib.sha256(data).hexdigest() != stage.sha256:
                 raise WireError(f"graph-files/{stage.file}: its content is not that of its digest.")
             check_graph(data)
             write_bytes_atomically(folder / stage.file, data)
-        save_arrays(spec, arrays, folder, metadata, graphs.to_dict())
+        save_arrays(spec, arrays, folder, metadata, graphs.described(fingerprint))
         return folder
 
     def _load(self, place: Path) -> "Model":
@@ -148,11 +160,22 @@ class ModelStore:
             return load_network(place, self._sources)
         return load_graph_network(place, threads=self._runtime.threads, providers=self._runtime.provider_names)
 
-    def _place(self, fingerprint: str) -> Path | None:
-        own = () if self._folder is None else (self._folder / fingerprint,)
+    def _place(self, fingerprint: str, graphs: str) -> Path | None:
+        # by the model's fingerprint, where earlier versions kept graphs too
+        names = (graphs, fingerprint) if self.needs_graphs and graphs else (fingerprint,)
+        own = () if self._folder is None else tuple(self._folder / name for name in names)
         seen = () if self._seen is None else (self._seen,)
-        fitting = (place for place in (*own, *seen) if _fingerprint_of(place) == fingerprint)
-        return next((place for place in fitting if not self.needs_graphs or carries_graphs(place)), None)
+        return next((place for place in (*own, *seen) if self._is(place, fingerprint, graphs)), None)
+
+    def _is(self, place: Path, fingerprint: str, graphs: str) -> bool:
+        """Return whether a folder holds the model, with the graphs that this client needs."""
+        try:
+            if read_description(place)["fingerprint"] != fingerprint:
+                return False
+            found = graphs_fingerprint(place) if self.needs_graphs else ""
+        except ModelFileError:
+            return False
+        return not self.needs_graphs or (bool(found) and graphs in ("", found))
 
 
 def model_records(
@@ -242,10 +265,3 @@ def _keep(key: str, model: "Model") -> "Model":
     _IN_MEMORY.clear()
     _IN_MEMORY[key] = model
     return model
-
-
-def _fingerprint_of(folder: Path) -> str | None:
-    try:
-        return str(read_description(folder)["fingerprint"])
-    except ModelFileError:
-        return None

@@ -14,6 +14,7 @@ REQUEST: Mapping[str, Kind] = {
     "round": Whole(),  # from 1; 0 in a status query, and for the initial model in an evaluation
     "personalise": Truth(),  # in an evaluation: whether to personalise first, for the figures after
     "model": FINGERPRINT,  # of the global model that the run began with
+    "graphs": FINGERPRINT,  # of the graphs that it carries; empty where it carries none
     "code": FINGERPRINT,  # of the code that the server runs
     "user": Text(length=ID_CHARACTERS),  # whose data a simulated node plays; empty to a device, which knows its own
 }

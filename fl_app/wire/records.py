@@ -6,13 +6,11 @@ label or per-sample output stands in these tables, so none can leave: `check_rep
 before sending, and again on the server on arrival. Exits (exit_arrays.py) and a risk curve (risk_records.py) leave a
 client only where the run asks for them and the client's owner permits it.
 
-    query.status   ->  request {round, model, code, user}    <-  status {client-id, partition-id, code, ...}
-    train          ->  request {run, round, model, code, user}    <-  report {client-id, status, labels, rule, sharing}
-                       [model: arrays; spec; classes;                [metrics: counts, accuracies, a number per exit]
-                       calibration; risk-pools;
-                       graphs and their files]
-                       [exits: arrays, once some were merged]         [exits: arrays, by permission]
-                                                                      [curve: of risks, in a federated rule]
+    query.status   ->  request {round, model, graphs, code, ...}  <-  status {client-id, partition-id, code, ...}
+    train          ->  request {run, round, model, ...}           <-  report {client-id, status, labels, rule, sharing}
+                       [model: arrays; spec; classes; pools;          [metrics: counts, accuracies, a number per exit]
+                       calibration; graphs and their files]           [exits: arrays, by permission]
+                       [exits: arrays, once some were merged]         [curve: of risks, in a federated rule]
     train.policy   ->  request, pool of the curves                <-  report, [metrics]
     evaluate       ->  as for train                               <-  report, [metrics]
 
@@ -160,12 +158,18 @@ def from_reply(
 
 
 def make_request(
-    *, round_number: int, model: str, code: str, user: str = "", run: str = "", personalise: bool = False
+    *,
+    round_number: int,
+    model: str,
+    code: str,
+    graphs: str = "",
+    user: str = "",
+    run: str = "",
+    personalise: bool = False,
 ) -> RecordDict:
     """Return what the server asks of a client; the model is added for a client that lacks it, and merged exits."""
-    record = ConfigRecord({"run": run, "round": round_number, "personalise": personalise})
-    record["model"], record["code"], record["user"] = model, code, user
-    return RecordDict({"request": record})
+    names = {"run": run, "model": model, "graphs": graphs, "code": code, "user": user}
+    return RecordDict({"request": ConfigRecord({**names, "round": round_number, "personalise": personalise})})
 
 
 def read_request(content: RecordDict) -> Mapping[str, Any]:
@@ -210,8 +214,7 @@ def make_status(
 ) -> RecordDict:
     """Return the answer to the status query; `check_status` decides whether it may leave."""
     record = ConfigRecord({"client-id": client_id, "partition-id": partition_id, "code": code})
-    record["model-held"], record["sharing-allowed"] = model_held, sharing_allowed
-    record["needs-graphs"] = needs_graphs
+    record["model-held"], record["sharing-allowed"], record["needs-graphs"] = model_held, sharing_allowed, needs_graphs
     return RecordDict({"status": record})
 
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 from persephonee.multi_exit.costs import CostTable, ExitCost
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES, check_graph
-from persephonee.multi_exit.storage import GRAPH_NAME
+from persephonee.multi_exit.settings import NetworkSpec
+from persephonee.multi_exit.storage import GRAPH_NAME, read_description
 
 INPUT, FEATURES, EMBEDDING, LOGITS = "input", "features", "embedding", "logits"
 MOST_MACS = 2**53
@@ -69,13 +70,20 @@ class ModelGraphs:
     stages: tuple[StageGraph, ...]
     costs: CostTable
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over the graphs' digests and all that is said of them."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+    def fingerprint(self, model: str) -> str:
+        """Return SHA-256 over a model's fingerprint, the graphs' digests, and all that is said of them.
+
+        Weights determine a model's fingerprint and not its graphs: another version of the exporter writes others. What
+        runs on graphs is named by this one.
+        """
+        return hashlib.sha256(json.dumps([model, self.to_dict()], sort_keys=True).encode()).hexdigest()
+
+    def described(self, model: str) -> dict[str, Any]:
+        """Return what stands in the `network.json` of the model with this fingerprint."""
+        return {**self.to_dict(), "fingerprint": self.fingerprint(model)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what stands in `network.json`."""
+        """Return the stages and the costs as JSON has them."""
         return {"stages": [asdict(stage) for stage in self.stages], "costs": [asdict(c) for c in self.costs.exit_costs]}
 
     @classmethod
@@ -99,6 +107,19 @@ class ModelGraphs:
                 "`persephonee export --model`."
             ) from None
         return cls(stages=stages, costs=CostTable(costs))
+
+
+def graphs_fingerprint(folder: Path) -> str:
+    """Return the fingerprint of the graphs that the model in a folder carries; empty where it carries none.
+
+    Raises:
+        ModelFileError: the folder is no model folder, or what it says of its graphs cannot be read.
+    """
+    description = read_description(folder)
+    if "graphs" not in description:
+        return ""
+    num_exits = NetworkSpec.from_json(json.dumps(description["spec"])).num_exits
+    return ModelGraphs.from_dict(description["graphs"], num_exits).fingerprint(str(description["fingerprint"]))
 
 
 def graph_file(stage: int, graph: bytes) -> str:

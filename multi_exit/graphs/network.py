@@ -1,7 +1,7 @@
 """The multi-exit network without PyTorch: its frozen part runs on ONNX Runtime, its classifiers are NumPy arrays."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from persephonee.multi_exit.exit_weights import (
 from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs
 from persephonee.multi_exit.graphs.sessions import open_session, run_session
 from persephonee.multi_exit.settings import NetworkSpec, SpecifiedNetwork
-from persephonee.multi_exit.storage import ModelMetadata, fingerprint_of, read_description, read_spec
+from persephonee.multi_exit.storage import STAGES, Fingerprint, ModelMetadata, read_description, read_spec
 
 PIXELS_AT_ONCE = 6_272
 """In one run of a stage: 8 images of 28 px, or one of 224 px. More take more memory and, on one core, more time."""
@@ -81,6 +81,7 @@ class GraphNetwork(SpecifiedNetwork):
         self.risk_pools = dict(risk_pools or {})
         self.fingerprint = fingerprint
         self.backbone_fingerprint = backbone_fingerprint
+        self.graphs_fingerprint = graphs.fingerprint(fingerprint)
         self._folder, self._threads, self._providers = folder, threads, providers
         self._exits = exits
         self._sessions: dict[int, onnxruntime.InferenceSession] = {}
@@ -203,7 +204,7 @@ def load_graph_network(
             f"`persephonee export --model {folder}` where PyTorch is installed, or pip install 'persephonee[train]'."
         )
     graphs = ModelGraphs.from_dict(description["graphs"], spec.num_exits)
-    weights = _exit_weights(folder / description["weights"], spec, str(description["fingerprint"]))
+    weights = _exit_weights(folder / description["weights"], spec, description)
     _require_heads_of(graphs, spec, weights)
     if metadata.calibration is not None:
         metadata.calibration.require_fit(spec.num_exits, spec.num_classes)
@@ -231,25 +232,24 @@ def carries_graphs(folder: Path) -> bool:
     return "graphs" in read_description(folder)
 
 
-def _exit_weights(path: Path, spec: NetworkSpec, fingerprint: str) -> ExitWeights:
-    """Return the heads' arrays, after comparing all arrays of the file with the fingerprint."""
+def _exit_weights(path: Path, spec: NetworkSpec, description: Mapping[str, Any]) -> ExitWeights:
+    """Return the heads' arrays, after comparing all arrays of the file with the fingerprints."""
     heads: ExitWeights = {}
-
-    def arrays(file: Any) -> Iterator[tuple[str, NDArray[Any]]]:
-        for name in sorted(file.keys()):
-            array = file.get_tensor(name)
-            if name.startswith(HEADS):
-                heads[name] = array
-            yield name, array
-
+    whole, backbone = Fingerprint(spec), Fingerprint(spec)
     try:
         if not path.is_file():
             raise OSError("it is no regular file")
         with safetensors.safe_open(path, framework="numpy") as file:
-            found = fingerprint_of(spec, arrays(file))
+            for name in sorted(file.keys()):
+                array = file.get_tensor(name)
+                whole.add(name, array)
+                if name.startswith(STAGES):
+                    backbone.add(name.removeprefix(STAGES), array)
+                elif name.startswith(HEADS):
+                    heads[name] = array
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise ModelFileError(f"{path} is missing or cut off ({error}): copy or save the model again.") from None
-    if found != fingerprint:
+    if (whole.hexdigest(), backbone.hexdigest()) != (description["fingerprint"], description["backbone_fingerprint"]):
         raise ModelFileError(
             f"the weights in {path.parent} are not those that network.json describes: copy the whole folder again."
         )

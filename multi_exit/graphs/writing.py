@@ -67,7 +67,7 @@ def write_graphs(network: MultiExitNetwork, folder: Path) -> ModelGraphs:
             )
         )
     graphs = ModelGraphs(stages=tuple(stages), costs=network.costs)
-    write_with_digest(folder / "network.json", {**description, "graphs": graphs.to_dict()})
+    write_with_digest(folder / "network.json", {**description, "graphs": graphs.described(network.fingerprint)})
     for stale in graphs_in(folder) - {stage.file for stage in stages}:
         (folder / stale).unlink(missing_ok=True)
     return graphs

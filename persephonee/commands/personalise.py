@@ -74,7 +74,7 @@ def personalise(
     samples = _load_user(data, user, network, metadata, source_names(sources))
     exit_store = ExitStore(store)
     check_writable(store)
-    earlier = exit_store.load(network.backbone_fingerprint, user)
+    earlier = exit_store.load(network.backbone_fingerprint, user, graphs=network.graphs_fingerprint)
     result = personalise_user(
         network,
         samples,

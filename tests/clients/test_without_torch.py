@@ -1,12 +1,15 @@
 """A device without PyTorch: the same rounds on the graphs that a model carries, in a process that cannot import it."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from persephonee.clients.errors import ClientSettingsError, StoreError
@@ -18,12 +21,14 @@ from persephonee.clients.personalisation.profiler import profile_exits
 from persephonee.clients.personalisation.settings import PersonalisationSettings, loss_weights
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
+from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import as_arrays
-from persephonee.multi_exit.graphs.network import load_graph_network
+from persephonee.multi_exit.graphs.description import graph_file
+from persephonee.multi_exit.graphs.network import GraphNetwork, load_graph_network
 from persephonee.multi_exit.graphs.writing import write_graphs
-from persephonee.multi_exit.storage import ModelMetadata, save_network
+from persephonee.multi_exit.storage import ModelMetadata, read_description, save_network
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAST = PersonalisationSettings(schedule="fast")
@@ -49,6 +54,19 @@ def graphs(_written):
 def network(toy_network, graphs):
     toy_network.calibration = graphs.calibration
     return toy_network
+
+
+def with_other_graphs(folder: Path) -> GraphNetwork:
+    """Exchange a graph for one that differs in a word, as another version of the exporter might write it."""
+    description = read_description(folder)
+    stage = description["graphs"]["stages"][0]
+    model = onnx.load(folder / stage["file"])
+    model.producer_version = "another"
+    data = model.SerializeToString()
+    stage.update(file=graph_file(0, data), sha256=hashlib.sha256(data).hexdigest())
+    (folder / stage["file"]).write_bytes(data)
+    write_with_digest(folder / "network.json", description)
+    return load_graph_network(folder, threads=1)[0]
 
 
 def numbers(report) -> dict:
@@ -101,6 +119,38 @@ def test_exits_move_between_graphs_and_pytorch_and_answer_alike(graphs, network,
     assert (ours.infer(user.images).exit_indices == theirs.infer(user.images).exit_indices).mean() > 0.98
 
 
+def test_a_store_belongs_to_the_graphs_that_its_round_ran_on_and_torch_takes_it_up(
+    graphs, network, _written, user, split, tmp_path
+):
+    store = ExitStore(tmp_path / "store")
+    personalise(graphs, user, split, FAST, store=store)
+    others = with_other_graphs(shutil.copytree(_written, tmp_path / "model"))
+    assert (others.fingerprint, others.backbone_fingerprint) == (graphs.fingerprint, graphs.backbone_fingerprint)
+    assert others.graphs_fingerprint != graphs.graphs_fingerprint
+    with pytest.raises(StoreError, match=r"made on other graphs .*--runtime torch"):
+        personalise(others, user, split, FAST, store=store, round_number=2)
+    personalise(graphs, user, split, FAST, store=store, round_number=2)
+    personalise(network, user, split, FAST, store=store, round_number=3)
+    # what PyTorch has made is of the weights, on whatever graphs it goes on
+    personalise(others, user, split, FAST, store=store, round_number=4)
+
+
+def test_a_store_of_an_earlier_version_knows_no_graphs_and_is_taken_up(graphs, user, split, tmp_path):
+    store = ExitStore(tmp_path)
+    personalise(graphs, user, split, FAST, store=store)
+    state = read_with_digest(tmp_path / "state.json")
+    del state["graphs_fingerprint"]
+    write_with_digest(tmp_path / "state.json", state)
+    assert personalise(graphs, user, split, FAST, store=ExitStore(tmp_path), round_number=2).report.status == "ok"
+
+
+def test_a_backbone_whose_fingerprint_is_another_than_the_weights_is_refused(_written, tmp_path):
+    folder = shutil.copytree(_written, tmp_path / "model")
+    write_with_digest(folder / "network.json", {**read_description(folder), "backbone_fingerprint": "0" * 64})
+    with pytest.raises(ModelFileError, match="not those that network"):
+        load_graph_network(folder)
+
+
 def test_exits_whose_convolutions_were_trained_are_refused_by_graphs(graphs, network, user, split, tmp_path):
     personalise(network, user, split, PersonalisationSettings(epochs=1, use_prior=False), store=ExitStore(tmp_path))
     network.heads[0].blend.data.add_(1.0)
@@ -124,8 +174,6 @@ def test_the_profiler_measures_graphs(graphs, user):
 
 
 def test_a_graph_that_was_changed_is_refused(graphs, _written, user, tmp_path):
-    import shutil
-
     folder = shutil.copytree(_written, tmp_path / "model")
     path = folder / graphs.graphs.stages[1].file
     path.write_bytes(path.read_bytes()[:-1] + b"\0")

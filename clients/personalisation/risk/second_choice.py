@@ -59,7 +59,8 @@ def choose_again(
         OSError: the store cannot be written; the policy of the round stays in force.
     """
     begin = time.perf_counter()
-    stored = store.load(backbone_fingerprint(network.freeze_backbone()), samples.client_id)
+    backbone = backbone_fingerprint(network.freeze_backbone())
+    stored = store.load(backbone, samples.client_id, graphs=network.graphs_fingerprint)
     if stored is None or (stored.run, stored.round) != (run, round_number):
         raise StoreError(f"{store.folder} holds no exits of round {round_number} of this run: run the round again.")
     labels = usable_labels(samples, split, settings)

@@ -1,15 +1,19 @@
 """A SuperNode without PyTorch beside one with it: the same figures, the same exits, and what is refused."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pandas as pd
 import pytest
 
 from persephonee.fl_app.server_side.server_app import serve
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import model_store
+from persephonee.multi_exit.checked_json import write_with_digest
+from persephonee.multi_exit.graphs.description import graph_file, graphs_fingerprint
 from persephonee.multi_exit.graphs.network import GraphNetwork
 from persephonee.multi_exit.graphs.writing import write_graphs
 from persephonee.multi_exit.storage import load_network, read_description
@@ -83,6 +87,48 @@ def test_a_model_without_graphs_is_refused_in_a_sentence(settings, device_node, 
     status = run(make_grid([device_node("u0", 1, runtime="onnx"), device_node("u1", 2)], fast), fast).status
     assert status["u1"] == "ok"
     assert "carries no graphs" in status["u0"]
+
+
+def exchange_a_graph(folder: Path) -> None:
+    """Give a model one other graph, and nothing else: the weights and the fingerprint stay."""
+    description = read_description(folder)
+    stage = description["graphs"]["stages"][0]
+    model = onnx.load(folder / stage["file"])
+    model.producer_version = "another"
+    data = model.SerializeToString()
+    stage.update(file=graph_file(0, data), sha256=hashlib.sha256(data).hexdigest())
+    (folder / stage["file"]).write_bytes(data)
+    write_with_digest(folder / "network.json", description)
+
+
+def again(fast, tmp_path, name, **more) -> AppSettings:
+    return AppSettings.from_run_config({**fast.to_run_config(), "run-dir": str(tmp_path / name), **more})
+
+
+def test_a_device_answers_for_the_first_graphs_of_a_model_and_for_others_if_its_owner_names_them(
+    fast, device_node, make_grid, tmp_path
+):
+    own, any_graphs = device_node("u0", 1, runtime="onnx"), device_node("u1", 2)
+    assert set(run(make_grid([own, any_graphs], fast), fast).status) == {"ok"}
+    first = graphs_fingerprint(fast.paths.model)
+    exchange_a_graph(fast.paths.model)
+    second = graphs_fingerprint(fast.paths.model)
+    exchanged = again(fast, tmp_path, "exchanged", **{"min-reply-fraction": 0.0})
+    status = run(make_grid([own, any_graphs], exchanged), exchanged).status
+    assert status["u1"] == "ok"
+    assert f"answers for the graphs {first[:12]} of this model, not for {second[:12]}" in status["u0"]
+    # both are there, and the first are still what it answers for
+    assert {path.name for path in (tmp_path / "device-1" / "models").iterdir()} == {first, second}
+    named = device_node("u2", 3, runtime="onnx", models=second)
+    taken = again(fast, tmp_path, "named")
+    assert run(make_grid([named], taken), taken).status["u2"] == "ok"
+
+
+def test_graphs_that_the_request_does_not_name_are_refused(fast, device_node, make_grid, monkeypatch):
+    monkeypatch.setattr("persephonee.fl_app.server_side.run_rounds.graphs_fingerprint", lambda folder: "0" * 64)
+    status = run(make_grid([device_node("u0", 1, runtime="onnx"), device_node("u1", 2)], fast), fast).status
+    assert status["u1"] == "ok"
+    assert "not those that the request names" in status["u0"]
 
 
 def test_graphs_of_another_digest_are_refused(fast, device_node, make_grid, monkeypatch):

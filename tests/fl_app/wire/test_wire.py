@@ -135,7 +135,8 @@ def test_the_server_refuses_lists_of_another_network(reply):
 
 
 def test_a_request_holds_nothing_else_and_a_model_comes_with_its_specification():
-    values = {"model": "a" * 64, "code": "b" * 64, "user": "u1", "run": "c" * 16, "personalise": True}
+    names = {"model": "a" * 64, "graphs": "d" * 64, "code": "b" * 64, "user": "u1", "run": "c" * 16}
+    values = {**names, "personalise": True}
     request = wire.make_request(round_number=2, **values)
     assert wire.read_request(request) == {"round": 2, **values}
     request["model"] = ARRAYS
