@@ -5,6 +5,8 @@ A user's tables are the same whichever process makes them; what there is already
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -130,9 +132,18 @@ _worker: _UserMeasurer | None = None
 
 def _open_worker(study: Study, model_folder: Path, folder: Path) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     network, _ = load_global_model(study, model_folder)
     _worker = _UserMeasurer(study, network, personal_users(study), folder)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for it was killed: a pool's processes wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _measure_in_worker(user: str) -> str:
