@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from persephonee.data_partitions.samples import Partitions, UserSamples
 from persephonee.experiments.studies.models import load_global_model, personal_users
@@ -24,6 +22,7 @@ from persephonee.experiments.studies.rounds import user_tables
 from persephonee.experiments.studies.studies import Study
 from persephonee.multi_exit.atomic_files import write_bytes_atomically
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.server.training.remaining_time import shown_work
 
 logger = logging.getLogger("persephonee.figures")
 
@@ -106,12 +105,13 @@ def write_time(begin: float, path: Path) -> None:
 
 
 def _follow(finished: Iterator[str], title: str, done: int, total: int) -> None:
-    """Consume results as they arrive, and show the progress: a bar on a terminal, lines elsewhere."""
-    console = Console(stderr=True)
-    shown = track(finished, title, total=total, completed=done, console=console, disable=not console.is_terminal)
-    for count, _ in enumerate(shown, start=done + 1):
-        if not console.is_terminal and count % max(1, total // 10) == 0:
-            logger.info("%s: %d of %d users", title, count, total)
+    """Consume results as they arrive, and show how many users are left and how long they take."""
+    left = total - done
+    logger.info("%s: %d users to measure, of %d", title, left, total)
+    with shown_work(logger, title) as told:
+        for count, _ in enumerate(finished, start=1):
+            told(count, left)
+    logger.info("%s: all %d users measured", title, total)
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _found_or_pretrained(settings: AppSettings, folder: Path, progress: Pretrain
     make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress, device=device)
     if count := settings.pretraining.users.calibration_users:
         from persephonee.fl_app.server_side.held_out_pools import calibrate_model
-        from persephonee.fl_app.server_side.remaining_time import RemainingTime
+        from persephonee.server.training.remaining_time import RemainingTime
 
         log.info("Measuring what policies lose on up to %d users who trained nothing", count)
         estimate = RemainingTime()

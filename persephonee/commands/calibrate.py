@@ -65,16 +65,10 @@ def calibrate_and_show(
     from persephonee.clients.personalisation.risk.risk_pools import RiskPool
     from persephonee.clients.personalisation.settings import PersonalisationSettings
     from persephonee.fl_app.server_side.held_out_pools import calibrate_model
-    from persephonee.fl_app.server_side.remaining_time import RemainingTime
+    from persephonee.server.training.remaining_time import shown_work
 
-    console, settings, estimate = Console(), PersonalisationSettings(), RemainingTime()
-
-    def tell(done: int, of: int) -> None:
-        status.update(f"Measuring what policies lose: {estimate.words(done, of)}")
-        if not console.is_terminal:
-            estimate.log_sometimes(log, done, of)
-
-    with console.status("Measuring what policies lose") as status:
+    console, settings = Console(), PersonalisationSettings()
+    with shown_work(log, "measuring what policies lose") as tell:
         network, _, count = calibrate_model(
             model,
             partitions,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.storage import ModelMetadata
 
 log = logging.getLogger("persephonee.personalise")
+
+FEW_IMAGES = 4
+"""Of which the time tells how fast this machine is."""
 
 
 @with_groups(
@@ -75,11 +79,14 @@ def personalise(
     exit_store = ExitStore(store)
     check_writable(store)
     earlier = exit_store.load(network.backbone_fingerprint, user, graphs=network.graphs_fingerprint)
+    parts = split_samples(samples, split, seed, exit_store.known_parts())
+    settings = replace(schedule, weights=loss.weights(split.labels))
+    _tell_duration(network, samples, len(parts.train), settings)
     result = personalise_user(
         network,
         samples,
-        split_samples(samples, split, seed, exit_store.known_parts()),
-        replace(schedule, weights=loss.weights(split.labels)),
+        parts,
+        settings,
         store=exit_store,
         round_number=earlier.round + 1 if earlier else 1,
         seed=seed,
@@ -90,6 +97,30 @@ def personalise(
     else:
         promise = (schedule.drop_tolerance, schedule.delta, schedule.drop_reference)
         _show(result.report, store, promise_in_words(result.report.rule, *promise))
+
+
+def _tell_duration(
+    network: "Network", samples: "UserSamples", num_train: int, settings: "PersonalisationSettings"
+) -> None:
+    """Say how long the round takes where that is long, by the time of a few images, of which the cost is known."""
+    from persephonee.clients.personalisation.features import features_of
+    from persephonee.server.training.remaining_time import LONG_SECONDS, about
+
+    network.freeze_backbone()
+    # the first image warms up
+    features_of(network, samples.images[:1])
+    begin, few = time.perf_counter(), samples.images[:FEW_IMAGES]
+    features_of(network, few)
+    seconds_per_mac = (time.perf_counter() - begin) / (len(few) * network.costs.original_macs)
+    macs, heads = len(samples) * network.costs.original_macs, sum(row.head_macs for row in network.costs.exit_costs)
+    if settings.schedule == "fast":
+        macs += len(samples) * heads
+    elif settings.weights.is_learning:
+        # a backward pass costs twice a forward one
+        macs += 3 * heads * num_train * settings.epochs
+    seconds = macs * seconds_per_mac
+    if seconds > LONG_SECONDS:
+        log.info("the round takes %s", about(seconds))
 
 
 def _load_user(

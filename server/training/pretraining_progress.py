@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from persephonee.server.training.pretraining_checkpoint import EpochRecord
+from persephonee.server.training.remaining_time import RemainingTime
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,11 @@ class LogProgress(PretrainProgress):
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._estimate = Estimate()
+        self._reading = RemainingTime()
 
     def users_loaded(self, done: int, total: int) -> None:
-        """Log the number of users, once."""
+        """Log the number of users once they are read, and on the way where that takes long."""
+        self._reading.log_sometimes(logger, done, total, "reading")
         if done == total:
             logger.info("read %d users in %.0f s", total, time.perf_counter() - self._started)
 

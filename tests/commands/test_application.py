@@ -21,7 +21,7 @@ from persephonee.fl_app.simulation import simulate as simulation
 from persephonee.multi_exit.checked_json import without_digest
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.results.run_folder import RunFolder
-from persephonee.server.training import pretraining_progress
+from persephonee.server.training import pretraining_progress, remaining_time
 from tests.commands.command_line import NETWORK, call, refused
 from tests.tiny_cnn import NAME, SIDE, SOURCE
 
@@ -162,6 +162,13 @@ def test_personalise_serves_one_user_and_goes_on_from_the_last_round(tmp_path, w
     second = json.loads(call(*words, "--json").stdout)
     assert (second["client_id"], second["round"], second["status"]) == (newcomer, 2, "ok")
     assert [row["stage"] for row in second["exit_metrics"]] == ["before"] * 3 + ["after"] * 3
+
+
+def test_personalise_says_before_a_long_round_how_long_it_takes(tmp_path, with_model, newcomer, monkeypatch):
+    words = ("personalise", *with_model, "--user", newcomer, "--store")
+    assert "the round takes" not in call(*words, tmp_path / "short").stderr
+    monkeypatch.setattr(remaining_time, "LONG_SECONDS", -1.0)
+    assert "the round takes about" in call(*words, tmp_path / "long").stderr
 
 
 def test_personalise_is_the_same_again_with_the_same_seed(tmp_path, with_model, newcomer):

@@ -1,6 +1,7 @@
 """`persephonee evaluate`: what a model, a device or an exported network is worth on images of one's own."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     from persephonee.data_partitions.settings import DataSettings, SplitSettings
     from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
     from persephonee.server.intervals import Estimate
+    from persephonee.server.training.remaining_time import Told
 
     Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+log = logging.getLogger("persephonee.evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,7 @@ def evaluate(
     from persephonee.clients.inference.scoring import BATCH, score
     from persephonee.commands.results.images import labelled_batches
     from persephonee.commands.run_settings import given_options
+    from persephonee.server.training.remaining_time import shown_work
 
     strangers = sorted(
         {key.replace("-", "_") for key in given_options(context)}
@@ -103,9 +109,10 @@ def evaluate(
         raise typer.BadParameter(f"--images is the data: leave out --{strangers[0].replace('_', '-')}.")
     opened = open_engine(model, store, exported, threshold, sources, runtime, compute)
     if images is not None:
-        scores = {"": score(opened.engine, labelled_batches(images, opened, BATCH))}
+        with shown_work(log, "answering", "images") as told:
+            scores = {"": score(opened.engine, labelled_batches(images, opened, BATCH, told))}
     else:
-        scores = dict(_score_users(opened, _open_data(opened, data, source_names(sources)), split, user or (), seed))
+        scores = _score_users(opened, _open_data(opened, data, source_names(sources)), split, user or (), seed)
     found = _evaluation(opened, scores, seed)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
@@ -115,10 +122,11 @@ def evaluate(
 
 def _score_users(
     opened: OpenedEngine, partitions: "Partitions", split: "SplitSettings", named: Sequence[str], seed: int
-) -> "Iterator[tuple[str, Score]]":
+) -> "dict[str, Score]":
     from persephonee.clients.inference.scoring import score
     from persephonee.data_partitions.user_ids import find_user
     from persephonee.fl_app.errors import AppError
+    from persephonee.server.training.remaining_time import shown_work
 
     trained_on = set(opened.model[1].trained_on) if opened.model else set()
     wanted = named or ([opened.client_id] if opened.client_id is not None else partitions.client_ids)
@@ -136,8 +144,15 @@ def _score_users(
             raise AppError(f"the model was trained on user {client_id}, so the result would flatter it.")
     if not chosen:
         raise AppError(f"the model was trained on all users of {partitions.name}: name other data.")
-    for client_id, index in chosen.items():
-        yield client_id, score(opened.engine, _batches(_judged(partitions.load_partition(index), opened, split, seed)))
+    scores: dict[str, Score] = {}
+    with shown_work(log, "answering", "users" if len(chosen) > 1 else "images") as told:
+        for client_id, index in chosen.items():
+            judged = _judged(partitions.load_partition(index), opened, split, seed)
+            # of one user the images are counted
+            scores[client_id] = score(opened.engine, _batches(judged, told if len(chosen) == 1 else None))
+            if len(chosen) > 1:
+                told(len(scores), len(chosen))
+    return scores
 
 
 def _open_data(opened: OpenedEngine, data: "DataSettings", allowed: tuple[str, ...]) -> "Partitions":
@@ -171,12 +186,14 @@ def _judged(samples: "UserSamples", opened: OpenedEngine, split: "SplitSettings"
     return images[test], labels[test]
 
 
-def _batches(samples: "Samples") -> "Iterator[Samples]":
+def _batches(samples: "Samples", told: "Told | None") -> "Iterator[Samples]":
     from persephonee.clients.inference.scoring import BATCH
 
     images, labels = samples
     for start in range(0, len(labels), BATCH):
         yield images[start : start + BATCH], labels[start : start + BATCH]
+        if told is not None:
+            told(min(start + BATCH, len(labels)), len(labels))
 
 
 def _evaluation(opened: OpenedEngine, scores: "dict[str, Score]", seed: int) -> Evaluation:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from persephonee.commands.results.engines import OpenedEngine
+    from persephonee.server.training.remaining_time import Told
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -37,9 +38,9 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def batches_of(
-    files: Sequence[Path], shape: tuple[int, int, int], size: int
+    files: Sequence[Path], shape: tuple[int, int, int], size: int, told: "Told"
 ) -> "Iterator[tuple[Sequence[Path], NDArray[np.uint8]]]":
-    """Yield files and their pixels, uint8 [B, C, H, W], at most `size` at a time.
+    """Yield files and their pixels, uint8 [B, C, H, W], at most `size` at a time, and tell how many are answered.
 
     Raises:
         ImageError: a file is no image, or of another size than the network's.
@@ -54,10 +55,11 @@ def batches_of(
     for start in range(0, len(files), size):
         part = files[start : start + size]
         yield part, np.stack([np.asarray(read_image(file, shape)) for file in part])
+        told(start + len(part), len(files))
 
 
 def labelled_batches(
-    folder: Path, opened: "OpenedEngine", size: int
+    folder: Path, opened: "OpenedEngine", size: int, told: "Told"
 ) -> "Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]":
     """Yield the images of a folder of class folders, and the numbers that the model has for their classes.
 
@@ -76,7 +78,7 @@ def labelled_batches(
     numbers = np.array([_number_of(name, opened) for name in found.class_names], dtype=np.int64)
     files = [Path(found.describe_row(row)) for row in range(len(found.labels))]
     done = 0
-    for part, pixels in batches_of(files, opened.engine.input_shape, size):
+    for part, pixels in batches_of(files, opened.engine.input_shape, size, told):
         yield pixels, numbers[found.labels[done : done + len(part)]]
         done += len(part)
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from persephonee.multi_exit.settings import ComputeSettings, RuntimeSettings
+
+log = logging.getLogger("persephonee.predict")
 
 COLUMNS = ("file", "label", "confidence", "exit")
 
@@ -49,16 +52,18 @@ def predict(
     """
     from persephonee.clients.inference.scoring import BATCH
     from persephonee.commands.results.images import batches_of, image_files
+    from persephonee.server.training.remaining_time import shown_work
 
     opened = open_engine(model, store, exported, threshold, sources, runtime, compute)
     rows: list[dict[str, Any]] = []
-    for files, pixels in batches_of(image_files(images), opened.engine.input_shape, BATCH):
-        found = opened.engine.infer(pixels)
-        for file, label, confidence, exit in zip(
-            files, found.labels, found.confidences, found.exit_indices, strict=True
-        ):
-            answer = (str(file), opened.class_name(int(label)), float(confidence), int(exit))
-            rows.append(dict(zip(COLUMNS, answer, strict=True)))
+    with shown_work(log, "answering", "images") as told:
+        for files, pixels in batches_of(image_files(images), opened.engine.input_shape, BATCH, told):
+            found = opened.engine.infer(pixels)
+            for file, label, confidence, exit in zip(
+                files, found.labels, found.confidences, found.exit_indices, strict=True
+            ):
+                answer = (str(file), opened.class_name(int(label)), float(confidence), int(exit))
+                rows.append(dict(zip(COLUMNS, answer, strict=True)))
     if form is Format.JSON:
         typer.echo(json.dumps(rows, indent=2))
     elif form is Format.CSV:

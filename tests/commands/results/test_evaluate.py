@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from persephonee.multi_exit.storage import load_network
+from persephonee.server.training import remaining_time
 from tests.commands.command_line import call, refused
 from tests.tiny_cnn import SOURCE, user_images
 
@@ -52,6 +54,20 @@ def evaluated(*words):
     done = call("evaluate", *words, "--json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
+
+
+def test_long_work_on_images_says_how_long_it_takes(model, class_folders, monkeypatch):
+    monkeypatch.setattr(remaining_time, "SECONDS_BEFORE_ESTIMATE", -1.0)
+    monkeypatch.setattr(remaining_time, "LONG_SECONDS", -1.0)
+    assert "answering: 40 of 40 images" in call("evaluate", *model, "--images", class_folders[0]).stderr
+    assert "answering: 40 of 40 images" in call("predict", class_folders[0], *model).stderr
+
+
+def test_an_image_that_does_not_fit_is_named_before_the_first_one_is_answered(model, class_folders, tmp_path):
+    shutil.copytree(class_folders[0], tmp_path / "images")
+    Image.new("L", (5, 5)).save(tmp_path / "images" / "1" / "zzz.png")
+    for verb in (("evaluate", "--images", tmp_path / "images"), ("predict", tmp_path / "images")):
+        assert "zzz.png is 5x5 px" in refused(*verb, *model)
 
 
 def test_predict_tells_the_class_the_confidence_and_the_exit_of_each_file(model, class_folders, logits):

@@ -24,6 +24,7 @@ from persephonee.fl_app.errors import AppError, RunFailedError
 from persephonee.fl_app.server_side import server_app
 from persephonee.fl_app.server_side.run_status import FAILED, FINISHED, RunStatus, StatusFile
 from persephonee.fl_app.settings.app_settings import AppSettings, PathSettings
+from persephonee.fl_app.simulation import run_progress
 from persephonee.fl_app.simulation import simulate as simulation
 from persephonee.fl_app.simulation.run_progress import shown_run
 from persephonee.multi_exit.building import build_network
@@ -280,6 +281,25 @@ def test_a_package_that_is_needed_once_it_runs_is_missed_before_it_does(tmp_path
     with pytest.raises(ModuleNotFoundError) as missed:
         simulation.simulate(AppSettings.from_run_config({"run-dir": str(tmp_path / "run")}))
     assert missed.value.name == package
+
+
+def test_a_long_round_says_how_long_the_clients_that_are_left_take(caplog, monkeypatch):
+    caplog.set_level("INFO", logger="persephonee.simulation")
+    now = [0.0]
+    monkeypatch.setattr(run_progress.time, "monotonic", lambda: now[0])
+    with shown_run() as show:
+        for round in (1, 2):
+            for done in range(3):
+                show(RunStatus(doing="personalising", round=round, rounds=2, asked=2, done=done))
+                now[0] += 30.0
+    assert caplog.messages == [
+        "round 1/2: personalising, 0 % of 2 clients",
+        "round 1/2: personalising, 50 % of 2 clients, about 90 s more",
+        "round 1/2: personalising, 100 % of 2 clients",
+        "round 2/2: personalising, 0 % of 2 clients",
+        "round 2/2: personalising, 50 % of 2 clients, about 30 s more",
+        "round 2/2: personalising, 100 % of 2 clients",
+    ]
 
 
 def test_the_last_line_of_a_run_says_that_all_clients_are_done(caplog):
