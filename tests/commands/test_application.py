@@ -103,7 +103,9 @@ def test_pretrain_prints_the_accuracy_of_each_exit_and_a_line_per_epoch(tmp_path
     metadata = load_network(tmp_path / "M", (SOURCE,))[1]
     assert (len(metadata.trained_on), len(metadata.settings["calibrated_on"])) == (8, 4)
     assert "was measured on 5 users who trained nothing" in " ".join(result.stdout.split())
-    assert set(metadata.risk_pools) == {f"{a}-{b}" for a in ("before", "fast", "paper") for b in ("labels", "none")}
+    pools = {f"{a}-{b}" for a in ("before", "fast", "paper") for b in ("labels", "none")}
+    # and after a round against the original network too
+    assert set(metadata.risk_pools) == pools | {f"{name}-original" for name in pools if "before" not in name}
 
 
 def test_an_interrupted_pretrain_ends_with_130_and_resumes_to_the_same_model(tmp_path, data_text, monkeypatch):

@@ -37,7 +37,8 @@ def test_an_older_model_gets_its_calibration_and_its_pools_and_keeps_its_fingerp
     network, metadata = load_network(folder, (SOURCE,))
     assert network.fingerprint == before[0].fingerprint
     assert network.calibration is not None
-    assert len(network.risk_pools) == 6
+    # before and after two schedules, with labels and without, and after them against the original too
+    assert len(network.risk_pools) == 10
     # 12 users, 8 of them seen: one validated, and 2 are kept back, so that 2 more calibrate
     assert {pool["users"] for pool in network.risk_pools.values()} == {3}
     others = set(metadata.settings["calibrated_on"])
