@@ -75,12 +75,12 @@ def show_status(status: "DeviceStatus") -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from persephonee.commands.results.number_table import number_table
+
     console = Console()
     for line in _sentences(status):
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
-    exits = Table(title="Samples by the exit that answered", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("exit", "samples", "share", "in use"):
-        exits.add_column(name, justify="left" if name == "exit" else "right")
+    exits = number_table("Samples by the exit that answered", ("samples", "share", "in use"))
     last = len(status.counters.exits) - 1
     for exit, count in enumerate(status.counters.exits):
         share = count / max(status.counters.frames, 1)

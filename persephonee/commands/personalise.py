@@ -142,20 +142,13 @@ def _load_user(
 
 
 def _show(report: "PersonalisationReport", store: Path, promise: str) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from persephonee.clients.personalisation.reports import Stage
-    from persephonee.commands.errors import printable
+    from persephonee.commands.results.number_table import number_table
 
     title = f"User {report.client_id}, round {report.round}, {report.num_test} test samples, in %"
-    # a user's id may have brackets, which are no markup
-    table = Table(title=Text(printable(title), style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("exit")
-    for name in ("MMAC", "before", "after", "leave here", "kept"):
-        table.add_column(name, justify="right")
+    table = number_table(title, ("MMAC", "before", "after", "leave here", "kept"))
     last = len(report.exits_at(Stage.AFTER)) - 1
     for before, after in zip(report.exits_at(Stage.BEFORE), report.exits_at(Stage.AFTER), strict=True):
         kept = "yes" if after.kept else "no"

@@ -234,19 +234,13 @@ def _evaluation(opened: OpenedEngine, scores: "dict[str, Score]", seed: int) -> 
 
 
 def _show(found: Evaluation) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    from persephonee.commands.errors import printable
+    from persephonee.commands.results.number_table import number_table
 
     users = f"{len(found.users)} users, " if len(found.users) > 1 else ""
     title = f"{found.name}: {users}{found.num_samples} samples, in % (95 % interval)"
-    table = Table(title=Text(printable(title), style="table.title"), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("exit")
-    for name in ("accuracy", "leave here"):
-        table.add_column(name, justify="right")
+    table = number_table(title, ("accuracy", "leave here"))
     for entry in found.exits:
         table.add_row(
             "last" if entry.is_last else str(entry.exit), _percent(entry.accuracy), f"{100 * entry.exit_rate:.1f}"
