@@ -1,5 +1,6 @@
 """How the tests of the command line call it, and what they train with it."""
 
+import typer
 from typer.testing import CliRunner
 
 from persephonee.commands.application import app
@@ -12,9 +13,9 @@ def call(*words: object):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def refused(*words: object) -> str:
-    """Call a verb that must end with status 2 and one sentence; return the sentence."""
-    result = call(*words)
+def refused(*words: object, program: typer.Typer = app) -> str:
+    """Call a verb, or a program of its own, that must end with status 2 and one sentence; return the sentence."""
+    result = CliRunner().invoke(program, [str(word) for word in words])
     assert result.exit_code == 2, result.output
     # log lines begin with the time
     lines = [line for line in result.stderr.splitlines() if not line[:2].isdigit()]

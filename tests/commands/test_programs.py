@@ -5,9 +5,9 @@ import importlib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from persephonee.commands.terminal import program_of
+from tests.commands.command_line import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_BY_US = ("one_method", "plain_loop", "pfl_research", "plain_flower_run")
@@ -25,15 +25,6 @@ def programs() -> list[str]:
 def test_each_program_is_run_so_that_a_mistake_ends_in_a_sentence(name):
     *_, last = ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text()).body
     assert ast.unparse(last).endswith("run_program(main)")
-
-
-def refused(name: str, *words: object) -> str:
-    main = importlib.import_module(f"persephonee.{name}").main
-    result = CliRunner().invoke(program_of(main), [str(word) for word in words])
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ") and line.endswith(".")
-    return line
 
 
 @pytest.mark.parametrize(
@@ -70,5 +61,6 @@ def test_a_mistake_is_said_before_anything_is_computed_and_nothing_of_the_users_
     (tmp_path / "inference").mkdir()
     (tmp_path / "inference" / "plans.txt").write_text("mine")
     name, *words = call.split()
-    assert named in refused(name, *words)
+    main = importlib.import_module(f"persephonee.{name}").main
+    assert named in refused(*words, program=program_of(main))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inference", "notes.md"]

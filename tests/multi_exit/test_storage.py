@@ -74,7 +74,7 @@ def folder(tiny_network, tmp_path) -> Path:
 
 
 @pytest.fixture
-def refused(folder, one_sentence):
+def refusal(folder, one_sentence):
     """Return a function that loads the folder, expects a refusal in one sentence, and returns the sentence."""
 
     def load(error: type[MultiExitError] = ModelFileError, allowed: tuple[str, ...] = (MODULE,)) -> str:
@@ -109,14 +109,14 @@ def test_a_model_of_before_there_was_a_calibration_is_loaded_without_one(folder)
     assert known == replace(METADATA, calibration=None)
 
 
-def test_a_calibration_that_does_not_fit_is_refused(folder, refused):
+def test_a_calibration_that_does_not_fit_is_refused(folder, refusal):
     metadata = json.loads((folder / "network.json").read_text())["metadata"]
     metadata["calibration"]["temperatures"] = metadata["calibration"]["temperatures"][1:]
     edit_description(folder, metadata=metadata)
-    assert "different lengths" in refused()
+    assert "different lengths" in refusal()
     metadata["calibration"]["biases"] = metadata["calibration"]["biases"][1:]
     edit_description(folder, metadata=metadata)
-    assert "2 exits and 10 classes, expected 3 and 10" in refused()
+    assert "2 exits and 10 classes, expected 3 and 10" in refusal()
 
 
 @pytest.mark.parametrize("head", ["msdnet", "pooled"])
@@ -181,32 +181,32 @@ def test_the_old_model_stays_when_the_disk_is_full(tiny_network, folder, monkeyp
 
 
 @pytest.mark.parametrize("kept", [0, 7, 200, -1])
-def test_a_cut_off_weights_file_is_refused(folder, refused, kept):
+def test_a_cut_off_weights_file_is_refused(folder, refusal, kept):
     weights = next(folder.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:kept])
-    assert weights.name in refused()
+    assert weights.name in refusal()
 
 
-def test_a_missing_weights_file_is_refused(folder, refused):
+def test_a_missing_weights_file_is_refused(folder, refusal):
     weights = next(folder.glob("*.safetensors"))
     weights.unlink()
-    assert weights.name in refused()
+    assert weights.name in refusal()
 
 
-def test_weights_that_were_exchanged_are_refused(folder, refused):
+def test_weights_that_were_exchanged_are_refused(folder, refusal):
     weights = next(folder.glob("*.safetensors"))
     tensors = safetensors.torch.load_file(weights)
     name = sorted(tensors)[0]
     safetensors.torch.save_file({**tensors, name: tensors[name] + 1}, weights)
-    assert "not those that network.json describes" in refused()
+    assert "not those that network.json describes" in refusal()
 
 
-def test_a_damaged_description_is_refused(folder, refused):
+def test_a_damaged_description_is_refused(folder, refusal):
     path = folder / "network.json"
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"\xff\xfe", b"[]", b"3", b"null", b'{"format": 1}'):
         path.write_bytes(damaged)
-        assert "network.json" in refused()
+        assert "network.json" in refusal()
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, one_sentence):
@@ -216,91 +216,91 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, one_sentence):
         assert "network.json" in one_sentence(caught)
 
 
-def test_another_format_is_refused(folder, refused):
+def test_another_format_is_refused(folder, refusal):
     edit_description(folder, format=2)
-    assert "format 2" in refused()
+    assert "format 2" in refusal()
 
 
 @pytest.mark.parametrize("weights", ["../elsewhere.safetensors", "/etc/passwd", "", 3, None])
-def test_weights_outside_the_folder_are_refused(folder, refused, weights):
+def test_weights_outside_the_folder_are_refused(folder, refusal, weights):
     edit_description(folder, weights=weights)
-    refused()
+    refusal()
 
 
 @pytest.mark.parametrize("metadata", [None, [], "text", {}, {**asdict(METADATA), "more": 1}])
-def test_damaged_metadata_are_refused(folder, refused, metadata):
+def test_damaged_metadata_are_refused(folder, refusal, metadata):
     edit_description(folder, metadata=metadata)
-    refused()
+    refusal()
 
 
 @pytest.mark.parametrize("spec", [None, [], "text", {}, 3])
-def test_a_damaged_specification_is_refused(folder, refused, spec):
+def test_a_damaged_specification_is_refused(folder, refusal, spec):
     edit_description(folder, spec=spec)
-    refused()
+    refusal()
 
 
-def test_weights_of_another_architecture_are_refused(folder, refused):
+def test_weights_of_another_architecture_are_refused(folder, refusal):
     network = build_network("squeezenet1_1", num_exits=2, num_classes=10)
     weights = next(folder.glob("*.safetensors"))
     safetensors.torch.save_file(network.state_dict(), weights)
-    assert "another architecture" in refused()
+    assert "another architecture" in refusal()
 
 
-def test_a_description_of_another_architecture_is_refused(folder, refused):
+def test_a_description_of_another_architecture_is_refused(folder, refusal):
     edit_spec(folder, backbone="resnet18")
-    refused(ModelFileError, allowed=("torchvision",))
+    refusal(ModelFileError, allowed=("torchvision",))
 
 
 @pytest.mark.parametrize("num_classes", [9, 11, 1, -3])
-def test_another_number_of_classes_is_refused(folder, refused, num_classes):
+def test_another_number_of_classes_is_refused(folder, refusal, num_classes):
     edit_spec(folder, num_classes=num_classes)
-    refused(MultiExitError)
+    refusal(MultiExitError)
 
 
 @pytest.mark.parametrize("changes", [{"in_channels": 3}, {"head": "pooled"}, {"stem": "stride-9"}, {"input_size": 80}])
-def test_any_other_change_of_the_specification_is_refused(folder, refused, changes):
+def test_any_other_change_of_the_specification_is_refused(folder, refusal, changes):
     edit_spec(folder, **changes)
-    refused(MultiExitError)
+    refusal(MultiExitError)
 
 
-def test_a_place_that_the_installed_version_does_not_have_is_refused(folder, refused):
+def test_a_place_that_the_installed_version_does_not_have_is_refused(folder, refusal):
     edit_spec(folder, cuts=["activation", "renamed"])
-    assert "'renamed'" in refused()
+    assert "'renamed'" in refusal()
 
 
-def test_a_source_that_this_machine_does_not_allow_is_refused(refused):
-    assert MODULE in refused(BackboneError, allowed=("torchvision", "timm"))
+def test_a_source_that_this_machine_does_not_allow_is_refused(refusal):
+    assert MODULE in refusal(BackboneError, allowed=("torchvision", "timm"))
 
 
 @pytest.mark.parametrize("cuts", [[], ["activation", "activation"], ["activation_1", "activation"]])
-def test_exits_that_are_none_or_twice_or_reversed_are_refused(folder, refused, cuts):
+def test_exits_that_are_none_or_twice_or_reversed_are_refused(folder, refusal, cuts):
     assert sorted(cuts) != json.loads((folder / "network.json").read_text())["spec"]["cuts"] or cuts != sorted(cuts)
     edit_spec(folder, cuts=cuts)
-    refused()
+    refusal()
 
 
 @pytest.mark.parametrize("names", [[["0"]] * 10, [{"0": 1}] * 10, list(range(10)), ["0"] * 9, ["0"] * 11])
-def test_class_names_that_are_nested_or_of_another_number_are_refused(folder, refused, names):
+def test_class_names_that_are_nested_or_of_another_number_are_refused(folder, refusal, names):
     edit_description(folder, metadata={**json.loads(json.dumps(asdict(METADATA))), "class_names": names})
-    assert "metadata" in refused()
+    assert "metadata" in refusal()
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "1" + 400 * "0", "1" + 5000 * "0"])
-def test_a_number_that_no_float_holds_is_refused(folder, refused, number):
+def test_a_number_that_no_float_holds_is_refused(folder, refusal, number):
     path = folder / "network.json"
     path.write_text(path.read_text().replace("2.5", number))
-    assert "network.json" in refused()
+    assert "network.json" in refusal()
 
 
-def test_brackets_without_end_are_refused(folder, refused):
+def test_brackets_without_end_are_refused(folder, refusal):
     (folder / "network.json").write_text('{"format": ' + 100_000 * "[")
-    assert "nested" in refused()
+    assert "nested" in refusal()
 
 
-def test_who_trained_the_model_is_not_changed_unseen(folder, refused):
+def test_who_trained_the_model_is_not_changed_unseen(folder, refusal):
     path = folder / "network.json"
     path.write_text(path.read_text().replace('"w1"', '"w9"'))
-    assert "sha256" in refused()
+    assert "sha256" in refusal()
 
 
 def test_a_model_of_an_earlier_version_has_no_digest_and_is_read(folder):
@@ -312,11 +312,11 @@ def test_a_model_of_an_earlier_version_has_no_digest_and_is_read(folder):
 
 
 @pytest.mark.parametrize("name", ["network.json", "weights"])
-def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder, refused, name):
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder, refusal, name):
     path = next(path for path in folder.iterdir() if path.name.startswith(name))
     path.unlink()
     os.mkfifo(path)
-    assert path.name in refused()
+    assert path.name in refusal()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

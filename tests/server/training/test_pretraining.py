@@ -247,14 +247,14 @@ def test_a_checkpoint_that_is_cut_off_is_refused_in_a_sentence(tmp_path, content
 
 
 def test_data_that_does_not_fit_the_network_is_refused(tmp_path):
-    def refused(net, message, train=TRAIN, settings=SETTINGS):
+    def expect_refusal(net, message, train=TRAIN, settings=SETTINGS):
         with pytest.raises(PretrainingError, match=message):
             pretrain(net, USERS, train, VALIDATION, settings, tmp_path / "c.safetensors")
 
     build = {"num_exits": 2, "allowed": (SOURCE,)}
-    refused(build_network(NAME, num_classes=3, input_size=SIDE, **build), "tells 3 classes apart and tiny has 2")
-    refused(build_network(NAME, num_classes=2, input_size=16, **build), r"takes images of shape \(1, 16, 16\)")
-    refused(network(), "User u08 would both train and validate", train=(*TRAIN, "u08"))
+    expect_refusal(build_network(NAME, num_classes=3, input_size=SIDE, **build), "tells 3 classes apart and tiny has 2")
+    expect_refusal(build_network(NAME, num_classes=2, input_size=16, **build), r"takes images of shape \(1, 16, 16\)")
+    expect_refusal(network(), "User u08 would both train and validate", train=(*TRAIN, "u08"))
 
 
 @pytest.mark.parametrize(
