@@ -48,6 +48,7 @@ class Exploration:
         logits: shape [E, B, K], float32.
         labels: shape [E, B].
         confidences: top-1 softmax, shape [E, B], in [0, 1].
+        unfamiliar: whether the policy takes each image for unfamiliar, so that the last exit answers, shape [B].
     """
 
     predictions: Predictions
@@ -55,6 +56,7 @@ class Exploration:
     logits: NDArray[np.float32]
     labels: NDArray[np.int64]
     confidences: NDArray[np.float64]
+    unfamiliar: NDArray[np.bool_]
 
 
 class Engine(Protocol):
@@ -98,7 +100,7 @@ def merged_stages(policy: ExitPolicy) -> tuple[range, ...]:
 def first_exit_always_answers(policy: ExitPolicy, num_classes: int) -> bool:
     """Return whether no sample can pass the first exit in use: a top-1 softmax is never below 1/K."""
     # with a margin, since sums of exponentials are rounded
-    return policy.threshold * num_classes < 1 - 1e-9
+    return policy.familiar is None and policy.threshold * num_classes < 1 - 1e-9
 
 
 def to_unit_range(images: Images, input_shape: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -178,8 +180,12 @@ class StagedEngine(ABC, Generic[Array]):
         Raises:
             ImageError: the images have another shape or type than the network takes.
         """
-        features = self._start(to_unit_range(images, self.input_shape))
-        return self._infer_one(features) if len(images) == 1 else self._infer_batch(features, len(images))
+        ready = to_unit_range(images, self.input_shape)
+        unfamiliar = self._unfamiliar(ready)
+        features = self._start(ready)
+        if len(images) == 1:
+            return self._infer_one(features, bool(unfamiliar[0]))
+        return self._infer_batch(features, unfamiliar)
 
     def explore(self, images: Images) -> Exploration:
         """Return what all exits in use and the last exit answer; nothing is skipped.
@@ -187,7 +193,9 @@ class StagedEngine(ABC, Generic[Array]):
         Raises:
             ImageError: the images have another shape or type than the network takes.
         """
-        features = self._start(to_unit_range(images, self.input_shape))
+        ready = to_unit_range(images, self.input_shape)
+        unfamiliar = self._unfamiliar(ready)
+        features = self._start(ready)
         logits = []
         for step in range(len(self.steps)):
             features, of_step = self._advance(step, features)
@@ -196,27 +204,36 @@ class StagedEngine(ABC, Generic[Array]):
         confidences = np.stack([self._confidences(of_step) for of_step in logits])
         _check_finite(bool(np.isfinite(confidences).all()))
         return Exploration(
-            predictions=self._apply_policy(labels, confidences),
+            predictions=self._apply_policy(labels, confidences, unfamiliar),
             exits=self.steps,
             logits=np.stack([self._as_array(of_step) for of_step in logits]),
             labels=labels,
             confidences=confidences,
+            unfamiliar=unfamiliar,
         )
 
-    def _infer_one(self, features: Array) -> Predictions:
+    def _unfamiliar(self, images: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return whether each image has to take the last exit; nobody asks where there is no other."""
+        familiar = self.policy.familiar
+        if familiar is None or len(self.steps) == 1:
+            return np.zeros(len(images), dtype=np.bool_)
+        return familiar.unfamiliar(images)
+
+    def _infer_one(self, features: Array, unfamiliar: bool) -> Predictions:
         # one image at a time is what a device mostly does: no bookkeeping of who has left
         for step in range(self.reachable_steps):
             features, logits = self._advance(step, features)
             confidence = self._confidence(logits)
             # NaN in one logit is NaN in all of a softmax, as infinity is
             _check_finite(math.isfinite(confidence))
-            if confidence > self.policy.threshold:
+            if confidence > self.policy.threshold and not unfamiliar:
                 break
         return Predictions(
             labels=self._labels(logits), confidences=np.array([confidence]), exit_indices=np.array([self.steps[step]])
         )
 
-    def _infer_batch(self, features: Array, num_images: int) -> Predictions:
+    def _infer_batch(self, features: Array, unfamiliar: NDArray[np.bool_]) -> Predictions:
+        num_images = len(unfamiliar)
         predictions = Predictions(
             labels=np.empty(num_images, dtype=np.int64),
             confidences=np.empty(num_images, dtype=np.float64),
@@ -228,7 +245,8 @@ class StagedEngine(ABC, Generic[Array]):
             confidences = self._confidences(logits)
             _check_finite(bool(np.isfinite(confidences).all()))
             is_last = step == self.reachable_steps - 1
-            exit_indices = np.full(len(waiting), True) if is_last else confidences > self.policy.threshold
+            leaves = (confidences > self.policy.threshold) & ~unfamiliar[waiting]
+            exit_indices = np.full(len(waiting), True) if is_last else leaves
             gone = waiting[exit_indices]
             predictions.labels[gone] = self._labels(logits)[exit_indices]
             predictions.confidences[gone] = confidences[exit_indices]
@@ -240,9 +258,12 @@ class StagedEngine(ABC, Generic[Array]):
                 features = self._keep(features, np.flatnonzero(~exit_indices))
         return predictions
 
-    def _apply_policy(self, labels: NDArray[np.int64], confidences: NDArray[np.float64]) -> Predictions:
+    def _apply_policy(
+        self, labels: NDArray[np.int64], confidences: NDArray[np.float64], unfamiliar: NDArray[np.bool_]
+    ) -> Predictions:
         everywhere = np.zeros((self.policy.num_exits + 1, labels.shape[1]))
         everywhere[list(self.steps)] = confidences
+        everywhere[:-1, unfamiliar] = 0
         exits = self.policy.exit_of(everywhere)
         row, column = np.searchsorted(self.steps, exits), np.arange(labels.shape[1])
         return Predictions(labels=labels[row, column], confidences=confidences[row, column], exit_indices=exits)

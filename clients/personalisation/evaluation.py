@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.calibration import exit_rates
+from persephonee.clients.personalisation.familiar_images import FamiliarImages
 from persephonee.clients.personalisation.features import Features, Indices, Logits, features_of
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.reports import ExitMetrics, PersonalisationReport, Stage
@@ -33,7 +34,7 @@ class ExitOutputs:
     Attributes:
         logits: shape [M+1, N, K], float32.
         predictions: top-1 class, shape [M+1, N].
-        confidences: top-1 softmax, shape [M+1, N], in [0, 1].
+        confidences: top-1 softmax, shape [M+1, N], in [0, 1]; of early exits 0 for images that are unfamiliar.
     """
 
     logits: Logits
@@ -54,6 +55,12 @@ class ExitOutputs:
         logits = self.logits.copy()
         logits[list(exits)] = by.logits[list(exits)]
         return self.of(logits)
+
+    def with_unfamiliar(self, unfamiliar: NDArray[np.bool_]) -> "ExitOutputs":
+        """Return the same where no early exit is confident of these samples, [N]."""
+        confidences = self.confidences.copy()
+        confidences[:-1, unfamiliar] = 0
+        return replace(self, confidences=confidences)
 
     def losses(self, reference: "Labels | Tensor") -> NDArray[np.float64]:
         """Return each exit's mean cross-entropy against classes [N], shape [M+1], in nats."""
@@ -95,7 +102,17 @@ class JudgedOutputs:
     @property
     def all(self) -> ExitOutputs:
         """On both, calibration samples first."""
-        return ExitOutputs.of(np.concatenate([self.calibration.logits, self.test.logits], axis=1))
+        both = ((part.logits, part.predictions, part.confidences) for part in (self.calibration, self.test))
+        return ExitOutputs(*(np.concatenate(parts, axis=1) for parts in zip(*both, strict=True)))
+
+    def with_unfamiliar(
+        self, familiar: FamiliarImages | None, samples: UserSamples, split: SampleSplit
+    ) -> "JudgedOutputs":
+        """Return the same where no early exit is confident of images that are unfamiliar."""
+        if familiar is None:
+            return self
+        parts = ((self.calibration, split.calibration), (self.test, split.test))
+        return JudgedOutputs(*(of.with_unfamiliar(familiar.unfamiliar(samples.images[own])) for of, own in parts))
 
     def replaced(self, exits: Sequence[int], by: "JudgedOutputs") -> "JudgedOutputs":
         """Return the same with what another set of heads answers at these exits."""

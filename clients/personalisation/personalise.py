@@ -21,6 +21,7 @@ from persephonee.clients.personalisation.exit_shifts import (
     with_last_shift,
 )
 from persephonee.clients.personalisation.exit_store import ExitStore, StoredExits
+from persephonee.clients.personalisation.familiar_images import familiar_images
 from persephonee.clients.personalisation.features import (
     Features,
     Logits,
@@ -193,7 +194,11 @@ def personalise(
         profile = profile_exits(network, guarded.exits, samples.images[split.calibration], labels[split.calibration])
         leaving_costs = profile.leaving_ms
 
-    # 6 calibrate, 7 prune: by the rule, with the global exits for comparison, and with the personal ones (3.1.4)
+    # 6 calibrate, 7 prune: by the rule, with the global exits for comparison, and with the personal ones (3.1.4);
+    # what is unlike the user's own images takes the last exit
+    familiar = familiar_images(samples, split, settings)
+    outputs_global = outputs_global.with_unfamiliar(familiar, samples, split)
+    outputs = guarded.outputs.with_unfamiliar(familiar, samples, split)
     by_rule = partial(
         choose_policy,
         labels=given,
@@ -201,10 +206,11 @@ def personalise(
         settings=settings,
         calibration=network.calibration,
         shipped=network.risk_pools,
+        familiar=familiar,
     )
     policy_before = by_rule(outputs_global.calibration, stage=BEFORE).policy
     original = outputs_global.calibration.predictions[-1]
-    choice = by_rule(guarded.outputs.calibration, stage=settings.schedule, pool=pool, original=original)
+    choice = by_rule(outputs.calibration, stage=settings.schedule, pool=pool, original=original)
     policy = choice.policy
 
     # 8 store: exits, policy and what each sample has served for, all or nothing
@@ -236,7 +242,7 @@ def personalise(
         network.costs,
         outputs_before=outputs_global.test,
         policy_before=policy_before,
-        outputs_after=guarded.outputs.test,
+        outputs_after=outputs.test,
         policy_after=policy,
         chosen_by=choice.chosen_by,
         round_number=round_number,
@@ -249,7 +255,7 @@ def personalise(
         policy=policy,
         choice=choice,
         outputs_before=outputs_global,
-        outputs=guarded.outputs,
+        outputs=outputs,
         exit_weights=exit_weights,
         trained=shifted(trained.exits, -shifts),
         shifts=shifts_in_force,

@@ -112,6 +112,10 @@ class PersonalisationSettings:
     """What the tolerance is counted against: "last-exit", which counts on the user's class frequencies where there are
     some, or "original", the network before personalisation: a policy that saves more and gains less."""
 
+    unfamiliar_fraction: float = 0.02
+    """An image that is unlike the user's own takes the last exit. Of these own images about this fraction does so too,
+    in [0, 1); 0 makes no such check, and neither does the paper's rule."""
+
     cost: Cost = "macs"
     """What calibration and pruning save: "macs" of the cost table, or "latency", measured on this device, which no two
     runs measure alike."""
@@ -145,6 +149,7 @@ class PersonalisationSettings:
         compares = self.drop_reference == "last-exit" or self.rule != "paper"
         self._require("drop_reference", compares, "last-exit, which the rule paper knows alone; choose another rule")
         self._require("drop_tolerance", 0 <= self.drop_tolerance <= 1, "a number in [0, 1]")
+        self._require("unfamiliar_fraction", 0 <= self.unfamiliar_fraction < 1, "a number in [0, 1)")
         self._require("delta", 0 < self.delta < 1, "a number in (0, 1)")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:

@@ -115,7 +115,7 @@ class Device:
             predictions = self._in_force.engine.infer(image)
         latency_ms = 1e3 * (time.perf_counter() - begin)
         if explores:
-            explored = explore_logits(exploration.logits.astype(np.float64))[0]
+            explored = explore_logits(exploration.logits.astype(np.float64), exploration.unfamiliar)[0]
         exit_indices = int(predictions.exit_indices[0])
         stored = self._keep(frame, exit_indices, explored, latency_ms)
         return Prediction(

@@ -156,9 +156,12 @@ def validate(
     if not len(split.test):
         return None
     network.freeze_backbone()
-    features = with_last_shift(features_of(network, samples.images[split.test]), last_shift)
+    judged = samples.images[split.test]
+    features = with_last_shift(features_of(network, judged), last_shift)
     outputs = run_exits(as_arrays(network.exit_state()), features, np.arange(len(split.test)))
-    explored = explore_logits(outputs.logits[[*policy.exits_in_use, policy.num_exits]].astype(np.float64))
+    unfamiliar = None if policy.familiar is None else policy.familiar.unfamiliar(judged)
+    logits = outputs.logits[[*policy.exits_in_use, policy.num_exits]].astype(np.float64)
+    explored = explore_logits(logits, unfamiliar)
     agreement, early_fraction = agreement_at(explored, policy.threshold)
     return Validation(
         round=round_number,

@@ -17,7 +17,7 @@ class Explored:
 
     Attributes:
         losses: cross-entropy against the last exit's answer, in nats.
-        confidences: top-1 softmax, in [0, 1].
+        confidences: top-1 softmax, in [0, 1]; 0 where the policy takes the image for unfamiliar.
         agrees: whether the exit answers what the last exit answers.
     """
 
@@ -52,11 +52,12 @@ class Validation:
         return len(self.losses[0]) if self.losses else 0
 
 
-def explore_logits(logits: NDArray[np.float64]) -> list[Explored]:
+def explore_logits(logits: NDArray[np.float64], unfamiliar: NDArray[np.bool_] | None = None) -> list[Explored]:
     """Compare the early exits in use with the last exit.
 
     Args:
         logits: logits of the E early exits in use and, at the end, of the last exit, shape [E+1, N, K].
+        unfamiliar: which of the N images the policy takes for unfamiliar; None for none of them.
 
     Returns:
         N explored samples.
@@ -67,6 +68,8 @@ def explore_logits(logits: NDArray[np.float64]) -> list[Explored]:
     last = predictions[-1]
     losses = -np.take_along_axis(log_softmax, last[None, :, None], axis=2)[:-1, :, 0]
     confidences = np.exp(log_softmax.max(axis=2))[:-1]
+    if unfamiliar is not None:
+        confidences[:, unfamiliar] = 0
     return [
         Explored(
             losses=tuple(losses[:, i].round(5).tolist()),

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persephonee.clients.personalisation.evaluation import run_exits
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
+from persephonee.clients.personalisation.familiar_images import image_statistics
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, loss_weights
@@ -19,7 +18,23 @@ from persephonee.data_partitions.errors import UserTooSmallError
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
+from persephonee.experiments.risk.unfamiliar import KINDS, letters_for, stranger_to, unfamiliar_images
 from persephonee.multi_exit.network import MultiExitNetwork
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answered:
+    """What a user's exits answer on N images.
+
+    Attributes:
+        logits: of all exits, float32 [M+1, N, K].
+        labels: int64 [N], -1 for images of no class that the model knows.
+        statistics: of the images, as `image_statistics` returns them, [N, 3].
+    """
+
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    statistics: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,31 +43,19 @@ class UserOutputs:
 
     Attributes:
         user: natural id.
-        logits: of all exits on the calibration and test samples, float32 [M+1, N, K]; calibration samples come first.
-        labels: int64 [N].
+        domain: that the samples come from, empty where the source knows none.
+        judged: the calibration and test samples; calibration samples come first.
         num_calibration: how many of the N calibrate.
-        unfamiliar: of all exits on inputs of another kind, made of the test samples, float32 [M+1, n, K] by kind.
+        training: statistics of the images that trained, [n, 3].
+        unfamiliar: images of another kind, by kind.
     """
 
     user: str
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    domain: str
+    judged: Answered
     num_calibration: int
-    unfamiliar: dict[str, NDArray[np.float32]]
-
-
-def inverted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images with dark and light exchanged."""
-    return 255 - images
-
-
-def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images with normal noise of a standard deviation of 40 grey values."""
-    noise = 40 * torch.randn(images.shape, generator=generator)
-    return torch.clamp(images + noise, 0, 255).to(torch.uint8)
-
-
-UNFAMILIAR = {"inverted": inverted, "noisy": noisy}
+    training: NDArray[np.float64]
+    unfamiliar: dict[str, Answered]
 
 
 def exit_outputs(
@@ -60,7 +63,7 @@ def exit_outputs(
     partitions: Partitions,
     users: Sequence[str],
     *,
-    labelled: bool,
+    labels: float,
     schedule: Schedule,
     file: Path,
 ) -> list[UserOutputs]:
@@ -70,40 +73,47 @@ def exit_outputs(
         network: the global model, frozen.
         partitions: that holds the users.
         users: natural ids.
-        labelled: whether the device may use labels.
+        labels: the fraction of labels that the device may use.
         schedule: "paper" or "fast".
         file: .npz of this very choice.
     """
     if not file.exists():
-        made = [_one(network, partitions, user, labelled, schedule) for user in users]
+        made = [_one(network, partitions, user, labels, schedule) for user in users]
         arrays: dict[str, Any] = {}
         for one in (one for one in made if one is not None):
-            arrays[f"{one.user}/logits"], arrays[f"{one.user}/labels"] = one.logits, one.labels
+            arrays[f"{one.user}/domain"] = np.array(one.domain)
             arrays[f"{one.user}/num_calibration"] = np.array(one.num_calibration)
-            arrays.update({f"{one.user}/{kind}": logits for kind, logits in one.unfamiliar.items()})
+            arrays[f"{one.user}/training"] = one.training
+            for part, answered in {"judged": one.judged, **one.unfamiliar}.items():
+                arrays.update({f"{one.user}/{part}/{name}": of for name, of in vars(answered).items()})
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **arrays)
     with np.load(file) as stored:
-        names = [name.removesuffix("/logits") for name in stored.files if name.endswith("/logits")]
+        names = [name.removesuffix("/domain") for name in stored.files if name.endswith("/domain")]
         return [
             UserOutputs(
                 user=name,
-                logits=stored[f"{name}/logits"],
-                labels=stored[f"{name}/labels"],
+                domain=str(stored[f"{name}/domain"]),
+                judged=_answered(stored, f"{name}/judged"),
                 num_calibration=int(stored[f"{name}/num_calibration"]),
-                unfamiliar={kind: stored[f"{name}/{kind}"] for kind in UNFAMILIAR},
+                training=stored[f"{name}/training"],
+                unfamiliar={kind: _answered(stored, f"{name}/{kind}") for kind in KINDS},
             )
             for name in names
         ]
 
 
+def _answered(stored: Any, name: str) -> Answered:
+    return Answered(**{part: stored[f"{name}/{part}"] for part in ("logits", "labels", "statistics")})
+
+
 def _one(
-    network: MultiExitNetwork, partitions: Partitions, user: str, labelled: bool, schedule: Schedule
+    network: MultiExitNetwork, partitions: Partitions, user: str, labels: float, schedule: Schedule
 ) -> UserOutputs | None:
-    samples = partitions.load_partition(partitions.client_ids.index(user))
-    labels = 1.0 if labelled else 0.0
+    index = partitions.client_ids.index(user)
+    samples = partitions.load_partition(index)
     try:
-        split = split_samples(samples, SplitSettings(labels=labels), seed=0)
+        split = split_samples(samples, SplitSettings(labels=labels), seed=0, names_near_duplicates=False)
     except UserTooSmallError:
         return None
     settings = PersonalisationSettings(schedule=schedule, rule="paper", weights=loss_weights("auto", labels))
@@ -111,24 +121,23 @@ def _one(
     done = personalise(network, samples, split, settings, seed=0, features=features)
     kept = network.exit_state()
     network.load_exit_state(done.exit_weights)
-    chosen = split.judged
-    last_shift = None if done.shifts is None else done.shifts[-1]
-    outputs = run_exits(network.heads, with_last_shift(features, last_shift), chosen)
-    generator = torch.Generator().manual_seed(0)
-    others = {
-        kind: with_last_shift(
-            compute_features(network, make(torch.from_numpy(samples.images[split.test]), generator)), last_shift
-        )
-        for kind, make in UNFAMILIAR.items()
-    }
-    unfamiliar = {
-        kind: run_exits(network.heads, cache, np.arange(len(split.test))).logits for kind, cache in others.items()
-    }
-    network.load_exit_state(kept)
-    return UserOutputs(
-        user=samples.client_id,
-        logits=outputs.logits,
-        labels=samples.labels[chosen],
-        num_calibration=len(split.calibration),
-        unfamiliar=unfamiliar,
+
+    def answers(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Answered:
+        found = with_last_shift(compute_features(network, images), done.last_shift)
+        logits = run_exits(network.heads, found, np.arange(len(images))).logits
+        return Answered(logits=logits, labels=labels, statistics=image_statistics(images))
+
+    test = split.test
+    others = unfamiliar_images(
+        samples.images[test], samples.labels[test], stranger_to(partitions, index), letters_for(partitions, index)
     )
+    outputs = UserOutputs(
+        user=samples.client_id,
+        domain=samples.domain or "",
+        judged=answers(samples.images[split.judged], samples.labels[split.judged]),
+        num_calibration=len(split.calibration),
+        training=image_statistics(samples.images[split.train]),
+        unfamiliar={kind: answers(*found) for kind, found in others.items()},
+    )
+    network.load_exit_state(kept)
+    return outputs

@@ -87,6 +87,8 @@ def _answers(
     if last_shift is not None:
         logits[-1] += last_shift
     outputs = ExitOutputs.of(logits)
+    if policy.familiar is not None:
+        outputs = outputs.with_unfamiliar(policy.familiar.unfamiliar(samples.images[test]))
     leaves = policy.exit_of(outputs.confidences)
     return original, outputs.predictions[leaves, np.arange(len(leaves))]
 

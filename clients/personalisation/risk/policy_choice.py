@@ -5,13 +5,14 @@ too few calibration samples, or where nothing could be certified. The paper's ru
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.calibration import CalibrationSet, LeavingCosts, calibrate
+from persephonee.clients.personalisation.familiar_images import FamiliarImages
 from persephonee.clients.personalisation.labels import reference_classes
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.clients.personalisation.pruning import prune
@@ -64,6 +65,7 @@ def choose_policy(
     stage: str,
     pool: RiskPool | None = None,
     original: NDArray[np.int64] | None = None,
+    familiar: FamiliarImages | None = None,
 ) -> PolicyChoice:
     """Return the policy that the settings' rule chooses on one user's calibration samples.
 
@@ -78,6 +80,7 @@ def choose_policy(
         pool: of the other clients of a federation, if there is one; where it certifies nothing, the model's does.
         original: what the original network answers on the calibration samples, [n], which counts where the settings
             take it for their reference; None says that it is the last exit.
+        familiar: which images are familiar, by which the outputs' confidences of the others are 0 already.
 
     Raises:
         ClientSettingsError: the model's pool is damaged.
@@ -102,7 +105,9 @@ def choose_policy(
         certificate = one.certificate(settings.drop_tolerance, settings.delta)
         if certificate is not None:
             chosen = choose_candidate(curve, one, certificate)
-            policy = last_exit_alone if chosen is None else candidate_policies(num_exits)[chosen]
+            policy = last_exit_alone
+            if chosen is not None:
+                policy = replace(candidate_policies(num_exits)[chosen], familiar=familiar)
             return PolicyChoice(policy=policy, chosen_by=one.rule, curve=curve)
     return PolicyChoice(policy=last_exit_alone, chosen_by=NOT_CERTIFIED if pools else NO_POOL, curve=curve)
 

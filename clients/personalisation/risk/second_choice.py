@@ -11,6 +11,7 @@ from persephonee.clients.personalisation.calibration import LeavingCosts
 from persephonee.clients.personalisation.evaluation import JudgedOutputs, report_round
 from persephonee.clients.personalisation.exit_shifts import with_last_shift
 from persephonee.clients.personalisation.exit_store import ExitStore
+from persephonee.clients.personalisation.familiar_images import familiar_images
 from persephonee.clients.personalisation.features import Features, backbone_fingerprint, features_of
 from persephonee.clients.personalisation.labels import labelled_fraction, reference_classes, usable_labels
 from persephonee.clients.personalisation.profiler import profile_exits
@@ -72,6 +73,8 @@ def choose_again(
     last_logits, last_in_force = features.last_exit_logits[judged], in_force.last_exit_logits[judged]
     before = JudgedOutputs.parted(features.exit_logits(own, judged), last_logits, count)
     after = JudgedOutputs.parted(features.exit_logits(stored.exit_weights, judged), last_in_force, count)
+    familiar = familiar_images(samples, split, settings)
+    before, after = (outputs.with_unfamiliar(familiar, samples, split) for outputs in (before, after))
     given = labels[split.calibration]
     leaving_costs: LeavingCosts = network.costs.leaving_macs
     if settings.cost == "latency":
@@ -86,6 +89,7 @@ def choose_again(
         stage=settings.schedule,
         pool=pool,
         original=before.calibration.predictions[-1],
+        familiar=familiar,
     )
     store.save(replace(stored, policy=choice.policy))
     return report_round(

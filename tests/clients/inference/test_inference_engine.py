@@ -10,6 +10,7 @@ from persephonee.clients.inference.engine import Predictions, first_exit_always_
 from persephonee.clients.inference.inference_engine import InferenceEngine
 from persephonee.clients.personalisation.calibration import THRESHOLDS
 from persephonee.clients.personalisation.evaluation import ExitOutputs
+from persephonee.clients.personalisation.familiar_images import FamiliarImages, image_statistics
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.data_partitions.samples import to_float
 
@@ -61,6 +62,33 @@ def test_answers_are_those_of_the_policy_applied_to_all_exits(toy_network, image
         for start in range(0, 60 if batch_size > 1 else 12, batch_size):
             rows = slice(start, start + batch_size)
             assert_is_the_definition(engine.infer(images[rows]), all_exits, policy, rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_unfamiliar_images_take_the_last_exit_however_sure_the_early_ones_are(
+    toy_network, images, all_exits, batch_size
+):
+    images = images.copy()
+    familiar = FamiliarImages.of(image_statistics(images), 0.02)
+    unfamiliar = familiar.unfamiliar(images)
+    strange = np.flatnonzero(all_exits.confidences[0] > 0.2)[:20]
+    images[strange] = 255 - images[strange]
+    expected = familiar.unfamiliar(images)
+    assert expected[strange].all() and (expected == unfamiliar)[np.setdiff1d(np.arange(60), strange)].all()
+    with torch.inference_mode():
+        outputs = ExitOutputs.of(torch.stack(toy_network(to_float(torch.from_numpy(images)))))
+    # at the threshold 0 any other image leaves at the first exit
+    for threshold in (0.0, 0.5):
+        policy = dataclasses.replace(policy_of(threshold, (0, 1)), familiar=familiar)
+        engine = InferenceEngine(toy_network, policy)
+        for start in range(0, 60, batch_size):
+            rows = slice(start, start + batch_size)
+            predictions = engine.infer(images[rows])
+            assert_is_the_definition(predictions, outputs.with_unfamiliar(expected), policy, rows)
+            assert (predictions.exit_indices == 2)[expected[rows]].all()
+            exploration = engine.explore(images[rows])
+            assert (exploration.unfamiliar == expected[rows]).all()
+            assert (exploration.predictions.exit_indices == predictions.exit_indices).all()
 
 
 def test_one_image_gets_bit_for_bit_the_confidence_of_all_exits_computed_one_by_one(toy_network, images):

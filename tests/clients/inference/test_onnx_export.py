@@ -17,6 +17,7 @@ from persephonee.clients.inference.inference_engine import InferenceEngine
 from persephonee.clients.inference.onnx_engine import OnnxEngine
 from persephonee.clients.inference.onnx_export import export_onnx
 from persephonee.clients.personalisation.exit_store import StoredExits
+from persephonee.clients.personalisation.familiar_images import FamiliarImages, image_statistics
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.errors import ModelFileError
@@ -136,6 +137,18 @@ def test_exits_whose_convolutions_were_trained_are_no_export_of_the_models_graph
     with pytest.raises(ModelFileError, match="were trained"):
         export_onnx(graphs, replace(stored, exit_weights=personal(stored)), tmp_path / "onnx")
     assert not (tmp_path / "onnx" / "policy.json").exists()
+
+
+def test_an_exported_network_sends_unfamiliar_images_to_the_last_exit_too(toy_network, tmp_path, images):
+    stored = stored_exits(toy_network, 0.4, (0, 1))
+    familiar = FamiliarImages.of(image_statistics(images), 0.02)
+    stored = replace(stored, policy=replace(stored.policy, familiar=familiar))
+    export_onnx(toy_network, stored, tmp_path / "onnx")
+    engine = OnnxEngine(tmp_path / "onnx", threads=1)
+    assert engine.policy == stored.policy
+    mixed = np.concatenate([images[:30], 255 - images[:30]])
+    assert_parity(engine, InferenceEngine(toy_network, engine.policy), mixed)
+    assert (engine.infer(mixed).exit_indices[30:] == 2).all() and (engine.infer(mixed).exit_indices[:30] < 2).any()
 
 
 def test_the_last_exits_shift_is_in_the_exported_network(toy_network, tmp_path, images):

@@ -14,7 +14,7 @@ from persephonee.clients.personalisation.risk.risk_pools import Certificate, Ris
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.multi_exit.settings import LossWeights
 
-SETTINGS = PersonalisationSettings(schedule="fast")
+SETTINGS = PersonalisationSettings(schedule="fast", unfamiliar_fraction=0.0)
 POLICIES = candidate_policies(2)
 FAVOURITE = next(i for i, p in enumerate(POLICIES) if p.exits_in_use == (1,) and p.threshold == 0.7)
 
