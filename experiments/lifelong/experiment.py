@@ -5,7 +5,8 @@
     python -m persephonee.experiments.lifelong.experiment --scale quick --data synthetic-writers --model MODEL --out
     docs/images
 
-Writes `lifelong-DATA.png` and `.svg`, and prints what the curves say in numbers, and how each drift rule does.
+Writes `lifelong-DATA.png` and `.svg`, with `-controlled` in the name under that policy rule, and prints what the curves
+say in numbers, how far a device stays below the last exit once it has noticed the shift, and how each drift rule does.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from persephonee.experiments.lifelong.device_life import (
     orchestrator_settings,
     original_predictions,
 )
-from persephonee.experiments.lifelong.figure import WINDOW, draw_lives
+from persephonee.experiments.lifelong.figure import NOTICED, WINDOW, draw_lives
 from persephonee.experiments.lifelong.streams import SAMPLES_PER_DAY, Stream, qmnist_streams, synthetic_streams
 from persephonee.multi_exit.atomic_files import check_writable
 from persephonee.multi_exit.network import MultiExitNetwork
@@ -92,6 +93,7 @@ def main(
     policy_rule: Annotated[PolicyRule, typer.Option(help="Who chooses the policies: paper or controlled.")] = "paper",
     schedule: Annotated[Schedule, typer.Option(help="Of the rounds.")] = "paper",
     rule: Annotated[Rule, typer.Option(help="Drift rule of the orchestrated device.")] = "page-hinkley",
+    detections: Annotated[bool, typer.Option(help="Also measure the drift rules, whatever the policy rule.")] = True,
 ) -> None:
     """Live, measure, draw and print."""
     torch.set_num_threads(1)
@@ -113,10 +115,28 @@ def main(
         "synthetic-writers": "Built-in writers changing hand",
     }
     title = f"{what[data]} ({len(lived)} devices, {SAMPLES_PER_DAY} samples a day, means of {WINDOW})"
+    name = f"lifelong-{data}" if policy_rule == "paper" else f"lifelong-{data}-{policy_rule}"
     with figure_style():
-        save_figure(draw_lives(lives, originals, title), out, f"lifelong-{data}")
+        save_figure(draw_lives(lives, originals, title), out, name)
     _print_lives(console, lives, originals)
-    _print_detections(console, _detections(network, streams[: chosen.watched], chosen, p_expl), p_expl)
+    _print_gaps(console, lives, originals)
+    if detections:
+        _print_detections(console, _detections(network, streams[: chosen.watched], chosen, p_expl), p_expl)
+
+
+def gap_once_noticed(record: LifeRecord, original: NDArray[np.bool_]) -> tuple[int | None, float]:
+    """Return after how many samples a shift was noticed, and by how much a window is worse than the last exit at most.
+
+    Of windows of `WINDOW` samples that begin once the shift has been noticed; None and NaN where it was not.
+    """
+    shift = record.stream.shift
+    places = [event.details["frame"] for event in record.events if event.kind in NOTICED]
+    noticed = next((place for place in places if place >= shift), None)
+    if noticed is None or len(original) - noticed < WINDOW:
+        return None, float("nan")
+    behind = original[noticed:].astype(np.float64) - record.correct[noticed:]
+    windows = np.convolve(behind, np.full(WINDOW, 1 / WINDOW), mode="valid")
+    return noticed - shift, float(windows.max())
 
 
 def _detections(network: MultiExitNetwork, streams: Sequence[Stream], scale: Scale, p_expl: float) -> list[Detection]:
@@ -144,6 +164,17 @@ def _print_lives(
     records = lives[STRATEGIES[0]]
     cells = [f"{value:.1%}" for value in _parts(originals, records)]
     console.print(f"| the last exit alone | {' | '.join(cells)} | 100% | 100% | 100% | |", soft_wrap=True)
+
+
+def _print_gaps(console: Console, lives: dict[str, list[LifeRecord]], originals: Sequence[NDArray[np.bool_]]) -> None:
+    """Print when each orchestrated device noticed the shift, and how far below the last exit it was afterwards."""
+    for record, original in zip(lives[STRATEGIES[-1]], originals, strict=True):
+        delay, gap = gap_once_noticed(record, original)
+        console.print(
+            f"{record.stream.name}: noticed after {delay} samples; from then on at most {100 * gap:.1f} points below "
+            f"the last exit over {WINDOW} samples.",
+            soft_wrap=True,
+        )
 
 
 def _parts(values: Sequence[NDArray[Any]], records: Sequence[LifeRecord]) -> list[float]:

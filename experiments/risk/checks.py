@@ -10,7 +10,7 @@ a row per check: the fraction of these images on the user with most of them, and
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from persephonee.clients.personalisation.feature_cache import FeatureCache
 from persephonee.clients.personalisation.features import compute_features
 from persephonee.clients.personalisation.personalise import Personalisation, personalise
 from persephonee.clients.personalisation.settings import PersonalisationSettings
+from persephonee.commands.terminal import run_program
 from persephonee.data_partitions.opening import open_partitions
 from persephonee.data_partitions.samples import Partitions
 from persephonee.data_partitions.settings import Dataset, DataSettings, SplitSettings
@@ -92,16 +93,16 @@ def table_of(users: Sequence[Scores]) -> list[tuple[str, float, dict[str, float]
 def main(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
-    data: Annotated[str, typer.Option(help="qmnist or writers.")] = "writers",
+    data: Annotated[Literal["qmnist", "writers"], typer.Option(help="Which users.")] = "writers",
     data_path: Annotated[Path | None, typer.Option(help="qmnist: the parquet file.")] = None,
     users: Annotated[int, typer.Option(help="So many development users.")] = 24,
     exit: Annotated[int, typer.Option(help="The exit that would answer.")] = 0,
 ) -> None:
     """Score, and print the table."""
     torch.set_num_threads(1)
-    network, metadata = load_network(model)
     source: Dataset = "parquet" if data == "qmnist" else "synthetic-writers"
     partitions = open_partitions(DataSettings(dataset=source, data_path=data_path))
+    network, metadata = load_network(model)
     sizes = dict(zip(partitions.client_ids, partitions.counts, strict=True))
     large = [user for user in sizes if sizes[user] >= LEAST_IMAGES and user not in metadata.trained_on]
     chosen = choose_users(large, users, seed=7)
@@ -164,4 +165,4 @@ def _distance_to(own: Floats, whole: bool) -> Callable[[Floats], Floats]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from persephonee.data_partitions.errors import NotEnoughUsersError
 from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 from persephonee.experiments.lifelong.detection import Watched, measure
 from persephonee.experiments.lifelong.device_life import STRATEGIES, live, orchestrator_settings, original_predictions
+from persephonee.experiments.lifelong.experiment import gap_once_noticed
 from persephonee.experiments.lifelong.figure import draw_lives
 from persephonee.experiments.lifelong.streams import Stream, qmnist_streams, synthetic_streams
 from persephonee.multi_exit.building import build_network
@@ -88,3 +91,14 @@ def test_qmnist_goes_from_employees_to_students_whom_the_model_has_not_seen():
     users = ParquetUsers(path, user_column="writer_id", label_column="character").client_ids
     with pytest.raises(NotEnoughUsersError, match="ask for fewer"):
         qmnist_streams(path, users[20:], count=6, people=3, seed=0)
+
+
+def test_the_gap_is_that_of_the_worst_window_once_the_shift_has_been_noticed():
+    original, correct = np.ones(400, dtype=bool), np.ones(400, dtype=bool)
+    correct[200:260], correct[300:330] = False, False
+    noticed = SimpleNamespace(kind="drift", details={"frame": 262})
+    early = SimpleNamespace(kind="drift", details={"frame": 100})
+    record = SimpleNamespace(stream=SimpleNamespace(shift=200), correct=correct, events=[early, noticed])
+    assert gap_once_noticed(record, original) == (62, pytest.approx(0.5))
+    delay, gap = gap_once_noticed(SimpleNamespace(**{**vars(record), "events": [early]}), original)
+    assert delay is None and np.isnan(gap)
