@@ -13,4 +13,9 @@ packages += [f"persephonee.commands.{room}" for room in find_packages("persephon
 for folder in FOLDERS:
     packages += [f"persephonee.{folder}", *(f"persephonee.{folder}.{room}" for room in find_packages(folder))]
 
-setup(packages=packages, package_dir={f"persephonee.{folder}": folder for folder in FOLDERS})
+setup(
+    packages=packages,
+    package_dir={f"persephonee.{folder}": folder for folder in FOLDERS},
+    # a file, since the script that would be made of an entry point imports a user's own persephonee.py
+    scripts=["persephonee/console/persephonee"],
+)

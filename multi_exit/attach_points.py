@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from persephonee.multi_exit.errors import BackboneError, PlacementError
-from persephonee.multi_exit.shape_tracer import InputNormalisation
+from persephonee.multi_exit.stems import InputNormalisation
 from persephonee.multi_exit.tracing import KEPT_WHOLE, Measurement
 
 _MAP_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)

@@ -16,8 +16,7 @@ from persephonee.multi_exit.heads import fits
 from persephonee.multi_exit.network import MultiExitNetwork, NetworkSpec
 from persephonee.multi_exit.own_networks import GIVEN, given_network, unwrapped
 from persephonee.multi_exit.settings import DEFAULT_SOURCES
-from persephonee.multi_exit.shape_tracer import InputNormalisation
-from persephonee.multi_exit.stems import SMALL_INPUT_PX, STRIDE_1, keep_resolution
+from persephonee.multi_exit.stems import SMALL_INPUT_PX, STRIDE_1, InputNormalisation, keep_resolution
 from persephonee.multi_exit.tracing import Measurement, trace
 from persephonee.multi_exit.weights import load_weights, names_published_weights, published_weights, read_weights
 

@@ -8,6 +8,7 @@ a tensor is never a constant: with other weights it would be another number. `tr
 whole that cannot be traced through.
 """
 
+import builtins
 import contextlib
 import inspect
 import sys
@@ -19,25 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from persephonee.multi_exit.errors import BackboneError
-
-
-class InputNormalisation(nn.Module):
-    """Maps images in [0, 1] to what a trained backbone expects: (x - mean) / std per channel.
-
-    Grey images [B, 1, H, W] become colour where there are three constants. The constants are part of the network's
-    specification, not of its weights.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the normalised images [B, C, H, W]."""
-        return (images - self.mean) / self.std
+from persephonee.multi_exit.stems import InputNormalisation
 
 
 class _Proxy(fx.Proxy):
@@ -63,10 +46,11 @@ class Tracer(fx.Tracer):
         return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Trace through a layer without weights that forward() makes, and refuse one with weights."""
+        """Trace through what forward() makes: a layer without weights, or of the network's own, as features[:3] is."""
         if m in (self.submodule_paths or {}):
             return super().call_module(m, forward, args, kwargs)
-        if m.state_dict():
+        of_network = {id(value) for value in self.root.state_dict(keep_vars=True).values()}
+        if not all(id(value) in of_network for value in m.state_dict(keep_vars=True).values()):
             raise BackboneError(
                 f"forward() uses a {type(m).__name__} that is no part of the network, so its weights are neither "
                 "trained nor saved: make it in __init__, and keep several in an nn.ModuleList."
@@ -258,10 +242,12 @@ _READING = {"item", "tolist", "equal", "allclose", "is_nonzero", torch.equal, to
 _MAKING = ("zeros", "ones", "full", "empty", "rand", "randn", "arange", "FloatTensor")
 """Names in torch of what makes a tensor of a size, which may be the number of images."""
 
+_length_of = len
+
 
 @contextlib.contextmanager
 def _seen_functions(tracer: ShapeTracer) -> Iterator[None]:
-    """Record the calls that torch.fx does not see: tensors made of a traced size, and compiled functions."""
+    """Record the calls that torch.fx does not see: tensors made of a traced size, compiled functions, and len()."""
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -280,16 +266,22 @@ def _seen_functions(tracer: ShapeTracer) -> Iterator[None]:
 
         return recorded(compiled_function)(*args, **kwargs)
 
+    def length(value: Any) -> Any:
+        is_traced = isinstance(value, _ValuedProxy) and isinstance(value.values[0], Tensor)
+        return value.size(0) if is_traced else _length_of(value)
+
     before = {name: getattr(torch, name) for name in _MAKING}
     of_variable = type(torch.autograd.Variable)
     try:
         for name, function in before.items():
             setattr(torch, name, recorded(function))
         compiled.__call__ = call  # type: ignore[method-assign]
+        builtins.len = length
         # an old name for a tensor
         of_variable.__call__ = lambda _, data, *args, **kwargs: data  # type: ignore[method-assign]
         yield
     finally:
+        builtins.len = _length_of
         for name, function in before.items():
             setattr(torch, name, function)
         compiled.__call__ = call_compiled  # type: ignore[method-assign]

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from persephonee.multi_exit.errors import BackboneError, reason_of
-from persephonee.multi_exit.shape_tracer import InputNormalisation, Tracer, trace_around
+from persephonee.multi_exit.shape_tracer import Tracer, trace_around
+from persephonee.multi_exit.stems import InputNormalisation
 
 KEPT_WHOLE = "kept whole"
 """The key in a graph module's `meta` of the classes of modules that could not be traced through, with the reasons."""

@@ -76,7 +76,9 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def test_the_wheel_adds_one_name_and_no_studies(installed):
-    assert [path.name for path in installed.iterdir() if path.suffix != ".dist-info"] == ["persephonee"]
+    # beside what pip takes apart: the description, and the console's script
+    names = [path.name for path in installed.iterdir() if path.suffix not in (".dist-info", ".data")]
+    assert names == ["persephonee"]
     rooms = {path.name for path in (installed / "persephonee").iterdir() if path.is_dir()}
     assert rooms == {*FOLDERS, "commands"} - {"persephonee"}
     assert (installed / "persephonee" / "py.typed").exists()
@@ -105,6 +107,21 @@ def test_files_of_ones_own_named_like_our_folders_stay_ones_own(installed, tmp_p
     done = run(sys.executable, "script.py", cwd=tmp_path, path=installed)
     front_door = str(installed / "persephonee" / "__init__.py")
     assert done.stdout.splitlines() == ["my server", "my clients", "my experiments", front_door], done.stderr
+
+
+@pytest.mark.parametrize("name", ["persephonee.py", "persephonee/__init__.py", "persephonee/notes.txt"])
+def test_a_module_of_ones_own_called_persephonee_does_not_break_the_console(installed, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("raise RuntimeError('mine')\n")
+    (script,) = installed.glob("*.data/scripts/persephonee")
+    both = f"{tmp_path}{os.pathsep}{installed}"
+    done = run(sys.executable, script, "--version", cwd=tmp_path, path=both)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("persephonee 0")
+    # what lies beside it is still found
+    (tmp_path / "my_cnn.py").write_text("build = None\n")
+    done = run(sys.executable, script, "inspect", "--backbone", "my_cnn:build", cwd=tmp_path, path=both)
+    assert "my_cnn" in done.stderr and "No module" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_verb_that_needs_a_checkout_says_so_in_one_sentence(installed, tmp_path):

@@ -238,10 +238,71 @@ class DecidingBlock(OwnCNN):
         return self.act(self.looks(x) + self.second(x))
 
 
+class SlicesOfASequential(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.features = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+
+    def block(self, x):
+        return self.features[2:](self.features[:2](x))
+
+
+class LengthOfTheBatch(OwnCNN):
+    def forward(self, x):
+        x = functional.max_pool2d(self.act(self.first(x)), 2)
+        x = self.act(self.third(self.block(x)))
+        weights = x.view(len(x), 16, -1).sum(1).softmax(1)
+        return self.fc((x * weights.view(len(x), 1, *x.shape[2:])).sum((2, 3)))
+
+
+class FunctionalBatchNorm(OwnCNN):
+    def block(self, x):
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        return self.act(functional.batch_norm(self.second(x), mean, variance, training=self.training))
+
+
+class TiedLayers(OwnCNN):
+    def block(self, x):
+        for _ in range(3):
+            x = self.act(self.second(x))
+        return x
+
+
+class LayersByTheirNames(OwnCNN):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for number in range(3):
+            setattr(self, f"layer{number}", nn.Conv2d(8, 8, 3, padding=1))
+        self.scales = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3))
+
+    def block(self, x):
+        for number, scale in enumerate(self.scales):
+            x = x + self.act(scale(getattr(self, f"layer{number}")(x)))
+        return x
+
+
+class SquareRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x.clamp(min=0) ** 2
+
+    @staticmethod
+    def backward(context, gradient):
+        (x,) = context.saved_tensors
+        return gradient * 2 * x.clamp(min=0)
+
+
+class OwnAutogradFunction(OwnCNN):
+    def act(self, x):
+        return SquareRelu.apply(x)
+
+
 CONSTRUCTS = [
     *(Residual, InvertedResidual, Dense, ChannelShuffle, SplitByShape, SqueezeExcite, Grouped, Swish, Tanh, Clamp),
     *(Maximum, Selu, Softplus, ReluMadeInForward, DropoutInForward, AdaptivePooling, AsymmetricPadding),
     *(StochasticDepth, OldWeightNorm, OptionalArgument, Asserts, NumpyConstant, LazyLayers, MaxFeatureMap),
     *(CompiledFunction, ZeroPaddedShortcut, BatchSizeFromTheBeginning, ParameterAndShape, NumberOutOfAParameter),
-    *(DecidingBlock,),
+    *(DecidingBlock, SlicesOfASequential, LengthOfTheBatch, FunctionalBatchNorm, TiedLayers, LayersByTheirNames),
+    *(OwnAutogradFunction,),
 ]
