@@ -1,4 +1,5 @@
 """What a network begins with: normalised images, and a stem for large ones, made to keep the resolution of small."""
+
 import torch
 from torch import Tensor, nn
 

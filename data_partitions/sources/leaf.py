@@ -200,6 +200,9 @@ def _index_record(walk: JsonWalk, path: Path, user: str, is_test: bool) -> Recor
             walk.skip()
     if span is None or labels is None:
         raise BrokenDataError(f"{path}: user {user} has no {'x' if span is None else 'y'}.")
+    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        # whole numbers, as pandas writes a column that once lacked one
+        labels = labels.astype(np.int64)
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise BrokenDataError(f"{path}: the labels y of user {user} are not a list of integers.")
     num_images = _count_images(walk.data[slice(*span)])
