@@ -27,6 +27,7 @@ HeadKind = Literal["auto", "msdnet", "pooled"]
 
 DeviceKind = Literal["auto", "cpu", "cuda"]
 Runtime = Literal["auto", "onnx", "torch"]
+GraphKind = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,15 @@ class RuntimeSettings:
     threads: int = 0
     """How many threads ONNX Runtime gives an operator; 0 takes one for each core."""
 
+    graphs: GraphKind = "float32"
+    """Which of the model's graphs run: int8 are smaller, and there once `export --int8` has written them; they are a
+    backbone of their own, with a store of its own."""
+
     def __post_init__(self) -> None:
+        if self.graphs not in get_args(GraphKind):
+            raise SettingsError(f"graphs={self.graphs!r} is unknown; use one of {', '.join(get_args(GraphKind))}.")
+        if self.graphs == "int8" and self.runtime == "torch":
+            raise SettingsError("graphs=int8 run on ONNX Runtime, and runtime=torch does not: use runtime=onnx.")
         if self.runtime not in get_args(Runtime):
             raise SettingsError(f"runtime={self.runtime!r} is unknown; use one of {', '.join(get_args(Runtime))}.")
         if self.threads < 0:

@@ -8,6 +8,7 @@ part of the graphs, since they are what a device learns.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,8 @@ from persephonee.multi_exit.settings import NetworkSpec
 from persephonee.multi_exit.storage import GRAPH_NAME, read_description
 
 INPUT, FEATURES, EMBEDDING, LOGITS = "input", "features", "embedding", "logits"
+INT8 = "int8"
+"""What `network.json` calls the int8 graphs that stand beside the others, if there are any."""
 MOST_MACS = 2**53
 """Of one image, and of parameters: no network comes near it, and sums of them stay exact."""
 
@@ -107,6 +110,28 @@ class ModelGraphs:
                 "`persephonee export --model`."
             ) from None
         return cls(stages=stages, costs=CostTable(costs))
+
+
+def int8_graphs(values: Mapping[str, Any], num_exits: int) -> ModelGraphs | None:
+    """Return the int8 graphs that are described beside the others; None where there are none.
+
+    Args:
+        values: what `network.json` says of the model's graphs.
+        num_exits: M, early exits.
+
+    Raises:
+        ModelFileError: what is said of them cannot be read.
+    """
+    if INT8 not in values:
+        return None
+    own = values[INT8] if isinstance(values[INT8], dict) else {}
+    return ModelGraphs.from_dict({**own, "costs": values.get("costs")}, num_exits)
+
+
+def all_stages(values: Mapping[str, Any], num_exits: int) -> tuple[StageGraph, ...]:
+    """Return all graphs that are described, the int8 ones included; arguments and errors as of `int8_graphs`."""
+    quantised = int8_graphs(values, num_exits)
+    return (*ModelGraphs.from_dict(values, num_exits).stages, *(quantised.stages if quantised else ()))
 
 
 def graphs_fingerprint(folder: Path) -> str:

@@ -20,9 +20,9 @@ from persephonee.multi_exit.exit_weights import (
     in_order,
     require_fit,
 )
-from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs
+from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs, int8_graphs
 from persephonee.multi_exit.graphs.sessions import open_session, run_session
-from persephonee.multi_exit.settings import NetworkSpec, SpecifiedNetwork
+from persephonee.multi_exit.settings import GraphKind, NetworkSpec, SpecifiedNetwork
 from persephonee.multi_exit.storage import STAGES, Fingerprint, ModelMetadata, read_description, read_spec
 
 PIXELS_AT_ONCE = 6_272
@@ -189,9 +189,20 @@ class GraphNetwork(SpecifiedNetwork):
 
 
 def load_graph_network(
-    folder: Path, *, threads: int = 0, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    folder: Path,
+    *,
+    threads: int = 0,
+    providers: tuple[str, ...] = ("CPUExecutionProvider",),
+    kind: GraphKind = "float32",
 ) -> tuple[GraphNetwork, ModelMetadata]:
     """Return the network in `folder` as it runs without PyTorch, and what is known of it.
+
+    Args:
+        folder: of the model.
+        threads: of a stage, 0 for one for each core.
+        providers: ONNX Runtime's, the first that can run an operator runs it.
+        kind: which of the model's graphs. int8 graphs are a backbone of their own: exits that were made on them are of
+            no use on the others, and what held-out users lost on the others promises nothing on them.
 
     Raises:
         ModelFileError: the folder is missing or cut off, carries no graphs, or does not match its description.
@@ -204,23 +215,36 @@ def load_graph_network(
             f"`persephonee export --model {folder}` where PyTorch is installed, or pip install 'persephonee[train]'."
         )
     graphs = ModelGraphs.from_dict(description["graphs"], spec.num_exits)
+    if kind == "int8":
+        graphs = _int8_of(folder, description, spec.num_exits)
     weights = _exit_weights(folder / description["weights"], spec, description)
     _require_heads_of(graphs, spec, weights)
     if metadata.calibration is not None:
         metadata.calibration.require_fit(spec.num_exits, spec.num_classes)
+    fingerprint, backbone = str(description["fingerprint"]), description["backbone_fingerprint"]
     network = GraphNetwork(
         folder,
         spec,
         graphs,
         weights,
-        fingerprint=str(description["fingerprint"]),
-        backbone_fingerprint=str(description["backbone_fingerprint"]),
+        fingerprint=fingerprint,
+        backbone_fingerprint=graphs.fingerprint(fingerprint) if kind == "int8" else str(backbone),
         calibration=metadata.calibration,
-        risk_pools=metadata.risk_pools,
+        risk_pools={} if kind == "int8" else metadata.risk_pools,
         threads=threads,
         providers=providers,
     )
     return network, metadata
+
+
+def _int8_of(folder: Path, description: Mapping[str, Any], num_exits: int) -> ModelGraphs:
+    graphs = int8_graphs(description["graphs"], num_exits)
+    if graphs is None:
+        raise ModelFileError(
+            f"{folder} carries no int8 graphs: write them once with `persephonee export --model {folder} --int8` and "
+            "users who are no devices, or take --graphs float32."
+        )
+    return graphs
 
 
 def carries_graphs(folder: Path) -> bool:

@@ -23,9 +23,11 @@ from persephonee.multi_exit.graphs.description import (
     EMBEDDING,
     FEATURES,
     INPUT,
+    INT8,
     LOGITS,
     ModelGraphs,
     StageGraph,
+    all_stages,
     graph_file,
     graphs_in,
 )
@@ -67,8 +69,12 @@ def write_graphs(network: MultiExitNetwork, folder: Path) -> ModelGraphs:
             )
         )
     graphs = ModelGraphs(stages=tuple(stages), costs=network.costs)
-    write_with_digest(folder / "network.json", {**description, "graphs": graphs.described(network.fingerprint)})
-    for stale in graphs_in(folder) - {stage.file for stage in stages}:
+    described, before = graphs.described(network.fingerprint), description.get("graphs")
+    if isinstance(before, dict) and INT8 in before and before.get("fingerprint") == described["fingerprint"]:
+        # they were made of the very graphs that are written again
+        described[INT8] = before[INT8]
+    write_with_digest(folder / "network.json", {**description, "graphs": described})
+    for stale in graphs_in(folder) - {one.file for one in all_stages(described, network.num_exits)}:
         (folder / stale).unlink(missing_ok=True)
     return graphs
 

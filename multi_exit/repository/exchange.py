@@ -19,7 +19,7 @@ from persephonee.multi_exit.atomic_files import LEFTOVER_SUFFIX, names_in, new_f
 from persephonee.multi_exit.checked_json import MAX_JSON_BYTES
 from persephonee.multi_exit.errors import MultiExitError
 from persephonee.multi_exit.graphs.checking import MAX_GRAPH_BYTES
-from persephonee.multi_exit.graphs.description import ModelGraphs, StageGraph
+from persephonee.multi_exit.graphs.description import StageGraph, all_stages
 from persephonee.multi_exit.network import NetworkSpec
 from persephonee.multi_exit.repository.model_card import CARD_NAME, MAX_CARD_BYTES
 from persephonee.multi_exit.storage import GRAPH_NAME, load_network, read_description
@@ -48,7 +48,7 @@ def _graphs_of(description: Mapping[str, Any]) -> tuple[StageGraph, ...]:
     if "graphs" not in description:
         return ()
     spec = NetworkSpec.from_json(json.dumps(description["spec"]))
-    return ModelGraphs.from_dict(description["graphs"], spec.num_exits).stages
+    return all_stages(description["graphs"], spec.num_exits)
 
 
 def push_model(model: Path, target: str, sources: tuple[str, ...]) -> tuple[str, ...]:

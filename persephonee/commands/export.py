@@ -6,32 +6,52 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persephonee.commands.errors import printable
-from persephonee.commands.options import DEFAULT_SOURCES, Sources, source_names
+from persephonee.commands.option_groups import with_groups
+from persephonee.commands.options import DEFAULT_SOURCES, Seed, Sources, data_settings, source_names
 
 if TYPE_CHECKING:
     from persephonee.clients.inference.exported_network import ExportedNetwork
+    from persephonee.data_partitions.settings import DataSettings
 
 
+@with_groups(data=data_settings)
 def export(
     *,
     model: Annotated[Path, typer.Option(help="Folder of the global model.")],
     store: Annotated[Path | None, typer.Option(help="Folder of the device: personal exits and policy.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the graphs and policy.json.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the network in the folder.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise the model's graphs on users who are no devices.")] = (
+        False
+    ),
+    users: Annotated[int, typer.Option(help="With --int8: at most so many users, half to calibrate.", min=2)] = 20,
+    data: "DataSettings",
     sources: Sources = DEFAULT_SOURCES,
+    seed: Seed = 0,
 ) -> None:
     """Write the personal network for ONNX Runtime: a graph for each stage and head in use, and the policy.
 
     Where PyTorch is not installed, they are made of the model's own graphs, with the extra `export`.
 
     With --model alone: write beside the weights the graphs that devices without PyTorch need where they are missing.
+    With --int8 too: write int8 graphs beside those, calibrated on users of the data on whom the model was not trained,
+    and print what they cost and gain on others of them.
     """
+    if int8 and (store or out):
+        raise typer.BadParameter("--int8 is of the model's graphs: leave --store and --out out.")
     if (store is None) != (out is None):
         raise typer.BadParameter("--store and --out go together; --model alone writes the model's own graphs.")
     from persephonee.multi_exit.atomic_files import check_writable
 
     if store is None or out is None:
         check_writable(model)
+        if int8:
+            from persephonee.commands.models.int8 import quantise_and_show
+            from persephonee.data_partitions.opening import open_partitions
+
+            partitions = open_partitions(data, for_pretraining=True, allowed=source_names(sources))
+            quantise_and_show(model, partitions, users, seed)
+            return
         typer.echo(_write_graphs(model, source_names(sources)))
         return
     from persephonee.clients.inference.onnx_export import export_onnx

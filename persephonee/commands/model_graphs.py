@@ -51,8 +51,8 @@ def load_for_device(
     from persephonee.multi_exit.graphs.sessions import require_providers
 
     has_torch = _is_installed("torch")
-    on_graphs = runtime.runtime == "onnx"
-    if runtime.runtime == "auto":
+    on_graphs = runtime.runtime == "onnx" or runtime.graphs == "int8"
+    if runtime.runtime == "auto" and not on_graphs:
         on_graphs = not has_torch or (compute.device != "cuda" and not trains_heads and carries_graphs(folder))
     if on_graphs and trains_heads:
         raise ClientSettingsError(
@@ -61,7 +61,7 @@ def load_for_device(
         )
     if on_graphs:
         providers = require_providers(runtime.provider_names)
-        return load_graph_network(folder, threads=runtime.threads, providers=providers)
+        return load_graph_network(folder, threads=runtime.threads, providers=providers, kind=runtime.graphs)
     from persephonee.multi_exit.storage import load_network
 
     device = compute.torch_device()

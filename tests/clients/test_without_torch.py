@@ -233,6 +233,36 @@ def test_a_device_exports_without_torch_and_says_which_extra_it_needs(_written_f
     np.testing.assert_allclose(OnnxEngine(tmp_path / "onnx").explore(images).logits, expected.logits, atol=1e-4)
 
 
+def test_a_device_runs_int8_graphs_that_were_calibrated_on_other_users(_written_for_writers, tmp_path):
+    model = shutil.copytree(_written_for_writers, tmp_path / "model")
+    data = ("--dataset", "synthetic-writers", "--num-writers", 6)
+    with_onnx = tuple(set(ABSENT) - {"onnx"})
+    done = call("export", "--model", model, "--int8", "--users", 4, *data, absent=with_onnx)
+    assert done.returncode == 0, done.stderr
+    assert "devices take these with --graphs int8" in done.stdout
+    life = (
+        "personalise",
+        "--model",
+        model,
+        "--schedule",
+        "fast",
+        "--user",
+        "s0w0001",
+        "--store",
+        tmp_path / "own",
+        *data,
+    )
+    done = call(*life, "--graphs", "int8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["round"] == 1
+    # another backbone: neither do the float32 graphs go on from these exits
+    refused = call(*life)
+    assert refused.returncode == 2
+    assert "belong to another model" in refused.stderr
+    refused = call("export", "--model", model, "--int8", "--store", tmp_path / "own", "--out", tmp_path / "out")
+    assert (refused.returncode, "leave --store and --out out" in refused.stderr) == (2, True)
+
+
 @pytest.fixture(scope="session")
 def _written_for_writers(tmp_path_factory):
     from persephonee.multi_exit.building import build_network
