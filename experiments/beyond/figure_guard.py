@@ -7,7 +7,7 @@ import pandas as pd
 
 from persephonee.experiments.studies.figure_results import COLOURS, Claim, FigureResult, shown_name
 from persephonee.experiments.studies.measurements import Measured
-from persephonee.server.report.figure_style import figure_style, new_figure
+from persephonee.server.report.figure_style import figure_style, new_figure, shared_legend
 
 TITLE = "The guard"
 NOTE = """\
@@ -37,11 +37,11 @@ def draw(measured: Measured) -> FigureResult:
             axes.set_xticks(x, rows.exit)
             axes.set(xlabel="exit", title=shown_name(scheme).replace(", ", ",\n"))
             axes.grid(visible=False, axis="x")
-            axes.legend(loc="upper right")
         # where nobody is hurt the axis still begins at 0, and says so
         most = 100 * max(numbers.hurt_with.max(), numbers.hurt_without.max())
         axes_of[0].set_ylim(0, max(1.3 * most, 5))
         axes_of[0].set_ylabel("users whom the exit hurts (%)")
+        shared_legend(figure)
         figure.suptitle(measured.study.title, fontsize=10.5)
     return FigureResult(figure=figure, numbers=numbers, claims=_claims(numbers))
 
