@@ -16,7 +16,8 @@ NOTE = """\
 The policy of each user is chosen by the rule `federated` with the users' risk curves, for a drop of at most one point:
 against the last exit, which the user's class frequencies have improved, or against the original network
 (`--drop-reference`). The second saves more and gains less. A deployed policy keeps the whole network, so that it saves
-no parameters; what the other rules give stands in "What a policy promises".
+no parameters. The check for unfamiliar images, which sends some 2% of a user's own to the last exit, is left out; what
+the other rules give stands in "What a policy promises".
 """
 STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
 SCHEMES = {
