@@ -21,11 +21,6 @@ _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked
 ExitWeights = dict[str, NDArray[Any]]
 
 
-def exit_weight_name(exit: int, name: str) -> str:
-    """Return what the dictionary calls the tensor `name` of the head of an exit."""
-    return f"{HEADS}{exit}.{name}"
-
-
 def as_arrays(weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> ExitWeights:
     """Return the weights as NumPy arrays; a tensor's memory is shared, not copied."""
     return {name: np.asarray(value) for name, value in weights.items()}
