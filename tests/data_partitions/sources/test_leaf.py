@@ -123,6 +123,15 @@ def test_a_label_out_of_range_names_the_user(tmp_path):
         LeafUsers(tmp_path, num_classes=62)
 
 
+def test_labels_may_be_whole_numbers_written_as_floats(tmp_path):
+    value = content({"a": 4})
+    value["user_data"]["a"]["y"] = [0.0, 1.0, 1.0, 0.0]
+    assert LeafUsers(save(tmp_path / "whole", "0.json", value)).load_partition(0).labels.tolist() == [0, 1, 1, 0]
+    value["user_data"]["a"]["y"] = [0.0, 1.5, 1.0, 0.0]
+    with pytest.raises(BrokenDataError, match="not a list of integers"):
+        LeafUsers(save(tmp_path / "half", "0.json", value))
+
+
 def test_a_split_by_user_leaves_every_user_s_samples_to_be_divided(tmp_path, caplog):
     save(tmp_path / "train", "0.json", content({"a": 3, "b": 2}))
     save(tmp_path / "test", "0.json", content({"c": 4}))
