@@ -3,6 +3,7 @@
 They are NumPy arrays wherever a device without PyTorch deals with them, and tensors where a network of PyTorch does.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from persephonee.multi_exit.errors import ModelFileError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    AnyExitWeights = Mapping[str, Tensor] | Mapping[str, NDArray[Any]]
+    """Of PyTorch or of NumPy."""
+
 HEADS = "heads."
 """With it begin the names of exits' weights, and of no others."""
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -21,7 +25,7 @@ _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked
 ExitWeights = dict[str, NDArray[Any]]
 
 
-def as_arrays(weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> ExitWeights:
+def as_arrays(weights: "AnyExitWeights") -> ExitWeights:
     """Return the weights as NumPy arrays; a tensor's memory is shared, not copied."""
     return {name: np.asarray(value) for name, value in weights.items()}
 
@@ -72,6 +76,60 @@ def with_classifiers(weights: Mapping[str, NDArray[Any]], matrices: Sequence[NDA
     return changed
 
 
+def classifiers_on(own: Mapping[str, NDArray[Any]], weights: Mapping[str, NDArray[Any]]) -> ExitWeights | None:
+    """Return the classifiers alone of weights that are `own` in all else, bit for bit.
+
+    That is what the fast schedule and the user's class frequencies leave. None where more differs, and where an exit
+    has no classifier that could be told from the rest.
+    """
+    try:
+        names = _all_classifier_names(own)
+    except ModelFileError:
+        return None
+    if not names or own.keys() != weights.keys():
+        return None
+    if not all(name in names or _is_same(own[name], weights[name]) for name in own):
+        return None
+    return {name: weights[name] for name in own if name in names}
+
+
+def on_these_heads(own: Mapping[str, NDArray[Any]], classifiers: Mapping[str, NDArray[Any]]) -> ExitWeights:
+    """Return the weights that `classifiers_on` took the classifiers of.
+
+    Raises:
+        ModelFileError: these are no classifiers of the exits of `own`, or not of all of them.
+    """
+    wrong = sorted(_all_classifier_names(own) ^ classifiers.keys())
+    if wrong:
+        raise ModelFileError(f"the classifiers do not fit the exits, first at {wrong[0][:80]!r}.")
+    return {name: classifiers.get(name, value) for name, value in own.items()}
+
+
+def heads_fingerprint(weights: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 over all tensors of the exits but their classifiers: what these were fitted on.
+
+    Raises:
+        ModelFileError: an exit has no classifier, or several.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights.keys() - _all_classifier_names(weights)):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"{name} {array.dtype} {weights[name].shape}".encode())
+        digest.update(array.reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _all_classifier_names(weights: Mapping[str, NDArray[Any]]) -> set[str]:
+    return {name for exit in range(num_exits_of(weights)) for name in classifier_names(weights, exit)}
+
+
+def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if one is other:
+        return True
+    # as integers: 0 and -0 are equal, and the same number to a file they are not
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
 def num_exits_of(weights: Iterable[str]) -> int:
     """Return M, the number of exits whose weights these are."""
     return 1 + max((int(name.split(".")[1]) for name in weights), default=-1)
@@ -97,7 +155,7 @@ def exit_weights_of(heads: "nn.ModuleList") -> "dict[str, Tensor]":
     return {f"{HEADS}{name}": t.detach().to("cpu", copy=True) for name, t in heads.state_dict().items()}
 
 
-def load_exit_weights(heads: "nn.ModuleList", weights: "Mapping[str, Tensor] | Mapping[str, NDArray[Any]]") -> None:
+def load_exit_weights(heads: "nn.ModuleList", weights: "AnyExitWeights") -> None:
     """Load tensors that `exit_weights_of` returned, or their arrays.
 
     Raises:

@@ -170,7 +170,8 @@ def main(
     check_place(out, "inference")
     network, metadata = load_network(model, source_names(sources))
     partitions = open_fitting(data, network, metadata)
-    stored = ExitStore(store).load(network.backbone_fingerprint, None) if store is not None else None
+    fingerprint, own = network.backbone_fingerprint, network.exit_state()
+    stored = ExitStore(store).load(fingerprint, own, None) if store is not None else None
     if store is not None and stored is None:
         raise typer.BadParameter(f"{store} holds no personal exits.")
     chosen = (stored.client_id,) if stored else choose(partitions, users, seed, metadata.trained_on)

@@ -6,45 +6,50 @@ asks for the same round again, and its clients must start it from the same exits
 have had are there too, as long as the store is: whoever splits them for a round that goes on from these exits has to
 know them.
 
+Exits that are the model's own up to their classifiers are stored as classifiers alone (`exit_files.py`), and are whole
+again once they are loaded: whoever saves or loads says what the model's own exits are.
+
 Only this user can read the files. What they hold is checked against digests: of the exits the one in the file's name,
 of `state.json` its own.
 """
 
-import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
 import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from persephonee.clients.errors import StoreError
+from persephonee.clients.personalisation.exit_files import is_exits_file, read_exits, whole_exits, write_exits
 from persephonee.clients.personalisation.policy import ExitPolicy
 from persephonee.data_partitions.known_parts import KnownParts
-from persephonee.multi_exit.atomic_files import (
-    make_private_folder,
-    remove_leftovers,
-    write_bytes_atomically,
-)
+from persephonee.multi_exit.atomic_files import make_private_folder, remove_leftovers
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
-from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names
+from persephonee.multi_exit.errors import ModelFileError
+from persephonee.multi_exit.exit_weights import (
+    ExitWeights,
+    as_arrays,
+    classifiers_on,
+    heads_fingerprint,
+)
 
-FORMAT = 2
-"""Format 1 knew nothing of the user's class frequencies, and is read too."""
+if TYPE_CHECKING:
+    from persephonee.multi_exit.exit_weights import AnyExitWeights
+
+FORMAT = 3
+"""Format 1 knew nothing of the user's class frequencies, and 2 stored whole heads always; both are read too."""
 STATE_NAME = "state.json"
 LOCK_NAME = ".exits.lock"
 LOCK_S = 10.0
 """How long a save waits for another one; both take well under a second."""
 _NAMES = ("client_id", "run", "backbone_fingerprint", "graphs_fingerprint")
-_SHIFTS = "shifts"
-"""Name of the shifts' tensor, beside those of the exits' weights."""
-_EXITS_NAME = re.compile(r"exits-\d{6,}-([0-9a-f]{8})\.safetensors")
+_ON = "classifiers_on"
+"""In state.json: the fingerprint of what the stored classifiers sit on; without it whole heads are stored."""
 Repeated = tuple[str, int]  # a run and a round of it
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError)
 
@@ -97,12 +102,19 @@ class ExitStore:
         self._seen: bytes | None = None
 
     def load(
-        self, backbone_fingerprint: str, client_id: str | None, repeating: Repeated | None = None, *, graphs: str = ""
+        self,
+        backbone_fingerprint: str,
+        own: "AnyExitWeights",
+        client_id: str | None,
+        repeating: Repeated | None = None,
+        *,
+        graphs: str = "",
     ) -> StoredExits | None:
         """Return what the last round saved, or None before the first one.
 
         Args:
             backbone_fingerprint: of the model in use.
+            own: the exits of this model, as its `exit_state` returns them; stored classifiers are put on them.
             client_id: the user in question; None for whoever's exits these are.
             graphs: fingerprint of the graphs in use; empty on PyTorch, which knows the backbone by its weights.
             repeating: a run and a round that is about to start: what this round saved when it ran before is left out.
@@ -110,7 +122,7 @@ class ExitStore:
         Raises:
             StoreError: the store is damaged, another user's, or belongs to another model.
         """
-        stored = self._read(repeating)
+        stored, sits_on = self._read(repeating)
         if stored is None:
             return None
         if stored.backbone_fingerprint != backbone_fingerprint:
@@ -127,7 +139,12 @@ class ExitStore:
             raise StoreError(
                 f"the exits in {self.folder} are of user {stored.client_id!r}, not {client_id!r}: use another folder."
             )
-        return stored
+        if not sits_on:
+            return stored
+        try:
+            return replace(stored, exit_weights=whole_exits(stored.exit_weights, sits_on, as_arrays(own), self.folder))
+        except ModelFileError as error:
+            raise self._damaged(error) from None
 
     def known_parts(self) -> KnownParts:
         """Return what the user's samples have served for; nothing before the first round.
@@ -142,8 +159,12 @@ class ExitStore:
         except _DAMAGES as error:
             raise self._damaged(error) from None
 
-    def save(self, stored: StoredExits) -> None:
+    def save(self, stored: StoredExits, own: "AnyExitWeights") -> None:
         """Put a round's exits and policy in force, atomically.
+
+        Args:
+            stored: what to store.
+            own: the exits of the model in use, as its `exit_state` returns them.
 
         Raises:
             StoreError: another process is saving, or has saved since this object loaded what the round began with.
@@ -152,21 +173,20 @@ class ExitStore:
         make_private_folder(self.folder)
         with self._locked():
             remove_leftovers(self.folder)
-            self._write(stored)
+            self._write(stored, as_arrays(own))
 
-    def _write(self, stored: StoredExits) -> None:
-        shifts = {} if stored.shifts is None else {_SHIFTS: stored.shifts}
-        tensors = safetensors.numpy.save(as_arrays({**stored.exit_weights, **shifts}))
-        # the digest: another run's round of the same number must not overwrite what state.json still names
-        name = f"exits-{stored.round:06d}-{_digest(tensors)}.safetensors"
+    def _write(self, stored: StoredExits, own: ExitWeights) -> None:
         before = next(iter(self._entries((stored.run, stored.round))), None) if stored.run else None
-        write_bytes_atomically(self.folder / name, tensors, private=True)
+        classifiers = classifiers_on(own, stored.exit_weights)
+        exits = stored.exit_weights if classifiers is None else classifiers
+        name = write_exits(self.folder, stored.round, exits, stored.shifts)
         state = {
             "format": FORMAT,
             **{name: getattr(stored, name) for name in _NAMES},
             "round": stored.round,
             "policy": stored.policy.to_json(),
             "exits": name,
+            _ON: "" if classifiers is None else heads_fingerprint(own),
             "before": before,
             "parts": stored.parts.to_text(),
         }
@@ -174,7 +194,7 @@ class ExitStore:
         self._seen = self._state_bytes()
         kept = {name, before["exits"] if before else name}
         for stale in self.folder.iterdir():
-            if _EXITS_NAME.fullmatch(stale.name) and stale.name not in kept:
+            if is_exits_file(stale.name) and stale.name not in kept:
                 stale.unlink(missing_ok=True)
 
     @contextmanager
@@ -209,8 +229,8 @@ class ExitStore:
                 f"the store in {self.folder} has format {found} and this version reads {FORMAT}: a newer persephonee "
                 "wrote it, install that one again."
             )
-        if found not in (1, FORMAT):
-            raise ValueError(f"format {found!r}, expected 1 or {FORMAT}")
+        if found not in range(1, FORMAT + 1):
+            raise ValueError(f"format {found!r}, expected 1 to {FORMAT}")
         return without_digest(state)
 
     def _entries(self, repeating: Repeated | None) -> list[dict[str, Any]]:
@@ -225,7 +245,8 @@ class ExitStore:
         run, number = repeating
         return [entry for entry in found if entry.get("run", "") != run or entry["round"] < number]
 
-    def _read(self, repeating: Repeated | None) -> StoredExits | None:
+    def _read(self, repeating: Repeated | None) -> tuple[StoredExits | None, str]:
+        """Return what is stored, and the fingerprint of what it sits on where it is classifiers alone."""
         seen: bytes | None = None
         try:
             while True:
@@ -244,55 +265,32 @@ class ExitStore:
         except _DAMAGES as error:
             raise self._damaged(error) from None
 
-    def _read_once(self, repeating: Repeated | None) -> StoredExits | None:
+    def _read_once(self, repeating: Repeated | None) -> tuple[StoredExits | None, str]:
         state = next(iter(self._entries(repeating)), None)
         if state is None:
-            return None
-        found = {"run": "", "graphs_fingerprint": "", **state}
-        names = {key: found[key] for key in _NAMES}
+            return None, ""
+        found = {"run": "", "graphs_fingerprint": "", _ON: "", **state}
+        names = {key: found[key] for key in (*_NAMES, _ON)}
         if not all(isinstance(name, str) for name in names.values()) or type(state["round"]) is not int:
             raise TypeError("a value is of another type")
-        policy, tensors = ExitPolicy.from_json(state["policy"]), self._tensors(Path(state["exits"]).name)
-        shifts = tensors.pop(_SHIFTS, None)
-        if shifts is not None:
-            _check_shifts(shifts, policy, tensors)
-        return StoredExits(
+        sits_on = names.pop(_ON)
+        policy = ExitPolicy.from_json(state["policy"])
+        exits, shifts = read_exits(self.folder, Path(state["exits"]).name, policy)
+        stored = StoredExits(
             **names,
             round=state["round"],
             policy=policy,
-            exit_weights=tensors,
+            exit_weights=exits,
             parts=_parts_of(self._state()),
             shifts=shifts,
         )
-
-    def _tensors(self, name: str) -> ExitWeights:
-        digest, path = _EXITS_NAME.fullmatch(name), self.folder / name
-        if digest is None or (path.exists() and not path.is_file()):
-            raise ValueError(f"{name!r} is no file of exits")
-        data = path.read_bytes()
-        if _digest(data) != digest[1]:
-            raise ValueError(f"{name} has been changed or damaged, its content is not that of the digest in its name")
-        tensors = safetensors.numpy.load(data)
-        odd = next((key for key, array in tensors.items() if not np.isfinite(array).all()), None)
-        if odd is not None:
-            raise ValueError(f"{odd[:80]!r} in {name} holds a number that is not finite")
-        return tensors
+        return stored, sits_on
 
     def _damaged(self, error: Exception) -> StoreError:
         return StoreError(
             f"the store in {self.folder} is damaged ({error}): move it away, and the next round starts from "
             "the global exits."
         )
-
-
-def _digest(tensors: bytes) -> str:
-    return hashlib.sha256(tensors).hexdigest()[:8]
-
-
-def _check_shifts(shifts: NDArray[Any], policy: ExitPolicy, exits: ExitWeights) -> None:
-    expected = (policy.num_exits + 1, len(exits[classifier_names(exits, 0)[1]]))
-    if shifts.dtype != np.float32 or shifts.shape != expected:
-        raise ValueError(f"its class frequencies are {shifts.dtype} {shifts.shape}, expected float32 {expected}")
 
 
 def _parts_of(state: dict[str, Any]) -> KnownParts:

@@ -230,7 +230,8 @@ def personalise(
                 exit_weights=exit_weights,
                 parts=store.known_parts().after(samples.images, split.train, split.calibration, split.test),
                 shifts=shifts_in_force,
-            )
+            ),
+            network.exit_state(),
         )
 
     # 9 report: aggregates over the test samples, whose labels serve nothing else

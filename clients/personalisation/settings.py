@@ -152,6 +152,11 @@ class PersonalisationSettings:
         self._require("unfamiliar_fraction", 0 <= self.unfamiliar_fraction < 1, "a number in [0, 1)")
         self._require("delta", 0 < self.delta < 1, "a number in (0, 1)")
 
+    @property
+    def learns_classifiers_alone(self) -> bool:
+        """Whether a round leaves everything but the exits' classifiers as it is."""
+        return self.schedule == "fast" or not self.weights.is_learning
+
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ClientSettingsError(f"{name}={getattr(self, name)} is out of range: expected {expected}.")

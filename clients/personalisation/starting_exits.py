@@ -121,7 +121,7 @@ def starting_exits(
     own = as_arrays(network.exit_state())
     merged = None if global_exit_weights is None else _fitting(network, own, global_exit_weights)
     stored = store and store.load(
-        backbone_fingerprint(network), client_id, repeating, graphs=network.graphs_fingerprint
+        backbone_fingerprint(network), own, client_id, repeating, graphs=network.graphs_fingerprint
     )
     own_shifts = stored.shifts if stored else None
     if own_shifts is not None and own_shifts.shape != (network.num_exits + 1, network.num_classes):

@@ -49,8 +49,8 @@ class PolicyInForce:
 
     def stored_exits(self) -> StoredExits | None:
         """Return what the store holds for this model and user."""
-        network = self._network
-        return self._exits.load(network.backbone_fingerprint, self._client_id, graphs=network.graphs_fingerprint)
+        network, own = self._network, self._global_exits
+        return self._exits.load(network.backbone_fingerprint, own, self._client_id, graphs=network.graphs_fingerprint)
 
     def load_global_exits(self) -> None:
         """Give the network the exits with which a round begins."""

@@ -117,7 +117,8 @@ class _Task:
         if not self.node.is_simulated:
             return None
         self.network.freeze_backbone()
-        stored = self.store.load(backbone_fingerprint(self.network), self.user, graphs=self.network.graphs_fingerprint)
+        network, own = self.network, self.network.exit_state()
+        stored = self.store.load(backbone_fingerprint(network), own, self.user, graphs=network.graphs_fingerprint)
         exits = [one for one in (self.exits, stored and stored.exit_weights) if one]
         model = str(self.request["model"])
         return kept_features(self.store.folder, self.network, model, self.samples, self.settings.personalisation, exits)

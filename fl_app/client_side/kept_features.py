@@ -21,7 +21,7 @@ from persephonee.clients.personalisation.settings import PersonalisationSettings
 from persephonee.data_partitions.samples import UserSamples
 from persephonee.multi_exit.atomic_files import make_private_folder, write_bytes_atomically
 from persephonee.multi_exit.checked_json import arrays_header, checked_state
-from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifiers_on
 
 if TYPE_CHECKING:
     from persephonee.clients.personalisation.features import Network
@@ -49,10 +49,10 @@ def kept_features(
         exits: those that the round starts from or compares with, besides the network's own.
     """
     # a budget bounds what a small device has in memory, and says itself what is kept
-    if not learns_classifiers_alone(settings) or settings.memory_budget:
+    if not settings.learns_classifiers_alone or settings.memory_budget:
         return None
     own = as_arrays(network.exit_state())
-    if not all(differ_in_classifiers_alone(own, one) for one in exits):
+    if any(classifiers_on(own, one) is None for one in exits):
         return None
     key = f"{model} {samples.images.shape} {hashlib.sha256(samples.images.tobytes()).hexdigest()}"
     found = _read(folder / FEATURES_NAME, key)
@@ -62,20 +62,6 @@ def kept_features(
         with suppress(OSError):
             _write(folder / FEATURES_NAME, key, found)
     return found
-
-
-def learns_classifiers_alone(settings: PersonalisationSettings) -> bool:
-    """Return whether a round leaves everything but the exits' classifiers as it is."""
-    return settings.schedule == "fast" or not settings.weights.is_learning
-
-
-def differ_in_classifiers_alone(own: ExitWeights, other: ExitWeights) -> bool:
-    """Return whether exits have the same weights up to their classifiers, which may be others."""
-    if own.keys() != other.keys():
-        return False
-    exits = {int(name.split(".")[1]) for name in own}
-    classifiers = {name for exit in exits for name in classifier_names(own, exit)}
-    return all(name in classifiers or np.array_equal(own[name], other[name]) for name in own)
 
 
 def _embedded(network: "Network", samples: UserSamples, own: ExitWeights) -> EmbeddingCache:

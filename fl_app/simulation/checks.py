@@ -15,6 +15,7 @@ from persephonee.fl_app.deployment.programs import program
 from persephonee.fl_app.errors import AppError
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.multi_exit.atomic_files import check_writable
+from persephonee.multi_exit.exit_weights import as_arrays, classifiers_on
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.server.results.run_folder import RunFolder, check_room
 from persephonee.server.training.global_model import choose_training_users, untrained_network
@@ -99,9 +100,11 @@ def check_network(settings: AppSettings, network: MultiExitNetwork, run_dir: Pat
 
 
 def _check_disk(stores: Path, network: MultiExitNetwork, settings: AppSettings) -> None:
-    exits = sum(tensor.numel() * tensor.element_size() for tensor in network.exit_state().values())
+    exits = as_arrays(network.exit_state())
+    learned = classifiers_on(exits, exits) if settings.personalisation.learns_classifiers_alone else None
+    size = sum(array.nbytes for array in (learned or exits).values())
     # from the second round on a store keeps the former exits beside the new ones
-    needed = settings.rounds.clients * exits * (1 if settings.rounds.rounds == 1 else 2)
+    needed = settings.rounds.clients * size * (1 if settings.rounds.rounds == 1 else 2)
     place = next(folder for folder in (stores, *stores.absolute().parents) if folder.exists())
     # what a run left there that this one overwrites makes room for it
     held = sum(file.stat().st_size for file in stores.rglob("*") if file.is_file())

@@ -45,7 +45,8 @@ def example_user_of(
     if client_id is None:
         return None
     stores = settings.paths.client_store or settings.run_folder(0) / "clients"
-    stored = ExitStore(store_of(stores, client_id)).load(network.backbone_fingerprint, client_id)
+    store = ExitStore(store_of(stores, client_id))
+    stored = store.load(network.backbone_fingerprint, network.exit_state(), client_id)
     if stored is None:
         return None
     partitions = open_fitting(settings.data, network, metadata, settings.sources)

@@ -155,7 +155,8 @@ def run(
     # what is wrong is said before anything is made in the store
     exit_store = ExitStore(store)
     if not (store / NAME).exists():
-        exit_store.load(network.backbone_fingerprint, settings.client_id, graphs=network.graphs_fingerprint)
+        own = network.exit_state()
+        exit_store.load(network.backbone_fingerprint, own, settings.client_id, graphs=network.graphs_fingerprint)
     if watch is not None and not watch.is_dir():
         raise ClientSettingsError(f"there is no folder {watch} to watch: make it, or name another.")
     database, stop = DeviceDatabase(store), Stop()

@@ -61,7 +61,8 @@ def export(
 
     network, metadata = load_with_torch_or_graphs(model, source_names(sources))
     check_writable(out)
-    stored = ExitStore(store).load(network.backbone_fingerprint, None, graphs=network.graphs_fingerprint)
+    own = network.exit_state()
+    stored = ExitStore(store).load(network.backbone_fingerprint, own, None, graphs=network.graphs_fingerprint)
     if stored is None:
         raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")
     exported = export_onnx(network, stored, out, class_names=metadata.class_names, overwrite=overwrite)

@@ -106,7 +106,7 @@ def test_a_round_on_graphs_reports_what_pytorch_reports(graphs, network, draw_us
 
 def test_exits_move_between_graphs_and_pytorch_and_answer_alike(graphs, network, user, split, tmp_path):
     done = personalise(graphs, user, split, FAST, store=ExitStore(tmp_path))
-    stored = ExitStore(tmp_path).load(network.backbone_fingerprint, user.client_id)
+    stored = ExitStore(tmp_path).load(network.backbone_fingerprint, network.exit_state(), user.client_id)
     for one in (graphs, network):
         one.load_exit_state(stored.exit_weights)
     ours, theirs = (engine_for(one, done.policy, last_shift=stored.last_shift) for one in (graphs, network))
@@ -227,7 +227,7 @@ def test_a_device_exports_without_torch_and_says_which_extra_it_needs(_written_f
     assert done.returncode == 0, done.stderr
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
     network, _ = load_graph_network(_written_for_writers, threads=1)
-    stored = ExitStore(tmp_path / "own").load(network.backbone_fingerprint, None)
+    stored = ExitStore(tmp_path / "own").load(network.backbone_fingerprint, network.exit_state(), None)
     network.load_exit_state(stored.exit_weights)
     expected = engine_for(network, stored.policy, last_shift=stored.last_shift).explore(images)
     np.testing.assert_allclose(OnnxEngine(tmp_path / "onnx").explore(images).logits, expected.logits, atol=1e-4)

@@ -28,7 +28,8 @@ def personalised(network, tmp_path) -> tuple[str, ...]:
             backbone_fingerprint=network.backbone_fingerprint,
             policy=ExitPolicy(threshold=0.55, exits_in_use=(1,), num_exits=2),
             exit_weights={name: tensor * 1.5 for name, tensor in network.exit_state().items()},
-        )
+        ),
+        network.exit_state(),
     )
     return ("--model", str(tmp_path / "model"), "--store", str(tmp_path / "store"), "--sources", SOURCE)
 

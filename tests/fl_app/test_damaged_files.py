@@ -96,12 +96,14 @@ def test_a_damaged_model_that_runs_on_its_graphs(product, pattern, count):
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("pattern", ["state.json", "exits-*"])
 def test_a_damaged_store(product, pattern, count):
-    backbone = load_network(product("model"), (SOURCE,))[0].backbone_fingerprint
+    network, _ = load_network(product("model"), (SOURCE,))
+    backbone, own = network.backbone_fingerprint, network.exit_state()
 
     def read(folder):
-        found = ExitStore(folder).load(backbone, None)
+        found = ExitStore(folder).load(backbone, own, None)
         weights = {name: tensor.tolist() for name, tensor in found.exit_weights.items()}
-        earlier = ExitStore(folder).load(backbone, None, repeating=(found.run, found.round)) if found.run else None
+        repeating = (found.run, found.round)
+        earlier = ExitStore(folder).load(backbone, own, None, repeating) if found.run else None
         return found.policy, found.round, weights, found.parts.to_text(), earlier and earlier.round
 
     counts = attack(product("store"), pattern, read, count)

@@ -161,10 +161,11 @@ def test_mutated_stores(model, data, tmp_path, count):
     words = ("--dataset", "parquet", "--data-path", data, "--user", "u0", "--store", tmp_path / "S", *FEW_EPOCHS)
     assert call("personalise", "--model", model, *words).exit_code == 0
     draw, path = random.Random(5), tmp_path / "S" / "state.json"
-    good, backbone = without_digest(path), load_network(model, (SOURCE,))[0].backbone_fingerprint
+    good, network = without_digest(path), load_network(model, (SOURCE,))[0]
+    backbone, own = network.backbone_fingerprint, network.exit_state()
     for _ in range(count):
         path.write_text(json.dumps(mutated(good, draw)))
-        attempt(lambda: ExitStore(tmp_path / "S").load(backbone, "u0"))
+        attempt(lambda: ExitStore(tmp_path / "S").load(backbone, own, "u0"))
         attempt(lambda: ExitStore(tmp_path / "S").known_parts())
 
 

@@ -60,15 +60,15 @@ def choose_again(
         OSError: the store cannot be written; the policy of the round stays in force.
     """
     begin = time.perf_counter()
+    own = as_arrays(network.exit_state())
     backbone = backbone_fingerprint(network.freeze_backbone())
-    stored = store.load(backbone, samples.client_id, graphs=network.graphs_fingerprint)
+    stored = store.load(backbone, own, samples.client_id, graphs=network.graphs_fingerprint)
     if stored is None or (stored.run, stored.round) != (run, round_number):
         raise StoreError(f"{store.folder} holds no exits of round {round_number} of this run: run the round again.")
     labels = usable_labels(samples, split, settings)
     judged, count = split.judged, len(split.calibration)
     if features is None:
         features, judged = features_of(network, samples.images[judged]), np.arange(len(judged))
-    own = as_arrays(network.exit_state())
     in_force = with_last_shift(features, stored.last_shift)
     last_logits, last_in_force = features.last_exit_logits[judged], in_force.last_exit_logits[judged]
     before = JudgedOutputs.parted(features.exit_logits(own, judged), last_logits, count)
@@ -91,7 +91,7 @@ def choose_again(
         original=before.calibration.predictions[-1],
         familiar=familiar,
     )
-    store.save(replace(stored, policy=choice.policy))
+    store.save(replace(stored, policy=choice.policy), own)
     return report_round(
         samples,
         split,

@@ -117,7 +117,8 @@ def _open_model(
             engine=engine_for(network, policy), class_names=metadata.class_names, name=str(folder), model=loaded
         )
     exit_store = ExitStore(store)
-    stored = exit_store.load(network.backbone_fingerprint, None, graphs=network.graphs_fingerprint)
+    own = network.exit_state()
+    stored = exit_store.load(network.backbone_fingerprint, own, None, graphs=network.graphs_fingerprint)
     if stored is None:
         raise AppError(f"{store} holds no personal exits: run persephonee personalise --store {store} first.")
     network.load_exit_state(stored.exit_weights)

@@ -138,5 +138,5 @@ def test_a_round_counts_its_unfamiliar_images_at_the_last_exit_and_stores_the_ch
     assert (result.outputs.all.confidences[:-1, len(split.calibration) :][:, expected] == 0).all()
     last = result.report.exits_at(Stage.AFTER)[-1]
     assert last.exit_rate >= expected.mean()
-    stored = store.load(toy_network.backbone_fingerprint, user.client_id)
+    stored = store.load(toy_network.backbone_fingerprint, toy_network.exit_state(), user.client_id)
     assert stored is not None and stored.policy == result.policy

@@ -111,7 +111,7 @@ def test_the_next_round_starts_from_the_stored_exits(toy_network, user, split, t
     ]
     weights = [k for k in first.exit_weights if k.endswith("classifier.weight")]
     assert all(np.allclose(first.exit_weights[k], second.exit_weights[k], atol=1e-6) for k in weights)
-    assert store.load(toy_network.backbone_fingerprint, user.client_id).round == 2
+    assert store.load(toy_network.backbone_fingerprint, toy_network.exit_state(), user.client_id).round == 2
 
 
 def test_learning_from_labels_without_labels_is_refused(toy_network, user):

@@ -37,7 +37,7 @@ def test_a_device_answers_stores_and_personalises_on_its_own(toy_network, user, 
     assert counters.explored == sum(answer.explored for answer in predictions)
     assert counters.macs < counters.original_macs == 120 * toy_network.costs.original_macs
     assert life.device.samples.count(TRAIN) + life.device.samples.count(CALIBRATION) == 120
-    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, "f0001_01")
+    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, toy_network.exit_state(), "f0001_01")
     assert stored.round == counters.rounds
     assert life.device.policy == stored.policy
     life.stop()
@@ -204,7 +204,7 @@ def test_a_full_disk_while_a_round_is_written_leaves_the_previous_exits(toy_netw
     def full(*args, **_options):
         raise OSError(28, "No space left on device", "exits")
 
-    monkeypatch.setattr("persephonee.clients.personalisation.exit_store.write_bytes_atomically", full)
+    monkeypatch.setattr("persephonee.clients.personalisation.exit_files.write_bytes_atomically", full)
     before = toy_network.exit_state()
     feed(life, frames_of(user, stop=50))
     given_up = next(event for event in life.events if event.kind == "round given up")
@@ -228,7 +228,7 @@ def test_a_round_that_was_finished_before_a_kill_is_adopted(toy_network, user, t
     assert again.kinds() == ["round adopted", "started"]
     state = again.device.orchestrator.state
     assert (state.round, state.phase, state.seq_at_round) == (1, Phase.INFERENCE, last)
-    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, "f0001_01")
+    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, toy_network.exit_state(), "f0001_01")
     assert again.device.policy == stored.policy
     assert again.device.orchestrator.validation.round == 1
     counters = read_status(tmp_path).counters
@@ -325,7 +325,7 @@ def test_the_class_frequencies_are_dropped_as_soon_as_drift_fires(toy_network, u
     before = toy_network.exit_state()
     life = start(toy_network, tmp_path, settings)
     feed(life, frames_of(own))
-    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, "f0001_01")
+    stored = ExitStore(tmp_path).load(toy_network.backbone_fingerprint, toy_network.exit_state(), "f0001_01")
     assert stored.shifts[-1].any()
     bias = "heads.0.classifier.bias"
     assert np.array_equal(toy_network.exit_state()[bias], stored.exit_weights[bias])

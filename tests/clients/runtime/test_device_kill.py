@@ -82,7 +82,7 @@ def model(tmp_path) -> Path:
 
 def in_force(network: MultiExitNetwork, store: Path) -> str:
     """Return a digest of the exits and the policy that the exit store holds, "" for the global ones."""
-    stored = ExitStore(store).load(network.backbone_fingerprint, LIVED.client_id)
+    stored = ExitStore(store).load(network.backbone_fingerprint, network.exit_state(), LIVED.client_id)
     if stored is None:
         return ""
     digest = hashlib.sha256(f"{stored.round} {stored.policy}".encode())
@@ -98,7 +98,7 @@ def check_the_next_start(network: MultiExitNetwork, store: Path, acknowledged: s
     assert life.database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert acknowledged <= set(life.device.samples.keys())
     assert in_force(network, store) == now
-    stored = ExitStore(store).load(network.backbone_fingerprint, LIVED.client_id)
+    stored = ExitStore(store).load(network.backbone_fingerprint, network.exit_state(), LIVED.client_id)
     state = life.device.orchestrator.state
     assert (state.round, state.phase.value) == (stored.round if stored else 0, "inference")
     if stored is not None:

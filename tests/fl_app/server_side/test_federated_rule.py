@@ -44,9 +44,10 @@ def test_each_client_sends_its_curve_gets_the_pool_and_reports_the_policy_that_i
     assert len({str(dict(message.content["pool"])) for message in asked}) == 1
     # the policy that the report speaks of is the one in force on the device
     exits = table(folder, "exits")
-    backbone = load_network(settings.paths.model, settings.sources)[0].backbone_fingerprint
+    network, _ = load_network(settings.paths.model, settings.sources)
     for client_id in clients.client_id:
-        stored = ExitStore(folder / "clients" / client_id).load(backbone, client_id)
+        store = ExitStore(folder / "clients" / client_id)
+        stored = store.load(network.backbone_fingerprint, network.exit_state(), client_id)
         row = clients[clients.client_id == client_id].iloc[0]
         after = exits[(exits.client_id == client_id) & (exits.stage == "after") & exits.kept]
         assert stored.policy.threshold == row.threshold

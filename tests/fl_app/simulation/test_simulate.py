@@ -154,14 +154,15 @@ def test_bad_input_is_refused_before_flower_starts(small_run, tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("rounds", "exits_of_each"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize(("schedule", "rounds", "exits_of_each"), [("paper", 1, 1), ("paper", 3, 2), ("fast", 3, 2)])
 def test_a_disk_that_the_users_exits_would_fill_is_refused_before_flower_starts(
-    small_run, monkeypatch, rounds, exits_of_each
+    small_run, monkeypatch, schedule, rounds, exits_of_each
 ):
-    settings = AppSettings.from_run_config({**small_run.to_run_config(), "rounds": rounds})
+    settings = AppSettings.from_run_config({**small_run.to_run_config(), "rounds": rounds, "schedule": schedule})
     network, _ = load_network(settings.model_folder(0))
     # pooled heads hold floats alone
-    needed = 2 * exits_of_each * 4 * sum(parameter.numel() for parameter in network.heads.parameters())
+    stored = network.heads if schedule == "paper" else torch.nn.ModuleList(head.classifier for head in network.heads)
+    needed = 2 * exits_of_each * 4 * sum(parameter.numel() for parameter in stored.parameters())
 
     def run_with(free: int) -> Path:
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
