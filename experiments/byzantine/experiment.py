@@ -45,6 +45,7 @@ from persephonee.experiments.byzantine.hostile_round import (
 )
 from persephonee.experiments.results_page.page_marks import check_marks, put_between
 from persephonee.fl_app.server_side.aggregation import Merger, allow_messages_outside_a_run
+from persephonee.fl_app.server_side.client_bounds import array_norms
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire.exit_arrays import ExitLayout
 from persephonee.fl_app.wire.model_fit import open_fitting
@@ -67,7 +68,7 @@ def measure(network: MultiExitNetwork, round: Round, judge: Judge, hostile: Sequ
         for strategy, settings in strategies(count).items():
             if len(clients) < settings.needed:
                 continue
-            merged, _ = Merger(settings, PrivacySettings(), start).merge(1, start, clients, "")
+            merged, _ = Merger(settings, PrivacySettings(), array_norms(start)).merge(1, start, clients, "")
             rows.append({"strategy": strategy, "hostile": count, "attack": attack, "accuracy": judge.accuracy(merged)})
     return pd.DataFrame(rows)
 
@@ -91,7 +92,7 @@ def several_rounds(
     """
     layout, first = ExitLayout.of(network, "float32"), network.exit_state()
     start = current = layout.arrays(first)
-    merger, accuracies = Merger(settings, PrivacySettings(), start), []
+    merger, accuracies = Merger(settings, PrivacySettings(), array_norms(start)), []
     features = features or [compute_features(network, samples.images) for samples, _ in users]
     try:
         for number in range(1, rounds + 1):

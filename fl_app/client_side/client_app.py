@@ -168,7 +168,11 @@ def _task(
 
             torch.set_num_threads(1)
         network.to(node.compute.torch_device())
-    layout = ExitLayout.of(network, settings.sharing.share_dtype)
+    layout = ExitLayout.of(
+        network,
+        settings.sharing.share_dtype,
+        classifiers_alone=settings.personalisation.learns_classifiers_alone,
+    )
     exits = received_exits(content, network, layout, settings.sharing, node.takes_exits)
     seed, division = settings.seed, settings.split
     if not node.is_simulated:

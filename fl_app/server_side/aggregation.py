@@ -62,16 +62,20 @@ class Merger:
     Args:
         settings: the strategy by name, how many clients it needs, and what one of them may do at most.
         privacy: whether the server adds noise.
-        start: the exits that the run began with, which the largest change of a client follows from.
+        norms: for each array the L2 norm that limits a client's change of it, of the exits that the run began with.
         allowed: the modules from which a strategy of one's own may come.
     """
 
     def __init__(
-        self, settings: SharingSettings, privacy: PrivacySettings, start: ExitArrays, allowed: tuple[str, ...] = ()
+        self,
+        settings: SharingSettings,
+        privacy: PrivacySettings,
+        norms: Mapping[str, float],
+        allowed: tuple[str, ...] = (),
     ) -> None:
         self._settings = settings
         self._privacy = privacy
-        self._norms = {name: float(np.linalg.norm(array.astype(np.float64))) for name, array in start.items()}
+        self._norms = norms
         self._strategies: dict[str, Any] = {}
         self._allowed = allowed
 

@@ -17,6 +17,11 @@ FEWEST_FOR_MEDIAN = 3
 """With two senders a median norm is one of theirs, and either of them could hold the other back."""
 
 
+def array_norms(arrays: ExitArrays) -> dict[str, float]:
+    """Return the L2 norm of each array."""
+    return {name: float(np.linalg.norm(array.astype(np.float64))) for name, array in arrays.items()}
+
+
 def bounded_changes(
     sent: Sequence[ExitArrays], current: ExitArrays, norms: Mapping[str, float], fraction: float
 ) -> list[ExitArrays]:
@@ -25,7 +30,7 @@ def bounded_changes(
     Args:
         sent: the same arrays of each client.
         current: the exits that the round began with.
-        norms: L2 norm of each array of the exits that the run began with.
+        norms: for each array the L2 norm that limits its change, of the exits that the run began with.
         fraction: of this norm that a change may have; the median norm of the round's changes is a second limit where
             there are three clients or more. 0 bounds nothing.
     """

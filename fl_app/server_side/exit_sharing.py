@@ -8,11 +8,12 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from persephonee.clients.personalisation.reports import PersonalisationReport
-from persephonee.fl_app.errors import WireError
+from persephonee.fl_app.errors import AppError, WireError
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger
+from persephonee.fl_app.server_side.client_bounds import array_norms
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire import records as wire
-from persephonee.fl_app.wire.exit_arrays import ExitLayout, exit_of
+from persephonee.fl_app.wire.exit_arrays import CLASSIFIER, PARAMETERS, ExitLayout, exit_of
 from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays
 from persephonee.multi_exit.network import MultiExitNetwork
 
@@ -28,6 +29,7 @@ class ExitSharing:
         privacy: what noise covers it.
         secret: that the server's noise follows from.
         allowed: the modules from which a strategy of one's own may come.
+        classifiers_alone: whether the clients change nothing of an exit but its classifier; nothing else travels then.
     """
 
     def __init__(
@@ -37,13 +39,19 @@ class ExitSharing:
         privacy: PrivacySettings,
         secret: str,
         allowed: tuple[str, ...] = (),
+        *,
+        classifiers_alone: bool = False,
     ) -> None:
         self._base = as_arrays(network.exit_state())
-        self._layout = ExitLayout.of(network, settings.share_dtype)
+        self._layout = ExitLayout.of(network, settings.share_dtype, classifiers_alone=classifiers_alone)
         self._privacy = privacy
         self._secret = secret
         self._exits = self._layout.arrays(self._base)
-        self._merger = Merger(settings, privacy, self._exits, allowed)
+        # what bounds a client is the whole exit, whatever part of it travels
+        norms = array_norms(ExitLayout.of(network, settings.share_dtype).arrays(self._base))
+        self._merger = Merger(
+            settings, privacy, {n: norms[n.replace(CLASSIFIER, PARAMETERS)] for n in self._exits}, allowed
+        )
         self._record: ArrayRecord | None = None
         self.contributors: tuple[str, ...] = ()
         """Clients whose exits were ever merged, sorted."""
@@ -113,7 +121,17 @@ class ExitSharing:
         return arrays, {"contributors": self.contributors, "releases": self.releases}
 
     def load_state(self, arrays: Mapping[str, NDArray[np.float32]], info: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `state` returned.
+
+        Raises:
+            AppError: a former version merged whole exits where their classifiers alone are merged now.
+        """
+        missing = [name for name in self._exits if f"exits/{name}" not in arrays]
+        if missing:
+            raise AppError(
+                f"the run's checkpoint holds other parts of the exits than {missing[0]}, as a former version merged "
+                "them: go on with that version, or begin another run."
+            )
         self._exits = {name: arrays[f"exits/{name}"] for name in self._exits}
         moments = {k.removeprefix("moments/"): v for k, v in arrays.items() if k.startswith("moments/")}
         self._merger.load_state(moments)

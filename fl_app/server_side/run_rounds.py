@@ -69,7 +69,12 @@ class Rounds:
         self._sharing: ExitSharing | None = None
         if settings.sharing.share_exits:
             self._sharing = ExitSharing(
-                model.network, settings.sharing, settings.privacy, self._begun.secret, settings.sources
+                model.network,
+                settings.sharing,
+                settings.privacy,
+                self._begun.secret,
+                settings.sources,
+                classifiers_alone=settings.personalisation.learns_classifiers_alone,
             )
             if self._begun.info:
                 self._sharing.load_state(self._begun.arrays, self._begun.info)

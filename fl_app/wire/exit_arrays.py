@@ -1,9 +1,12 @@
 """Exits on the wire: which arrays may travel, and how tensors become arrays and arrays tensors.
 
-An exit is one or two flat arrays, so that a message holds few objects and a check is exact:
+An exit is one or two flat arrays, so that a message holds few objects and a check is exact. Their names say what part
+of the exit they are, and a run's settings say which part travels:
 
-    <exit>.parameters    all weights of the head, float, in the order of its state_dict
-    <exit>.statistics    BatchNorm's running means and variances, where the head has any
+    <exit>.classifier    the weight and the bias of the last layer, where the clients change nothing else: with
+                         schedule=fast or scheme=prior
+    <exit>.parameters    elsewhere: all weights of the head, float, in the order of its state_dict
+    <exit>.statistics    and BatchNorm's running means and variances, where the head has any
 
 The statistics travel because they are part of what the exit computes: merged weights with somebody else's statistics
 answer at random. They are means over one user's activations, and are covered by the same permission, clipping and
@@ -11,7 +14,7 @@ noise. Integer buffers (num_batches_tracked) do not travel: nothing computes wit
 integer.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 from persephonee.fl_app.errors import WireError
 from persephonee.fl_app.wire.foreign_bytes import read_array, refusing
 from persephonee.fl_app.wire.limits import MAX_VALUE
-from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, weights_of_exit
+from persephonee.multi_exit.exit_weights import ExitWeights, as_arrays, classifier_names, weights_of_exit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from persephonee.multi_exit.graphs.network import GraphNetwork
     from persephonee.multi_exit.network import MultiExitNetwork
 
-PARAMETERS, STATISTICS = "parameters", "statistics"
+CLASSIFIER, PARAMETERS, STATISTICS = "classifier", "parameters", "statistics"
 _STATISTICS = (".running_mean", ".running_var")
 ExitArrays = dict[str, NDArray[np.float32]]
 
@@ -44,26 +47,28 @@ class ExitLayout:
         tensors: for each array its tensors, by the names of `MultiExitNetwork.exit_state`, and their shapes.
         variances: the tensors that may not be negative.
         dtype: in which they travel, float32 or float16.
+        classifiers_alone: whether whole exits travel, or their classifiers.
     """
 
     tensors: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
     variances: frozenset[str]
     dtype: str
+    classifiers_alone: bool = False
 
     @classmethod
-    def of(cls, network: "MultiExitNetwork | GraphNetwork", dtype: str) -> "ExitLayout":
-        """Return the layout of a network's exits."""
+    def of(
+        cls, network: "MultiExitNetwork | GraphNetwork", dtype: str, *, classifiers_alone: bool = False
+    ) -> "ExitLayout":
+        """Return the layout of a network's exits, or of their classifiers."""
         tensors: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {}
         weights = as_arrays(network.exit_state())
         for number in range(network.num_exits):
-            parts: dict[str, list[tuple[str, tuple[int, ...]]]] = {PARAMETERS: [], STATISTICS: []}
-            for name, array in weights_of_exit(weights, number).items():
-                if array.dtype.kind == "f":
-                    part = STATISTICS if name.endswith(_STATISTICS) else PARAMETERS
-                    parts[part].append((name, array.shape))
-            tensors.update({f"{number}.{part}": tuple(found) for part, found in parts.items() if found})
+            parts = _classifier(weights, number) if classifiers_alone else _whole_exit(weights, number)
+            for part, names in parts.items():
+                if names:
+                    tensors[f"{number}.{part}"] = tuple((name, weights[name].shape) for name in names)
         variances = frozenset(name for name in weights if name.endswith(".running_var"))
-        return cls(tensors=tensors, variances=variances, dtype=dtype)
+        return cls(tensors=tensors, variances=variances, dtype=dtype, classifiers_alone=classifiers_alone)
 
     def size(self, name: str) -> int:
         """Return the number of values in an array."""
@@ -120,7 +125,8 @@ class ExitLayout:
             raise WireError(f"exits: expected an ArrayRecord, got {type(record).__name__}.")
         unknown = sorted(set(record) - self.tensors.keys())
         if unknown:
-            raise WireError(f"exits/{unknown[0][:40]} may not travel.")
+            whole = "classifiers alone do" if self.classifiers_alone else "whole exits do, and classifiers alone"
+            raise WireError(f"exits/{unknown[0][:40]} may not travel: {whole} with schedule=fast or scheme=prior.")
         missing = sorted(set(self.names({exit_of(name) for name in record})) - set(record))
         if missing or not record:
             raise WireError(f"exits: {missing[0] if missing else 'an exit'} is missing.")
@@ -134,6 +140,18 @@ class ExitLayout:
             raise WireError(f"exits/{name}: a value is not finite.")
         _check_size(name, whole)
         return whole
+
+
+def _classifier(weights: ExitWeights, exit: int) -> dict[str, Sequence[str]]:
+    return {CLASSIFIER: classifier_names(weights, exit)}
+
+
+def _whole_exit(weights: ExitWeights, exit: int) -> dict[str, Sequence[str]]:
+    names = [name for name, array in weights_of_exit(weights, exit).items() if array.dtype.kind == "f"]
+    return {
+        PARAMETERS: [name for name in names if not name.endswith(_STATISTICS)],
+        STATISTICS: [name for name in names if name.endswith(_STATISTICS)],
+    }
 
 
 def _check_size(name: str, values: NDArray[np.float32]) -> None:

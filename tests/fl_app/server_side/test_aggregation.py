@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.server_side import aggregation
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger
+from persephonee.fl_app.server_side.client_bounds import array_norms
 from persephonee.fl_app.server_side.own_strategy import own_strategy
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 
@@ -17,7 +18,9 @@ CURRENT = {name: array.astype(np.float32) for name, array in CURRENT.items()}
 def merger(strategy, **more):
     """Without bounds on what a client may do, unless they are asked for: the strategy's own arithmetic."""
     settings = {"clip_fraction": 0.0, "weight_cap": 0.0, **more}
-    return Merger(SharingSettings(share_exits=True, strategy=strategy, **settings), PrivacySettings(), CURRENT)
+    return Merger(
+        SharingSettings(share_exits=True, strategy=strategy, **settings), PrivacySettings(), array_norms(CURRENT)
+    )
 
 
 def shares(*parameters, examples=None):
@@ -213,7 +216,7 @@ def own_merger(function):
     settings = SharingSettings(
         share_exits=True, strategy=f"{__name__}:{function}", clip_fraction=0.0, weight_cap=0.0
     )  # fmt: skip
-    return Merger(settings, PrivacySettings(), CURRENT, (__name__,))
+    return Merger(settings, PrivacySettings(), array_norms(CURRENT), (__name__,))
 
 
 def test_a_strategy_of_ones_own_merges_each_exit():

@@ -5,6 +5,7 @@ import pytest
 
 from persephonee.fl_app.errors import RunConfigError
 from persephonee.fl_app.server_side.aggregation import Contribution, Merger
+from persephonee.fl_app.server_side.client_bounds import array_norms
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.settings.sharing_settings import PrivacySettings, SharingSettings
 from persephonee.fl_app.wire.differential_privacy import clipped, epsilon_after, secret_noise, with_noise
@@ -38,7 +39,7 @@ def test_the_server_adds_noise_of_z_c_over_n_to_an_average_with_equal_weights():
         )
         for i in range(clients)
     ]
-    merger = Merger(SharingSettings(share_exits=True), privacy, current)
+    merger = Merger(SharingSettings(share_exits=True), privacy, array_norms(current))
     merged, counts = merger.merge(1, current, shared, "secret")
     # every client's change is far above the norm: each contributes 2 / sqrt(size) to every value, whatever its examples
     noise = merged["0.parameters"] - 2.0 / math.sqrt(size)
@@ -54,7 +55,7 @@ def test_the_server_adds_noise_of_z_c_over_n_to_an_average_with_equal_weights():
 def test_a_client_that_sends_the_global_exits_back_counts_with_a_change_of_nothing():
     """Left out of the average, it would make n, and with it the noise, follow from a client's data."""
     privacy = PrivacySettings(dp_noise_multiplier=1e-6)
-    merger = Merger(SharingSettings(share_exits=True), privacy, START)
+    merger = Merger(SharingSettings(share_exits=True), privacy, array_norms(START))
     moved = {name: array + 0.1 for name, array in START.items()}
     sent = [START, START, START, moved]
     merged, counts = merger.merge(
@@ -89,7 +90,7 @@ def test_the_accountant_takes_the_noise_over_the_sensitivity_that_is_measured_at
     def released(first, secret="secret"):
         changes = [np.full(size, value, dtype=np.float32) for value in (first, *[1.0] * (clients - 1))]
         shared = [Contribution(client_id=f"u{i}", exits={"0.parameters": c}, examples=1) for i, c in enumerate(changes)]
-        merger = Merger(SharingSettings(share_exits=True), privacy, current)
+        merger = Merger(SharingSettings(share_exits=True), privacy, array_norms(current))
         return merger.merge(1, current, shared, secret)[0]["0.parameters"].astype(float)
 
     sensitivity = np.linalg.norm(released(100.0) - released(-100.0))
