@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from persephonee.clients.personalisation.calibration import CalibrationSet, LeavingCosts, calibrate
 from persephonee.clients.personalisation.familiar_images import FamiliarImages
 from persephonee.clients.personalisation.policy import ExitPolicy
-from persephonee.clients.personalisation.pruning import prune
+from persephonee.clients.personalisation.risk.pruning import prune
 from persephonee.clients.personalisation.risk.risk_curves import (
     RiskCurve,
     candidate_losses,

@@ -15,7 +15,7 @@ from persephonee.clients.personalisation.calibration import CalibrationSet, Leav
 from persephonee.clients.personalisation.familiar_images import FamiliarImages
 from persephonee.clients.personalisation.labels import reference_classes
 from persephonee.clients.personalisation.policy import ExitPolicy
-from persephonee.clients.personalisation.pruning import prune
+from persephonee.clients.personalisation.risk.pruning import prune
 from persephonee.clients.personalisation.risk.risk_control import choose_candidate
 from persephonee.clients.personalisation.risk.risk_curves import (
     FEWEST_SAMPLES,

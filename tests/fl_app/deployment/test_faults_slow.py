@@ -135,7 +135,7 @@ def test_a_device_that_cannot_write_keeps_what_it_had_and_is_named(federation, f
 
 def test_a_device_with_other_code_is_refused_by_name(federation, first, record_property):
     app = installed(federation, BAD)
-    altered = Altered(app, "clients/personalisation/pruning.py", '"""', '"""An older version. ', pretends=False)
+    altered = Altered(app, "clients/personalisation/risk/pruning.py", '"""', '"""An older version. ', pretends=False)
     before = federation.stored(BAD)
     with altered:
         run = finished(federation.run("other-code", round_deadline=DEADLINE))

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 
 from persephonee.clients.personalisation.calibration import CalibrationSet, calibrate, choose_threshold, sweep
-from persephonee.clients.personalisation.pruning import prune
+from persephonee.clients.personalisation.risk.pruning import prune
 from persephonee.clients.personalisation.settings import PersonalisationSettings
 
 HEAD, STAGE = 4, 10
