@@ -204,6 +204,10 @@ class _SlicedPool(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the pooled maps [B, C, size] of maps [B, C, H, W]."""
+        if self.size == (1, 1):
+            # PyTorch's own mean keeps the order of bytes that a permuted map has, as in ConvNeXt: for a free batch
+            # size that would be a Range over the images, and a Gather
+            return features.amax((-1, -2), keepdim=True) if self.is_maximum else features.mean((-1, -2), keepdim=True)
         for dim, size in ((2, self.size[0]), (3, self.size[1])):
             side = features.shape[dim]
             # PyTorch's own windows: from floor(i H / size) to ceil((i + 1) H / size)
@@ -214,11 +218,9 @@ class _SlicedPool(nn.Module):
 
 
 def with_exportable_pooling(module: nn.Module) -> nn.Module:
-    """Return a copy without the pooling that ONNX does not know."""
+    """Return a copy without the pooling that ONNX does not know, or that depends on the order of bytes."""
     module = copy.deepcopy(module)
     for path, child in list(module.named_modules()):
-        is_maximum = isinstance(child, nn.AdaptiveMaxPool2d)
-        is_mean = isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1))
-        if path and (is_maximum or is_mean):
-            module.set_submodule(path, _SlicedPool(cast(nn.AdaptiveMaxPool2d, child)))
+        if path and isinstance(child, nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d):
+            module.set_submodule(path, _SlicedPool(child))
     return module

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 import torch
 from onnx import TensorProto, helper
+from torch import nn
 
 from persephonee.multi_exit.checked_json import write_with_digest
 from persephonee.multi_exit.errors import ModelFileError, SettingsError
@@ -19,7 +20,7 @@ from persephonee.multi_exit.graphs.checking import check_graph
 from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs, graph_file
 from persephonee.multi_exit.graphs.network import load_graph_network
 from persephonee.multi_exit.graphs.sessions import open_session, require_providers
-from persephonee.multi_exit.graphs.writing import GraphError, write_graphs
+from persephonee.multi_exit.graphs.writing import GraphError, to_onnx, write_graphs
 from persephonee.multi_exit.settings import RuntimeSettings
 from persephonee.multi_exit.storage import ModelMetadata, fingerprint_of, read_description, read_spec, save_network
 from tests.multi_exit.conftest import make_tiny_network
@@ -89,6 +90,28 @@ def test_an_operator_without_a_counterpart_is_a_sentence_and_leaves_the_model_as
         write_graphs(network, tmp_path)
     one_sentence(caught)
     assert (tmp_path / "network.json").read_bytes() == before
+
+
+class _Permuted(nn.Module):
+    """What ends a ConvNeXt: maps whose channels come last in memory, and the mean over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.pool, self.classifier = nn.LayerNorm(6), nn.AdaptiveAvgPool2d(1), nn.Linear(6, 3)
+
+    def forward(self, maps):
+        maps = self.norm(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.classifier(self.pool(maps).flatten(1))
+
+
+def test_the_mean_over_permuted_maps_is_one_operator_for_any_batch():
+    network, maps = _Permuted().eval(), torch.randn(5, 6, 4, 4)
+    data = to_onnx(network, maps[:2], ("logits",))
+    check_graph(data)
+    operators = {node.op_type for node in onnx.load_model_from_string(data).graph.node}
+    assert "ReduceMean" in operators and not operators & {"Range", "Gather"}
+    (found,) = open_session(data, threads=1).run(None, {INPUT: maps.numpy()})
+    np.testing.assert_allclose(found, network(maps).detach().numpy(), atol=1e-5)
 
 
 def graph_of(*nodes, initializers=(), functions=(), domain="") -> onnx.ModelProto:
