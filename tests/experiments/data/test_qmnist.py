@@ -111,14 +111,15 @@ def test_labels_that_do_not_fit_the_images_are_refused():
             list(qmnist.rows_of(images, labels, every_writer=True))
 
 
-def test_publishers_files_made_of_our_copy_give_our_copy_again(tmp_path):
+@pytest.mark.parametrize("step", [120, pytest.param(1, marks=pytest.mark.slow)], ids=["some rows", "every row"])
+def test_publishers_files_made_of_our_copy_give_our_copy_again(tmp_path, step):
     ours = pq.read_table(real_data("qmnist-by-writer/train.parquet"))
-    rows = np.r_[0:300, TRAIN_DIGITS : TRAIN_DIGITS + 200]
-    part = ours.take(rows)
+    rows = np.arange(0, len(ours), step)
+    part, train = ours.take(rows), int((rows < TRAIN_DIGITS).sum())
     ids = [writer.removeprefix("hsf").split("_w") for writer in part["writer_id"].to_pylist()]
     labels = labels_of(part["character"].to_pylist(), *np.array(ids, dtype=np.int64).T)
     images = np.stack([255 - pixels for pixels in images_in(part)])
-    published = publish(tmp_path / "files", (images[:300], labels[:300]), (images[300:], labels[300:]))
+    published = publish(tmp_path / "files", (images[:train], labels[:train]), (images[train:], labels[train:]))
     qmnist.main(files=published, out=tmp_path / "out", any_files=True)
     again = pq.read_table(tmp_path / "out" / "train.parquet")
     assert again.schema.equals(ours.schema)
