@@ -170,11 +170,9 @@ def _print_gaps(console: Console, lives: dict[str, list[LifeRecord]], originals:
     """Print when each orchestrated device noticed the shift, and how far below the last exit it was afterwards."""
     for record, original in zip(lives[STRATEGIES[-1]], originals, strict=True):
         delay, gap = gap_once_noticed(record, original)
-        console.print(
-            f"{record.stream.name}: noticed after {delay} samples; from then on at most {100 * gap:.1f} points below "
-            f"the last exit over {WINDOW} samples.",
-            soft_wrap=True,
-        )
+        said = f"noticed after {delay} samples; from then on at most {100 * gap:.1f} points below the last exit over"
+        said = "did not notice the shift" if delay is None else f"{said} {WINDOW} samples"
+        console.print(f"{record.stream.name}: {said}.", soft_wrap=True)
 
 
 def _parts(values: Sequence[NDArray[Any]], records: Sequence[LifeRecord]) -> list[float]:
