@@ -58,12 +58,14 @@ def _found_or_pretrained(settings: AppSettings, folder: Path, progress: Pretrain
     if (folder / MODEL_NAME).exists():
         log.info("No model was named: taking the one that the same settings pretrained earlier, %s", folder)
         return folder
+    from persephonee.fl_app.server_side.held_out_pools import calibrate_model, check_held_out_users
+
     log.info("No model was named: pretraining one in %s", folder)
     partitions = open_partitions(settings.data, for_pretraining=True, allowed=settings.sources)
     device = settings.compute.torch_device()
+    check_held_out_users(settings.pretraining, partitions)
     make_global_model(settings.pretraining, partitions, folder, resume=True, progress=progress, device=device)
     if count := settings.pretraining.users.calibration_users:
-        from persephonee.fl_app.server_side.held_out_pools import calibrate_model
         from persephonee.server.training.remaining_time import RemainingTime
 
         log.info("Measuring what policies lose on up to %d users who trained nothing", count)

@@ -27,13 +27,15 @@ from persephonee.clients.personalisation.risk.risk_curves import (
 from persephonee.clients.personalisation.risk.risk_pools import BEFORE, pool_name
 from persephonee.clients.personalisation.settings import PersonalisationSettings, Schedule, loss_weights
 from persephonee.data_partitions.samples import Partitions
+from persephonee.data_partitions.synthetic.synthetic_writers import SyntheticWriters
 from persephonee.data_partitions.user_splits import choose_users
 from persephonee.fl_app.server_side.prior_trials import least_gain_of, prior_trials
 from persephonee.fl_app.server_side.user_groups import user_groups
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.storage import ModelMetadata, load_network, save_network
 from persephonee.server.training.exit_calibration_fit import fit_calibration
-from persephonee.server.training.global_model_settings import UserFractions
+from persephonee.server.training.global_model import choose_training_users, is_global_pool
+from persephonee.server.training.global_model_settings import GlobalModelSettings, UserFractions
 from persephonee.server.training.training_samples import gather_samples
 
 log = logging.getLogger("persephonee.calibrate")
@@ -123,6 +125,30 @@ def held_out_users(
     more = min(count - len(before), len(unseen) - kept_back)
     others = choose_users(unseen, more, seed) if more > 0 else ()
     return (*before, *others), others
+
+
+def check_held_out_users(
+    settings: GlobalModelSettings, partitions: Partitions, told: Told = lambda done, of: None
+) -> None:
+    """Read, before a pretraining, the users on whom its model will be calibrated: what is broken is not found after it.
+
+    Raises:
+        DataError: a user's samples cannot be read.
+        PretrainingError: there are too few users.
+    """
+    users, seed = settings.users, settings.training.seed
+    if not users.calibration_users or isinstance(partitions, SyntheticWriters):
+        return
+    if users.personal_users is None and is_global_pool(partitions):
+        users = replace(users, personal_users=0)
+    train, validation = choose_training_users(partitions.client_ids, users, seed)
+    foreseen = {"validated_on": validation, "personal_users": users.personal_users}
+    metadata = ModelMetadata(trained_on=(*train, *validation), settings=foreseen)
+    # those who validate are read by the training
+    _, others = held_out_users(metadata, partitions, users.calibration_users, seed)
+    for count, name in enumerate(others, start=1):
+        partitions.load_partition(partitions.client_ids.index(name))
+        told(count, len(others))
 
 
 def make_pools(

@@ -61,12 +61,15 @@ def meta_learn_and_show(
     from persephonee.commands.models.exits_table import exits_table
     from persephonee.fl_app.wire.model_fit import open_fitting
     from persephonee.multi_exit.storage import SavedModel
+    from persephonee.server.training.global_model import check_folder
     from persephonee.server.training.global_model_settings import UserFractions
     from persephonee.server.training.meta_model import make_meta_learned_model
     from persephonee.server.training.pretraining_progress import shown_progress
 
     if "meta" not in given_options(context):
         raise typer.BadParameter("--from takes a model whose exits are to be meta-learned; add --meta reptile.")
+    if out.resolve() != start.resolve():
+        check_folder(out, overwrite=overwrite)
     saved = SavedModel.read(start, source_names(sources))
     partitions = open_fitting(data, saved, saved.metadata, source_names(sources), for_pretraining=True)
     with shown_progress() as progress:

@@ -131,8 +131,10 @@ def make_and_show(
     from persephonee.commands.calibrate import calibrate_and_show
     from persephonee.commands.models.exits_table import exits_table
     from persephonee.data_partitions.opening import open_partitions
+    from persephonee.fl_app.server_side.held_out_pools import check_held_out_users
     from persephonee.server.training.global_model import check_folder, make_global_model
     from persephonee.server.training.pretraining_progress import shown_progress
+    from persephonee.server.training.remaining_time import shown_work
 
     device = compute.torch_device()
     check_folder(out, resume, overwrite)
@@ -144,6 +146,8 @@ def make_and_show(
         **{"backbone": settings.backbone, "num_exits": settings.num_exits, "dataset": data.dataset},
         **asdict(settings.training),
     }
+    with shown_work(log, "reading held-out users") as told:
+        check_held_out_users(settings, partitions, told)
     with shown_progress() as shown, tracked_progress(track, out, shown, described) as progress:
         network, result = make_global_model(
             settings, partitions, out, resume=resume, overwrite=overwrite, progress=progress, device=device

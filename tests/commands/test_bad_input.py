@@ -10,8 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from persephonee.data_partitions.errors import BrokenDataError
+from persephonee.data_partitions.sources.parquet_users import ParquetUsers
 from persephonee.multi_exit.storage import load_network
 from persephonee.server.report import report_page
+from persephonee.server.training import global_model
+from persephonee.server.training.global_model_settings import UserFractions
 from tests.commands.command_line import NETWORK, call, refused
 from tests.tiny_cnn import SOURCE
 
@@ -162,19 +166,33 @@ def read_only(monkeypatch):
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
 
 
-def test_a_place_that_cannot_be_written_is_named_before_anything_long(
-    tmp_path, monkeypatch, read_only, with_model, newcomer, data_text, pretrained
-):
-    for place in ("data_partitions.opening.open_partitions", "clients.personalisation.features.compute_features"):
-        module, name = place.rsplit(".", 1)
-        monkeypatch.setattr(sys.modules[f"persephonee.{module}"], name, lambda *rest, **more: pytest.fail("it began"))
+def test_a_place_that_cannot_be_written_is_named_before_anything_long(tmp_path, read_only, pretrained):
+    # nor is the data opened, which is not there
+    data = ("--dataset", "parquet", "--data-path", "nowhere.parquet")
     out = tmp_path / "new"
     words = (f"{out}: Read-only file system.", f"{pretrained}: Read-only file system.")
-    assert words[0] in refused("pretrain", *NETWORK, *data_text, "--out", out)
-    from_model = ("--from", pretrained, "--meta", "reptile", *data_text, "--sources", SOURCE)
+    assert words[0] in refused("pretrain", *NETWORK, *data, "--out", out)
+    from_model = ("--from", pretrained, "--meta", "reptile", *data, "--sources", SOURCE)
     assert words[0] in refused("pretrain", *from_model, "--out", out)
-    assert words[1] in refused("calibrate", *with_model)
-    monkeypatch.undo()
+    assert words[1] in refused("calibrate", "--model", pretrained, *data, "--sources", SOURCE)
+
+
+def test_a_broken_image_of_a_user_who_calibrates_is_named_before_the_training(tmp_path, monkeypatch, data_text):
+    few = UserFractions(max_users=4)
+    users = global_model.choose_training_users(tuple(f"u{number:02d}" for number in range(12)), few, 0)
+    load = ParquetUsers.load_partition
+
+    def broken(self, index):
+        # of those who train and validate nothing is broken
+        if all(self.client_ids[index] not in part for part in users):
+            raise BrokenDataError(f"the image of {self.client_ids[index]} is broken.")
+        return load(self, index)
+
+    monkeypatch.setattr(ParquetUsers, "load_partition", broken)
+    monkeypatch.setattr(global_model, "pretrain", lambda *rest: pytest.fail("it was trained"))
+    words = ("pretrain", *NETWORK, *data_text, "--out", tmp_path / "M", "--max-users", 4)
+    assert "is broken" in refused(*words)
+    assert not (tmp_path / "M").exists()
 
 
 def test_a_store_that_cannot_be_made_is_named_before_the_round(tmp_path, with_model, newcomer):
