@@ -1,6 +1,7 @@
 import copy
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,12 @@ from persephonee.data_partitions.samples import UserSamples, to_float
 from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import SampleSplit, split_samples
 from persephonee.multi_exit.building import build_network
+from persephonee.multi_exit.exit_calibration import ExitCalibration
+from persephonee.multi_exit.graphs.network import GraphNetwork, load_graph_network
+from persephonee.multi_exit.graphs.writing import write_graphs
 from persephonee.multi_exit.losses import joint_loss
 from persephonee.multi_exit.network import MultiExitNetwork
+from persephonee.multi_exit.storage import ModelMetadata, save_network
 
 MODULE = "toy_backbones_of_the_tests"
 NUM_CLASSES = 4
@@ -96,3 +101,26 @@ def _trained_toy_network() -> MultiExitNetwork:
 def toy_network(_trained_toy_network: MultiExitNetwork) -> MultiExitNetwork:
     """A network with 2 early exits and 4 classes for images of 1x16x16, trained for a second; a copy for each test."""
     return copy.deepcopy(_trained_toy_network)
+
+
+@pytest.fixture(scope="session")
+def _written(_trained_toy_network: MultiExitNetwork, tmp_path_factory) -> Path:
+    """The toy network's folder, with a calibration and with graphs."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    calibration = ExitCalibration(temperatures=(0.5, 1.5, 2.0), biases=((0.0,) * 4,) * 3, frequencies=(0.25,) * 4)
+    save_network(_trained_toy_network, folder, ModelMetadata(calibration=calibration))
+    write_graphs(_trained_toy_network, folder)
+    return folder
+
+
+@pytest.fixture
+def graphs(_written: Path) -> GraphNetwork:
+    """The toy network on the graphs that it carries."""
+    return load_graph_network(_written, threads=1)[0]
+
+
+@pytest.fixture
+def calibrated(toy_network: MultiExitNetwork, graphs: GraphNetwork) -> MultiExitNetwork:
+    """The same network on PyTorch."""
+    toy_network.calibration = graphs.calibration
+    return toy_network

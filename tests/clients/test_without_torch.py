@@ -23,7 +23,6 @@ from persephonee.data_partitions.settings import SplitSettings
 from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
-from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import as_arrays
 from persephonee.multi_exit.graphs.description import graph_file
 from persephonee.multi_exit.graphs.network import GraphNetwork, load_graph_network
@@ -34,26 +33,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FAST = PersonalisationSettings(schedule="fast")
 
 ABSENT = ("torch", "torchvision", "pandas", "pyarrow", "onnx", "onnxscript", "scipy", "flwr", "matplotlib")
-
-
-@pytest.fixture(scope="session")
-def _written(_trained_toy_network, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "model"
-    calibration = ExitCalibration(temperatures=(0.5, 1.5, 2.0), biases=((0.0,) * 4,) * 3, frequencies=(0.25,) * 4)
-    save_network(_trained_toy_network, folder, ModelMetadata(calibration=calibration))
-    write_graphs(_trained_toy_network, folder)
-    return folder
-
-
-@pytest.fixture
-def graphs(_written):
-    return load_graph_network(_written, threads=1)[0]
-
-
-@pytest.fixture
-def network(toy_network, graphs):
-    toy_network.calibration = graphs.calibration
-    return toy_network
 
 
 def with_other_graphs(folder: Path) -> GraphNetwork:
@@ -89,7 +68,7 @@ def assert_same(ours, theirs, path=""):
 
 
 @pytest.mark.parametrize("labels", [1.0, 0.3, 0.0])
-def test_a_round_on_graphs_reports_what_pytorch_reports(graphs, network, draw_user, labels, tmp_path):
+def test_a_round_on_graphs_reports_what_pytorch_reports(graphs, calibrated, draw_user, labels, tmp_path):
     user = draw_user(n=160)
     user = replace(user, images=user.images[user.labels < 3], labels=user.labels[user.labels < 3])
     split = split_samples(user, SplitSettings(labels=labels), seed=0)
@@ -97,30 +76,30 @@ def test_a_round_on_graphs_reports_what_pytorch_reports(graphs, network, draw_us
     stores = ExitStore(tmp_path / "graphs"), ExitStore(tmp_path / "torch")
     for number in (1, 2):
         ours = personalise(graphs, user, split, settings, store=stores[0], round_number=number)
-        theirs = personalise(network, user, split, settings, store=stores[1], round_number=number)
+        theirs = personalise(calibrated, user, split, settings, store=stores[1], round_number=number)
         assert_same(numbers(ours.report), numbers(theirs.report))
         assert ours.policy == theirs.policy
         for name, array in theirs.exit_weights.items():
             np.testing.assert_allclose(ours.exit_weights[name], array, atol=1e-3, rtol=1e-3)
 
 
-def test_exits_move_between_graphs_and_pytorch_and_answer_alike(graphs, network, user, split, tmp_path):
+def test_exits_move_between_graphs_and_pytorch_and_answer_alike(graphs, calibrated, user, split, tmp_path):
     done = personalise(graphs, user, split, FAST, store=ExitStore(tmp_path))
-    stored = ExitStore(tmp_path).load(network.backbone_fingerprint, network.exit_state(), user.client_id)
-    for one in (graphs, network):
+    stored = ExitStore(tmp_path).load(calibrated.backbone_fingerprint, calibrated.exit_state(), user.client_id)
+    for one in (graphs, calibrated):
         one.load_exit_state(stored.exit_weights)
-    ours, theirs = (engine_for(one, done.policy, last_shift=stored.last_shift) for one in (graphs, network))
+    ours, theirs = (engine_for(one, done.policy, last_shift=stored.last_shift) for one in (graphs, calibrated))
     np.testing.assert_allclose(ours.explore(user.images).logits, theirs.explore(user.images).logits, atol=1e-3)
     for size in (1, 20):
         assert (ours.infer(user.images[:size]).labels == theirs.infer(user.images[:size]).labels).all()
     # a stage without an exit in use is passed without its head
     alone = replace(done.policy, exits_in_use=(1,), threshold=0.5)
-    ours, theirs = (engine_for(one, alone) for one in (graphs, network))
+    ours, theirs = (engine_for(one, alone) for one in (graphs, calibrated))
     assert (ours.infer(user.images).exit_indices == theirs.infer(user.images).exit_indices).mean() > 0.98
 
 
 def test_a_store_belongs_to_the_graphs_that_its_round_ran_on_and_torch_takes_it_up(
-    graphs, network, _written, user, split, tmp_path
+    graphs, calibrated, _written, user, split, tmp_path
 ):
     store = ExitStore(tmp_path / "store")
     personalise(graphs, user, split, FAST, store=store)
@@ -130,7 +109,7 @@ def test_a_store_belongs_to_the_graphs_that_its_round_ran_on_and_torch_takes_it_
     with pytest.raises(StoreError, match=r"made on other graphs .*--runtime torch"):
         personalise(others, user, split, FAST, store=store, round_number=2)
     personalise(graphs, user, split, FAST, store=store, round_number=2)
-    personalise(network, user, split, FAST, store=store, round_number=3)
+    personalise(calibrated, user, split, FAST, store=store, round_number=3)
     # what PyTorch has made is of the weights, on whatever graphs it goes on
     personalise(others, user, split, FAST, store=store, round_number=4)
 
@@ -151,12 +130,12 @@ def test_a_backbone_whose_fingerprint_is_another_than_the_weights_is_refused(_wr
         load_graph_network(folder)
 
 
-def test_exits_whose_convolutions_were_trained_are_refused_by_graphs(graphs, network, user, split, tmp_path):
-    personalise(network, user, split, PersonalisationSettings(epochs=1, use_prior=False), store=ExitStore(tmp_path))
-    network.heads[0].blend.data.add_(1.0)
+def test_exits_whose_convolutions_were_trained_are_refused_by_graphs(graphs, calibrated, user, split, tmp_path):
+    personalise(calibrated, user, split, PersonalisationSettings(epochs=1, use_prior=False), store=ExitStore(tmp_path))
+    calibrated.heads[0].blend.data.add_(1.0)
     with pytest.raises(ModelFileError, match="were trained"):
-        graphs.load_exit_state(as_arrays(network.exit_state()))
-    moved = {name: array + (name == "heads.0.blend") for name, array in as_arrays(network.exit_state()).items()}
+        graphs.load_exit_state(as_arrays(calibrated.exit_state()))
+    moved = {name: array + (name == "heads.0.blend") for name, array in as_arrays(calibrated.exit_state()).items()}
     with pytest.raises(StoreError, match="PyTorch"):
         personalise(graphs, user, split, FAST, global_exit_weights=moved)
 
