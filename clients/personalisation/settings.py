@@ -85,6 +85,10 @@ class PersonalisationSettings:
     batch_size: int = 32
     """At least 2: BatchNorm needs two samples."""
 
+    max_gradient_norm: float = 1.0
+    """The gradient of a head in the paper's schedule is scaled down to this norm, > 0: with frozen statistics the first
+    steps of a deep network's heads would otherwise throw away what pretraining taught them, or end in NaN."""
+
     head_statistics: Statistics = "frozen"
     """What the heads' BatchNorm normalises by while they train: "frozen", the statistics of pretraining, or "batch",
     those of each batch, which a user's few samples shake."""
@@ -142,6 +146,7 @@ class PersonalisationSettings:
         self._require("epochs", self.epochs >= 1, "at least 1")
         self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number > 0")
         self._require("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        self._require("max_gradient_norm", self.max_gradient_norm > 0, "a number > 0")
         self._require("batch_size", self.batch_size >= 2, "at least 2")
         self._require("rule", self.rule in get_args(Rule), f"one of {', '.join(get_args(Rule))}")
         references = get_args(Reference)

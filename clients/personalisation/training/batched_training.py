@@ -5,7 +5,7 @@ BatchNorm takes the statistics of each user's own samples, and padding takes par
 `train_exits`, one user after the other, within the rounding of float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,14 +85,21 @@ def _train_step(
     trends = loss_trends(torch, logits.detach(), last_logits, labels, settings.weights)
     logits.backward(trends * (real / counts[:, None])[:, :, None])
     with torch.no_grad():
+        gradients = _clipped({name: current[name].grad for name in momenta}, settings.max_gradient_norm)
         for name, momentum in momenta.items():
-            parameter = current[name]
-            gradient = parameter.grad
-            assert gradient is not None
+            parameter, gradient = current[name], gradients[name]
             if settings.proximal_mu:
                 gradient = gradient + settings.proximal_mu * (parameter - anchors[name][:active])
             momentum[:active].mul_(settings.momentum).add_(gradient)
             parameter.sub_(momentum[:active], alpha=settings.learning_rate)
+
+
+def _clipped(gradients: Mapping[str, Tensor | None], most: float) -> dict[str, Tensor]:
+    """Return the gradients, each [U, ...], scaled down for each user as `clip_grad_norm_` does for one."""
+    found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+    squares = torch.stack([gradient.reshape(len(gradient), -1).square().sum(dim=1) for gradient in found.values()])
+    scale = (most / (squares.sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+    return {name: gradient * scale.reshape(-1, *[1] * (gradient.ndim - 1)) for name, gradient in found.items()}
 
 
 def _stacked(heads: Sequence[nn.Module]) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ def _train_exit(
             _require_finite(loss, epoch, settings)
             optimiser.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(head.parameters(), settings.max_gradient_norm)
             if settings.proximal_mu:
                 add_proximal_gradient(head, origin, settings.proximal_mu)
             optimiser.step()
