@@ -51,3 +51,19 @@ def test_frozen_statistics_of_the_heads_stay_those_of_pretraining(toy_network, u
 def test_statistics_of_another_kind_are_refused():
     with pytest.raises(ClientError, match="head_statistics=none is out of range: expected frozen or batch"):
         PersonalisationSettings(head_statistics="none")
+
+
+@pytest.mark.parametrize("most", [0.001, 0.01, 1e9])
+def test_a_step_is_as_long_as_the_gradient_or_the_largest_norm(toy_network, user, split, most):
+    # one batch of all samples, no momentum: each head moves by the rate times its gradient
+    step = {"epochs": 1, "batch_size": 1000, "momentum": 0.0, "learning_rate": 0.5, "max_gradient_norm": most}
+    settings = PersonalisationSettings(**step, use_prior=False, rule="paper")
+    before = toy_network.exit_state()
+    trained = personalise(toy_network, user, split, settings).trained
+    for exit in range(toy_network.num_exits):
+        names = [name for name in before if name.startswith(f"heads.{exit}.") and "running" not in name]
+        moved = np.sqrt(sum(np.square(trained[name] - before[name].numpy()).sum() for name in names))
+        if most < 1:
+            assert moved == pytest.approx(0.5 * most, rel=1e-2)
+        else:
+            assert moved > 0.5 * 0.01
