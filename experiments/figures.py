@@ -63,7 +63,7 @@ def run_figures(
         names: the figures to draw, from `NAMES`; an empty sequence draws all.
         scale: smoke, quick or full.
         out: folder for everything.
-        real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.
+        real_data: as `studies_of` takes it; None takes the built-in writers.
         users: at most this many of each study; a later call with more continues from there. None takes the scale's.
         only: studies to draw, of `STUDIES`; none draws all that there are data for.
         qmnist_model: an existing model for the study of QMNIST; None trains one.

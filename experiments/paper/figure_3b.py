@@ -14,7 +14,7 @@ NOTE = """\
 QMNIST has ten digits and real writers, and nearly all of them have 90% before they personalise; the built-in writers
 have 62 characters and are drawn. FEMNIST itself could not be had here; [data.md](data.md) says how to run it.
 """
-STUDIES = ("qmnist", "writers")
+STUDIES = ("femnist", "qmnist", "writers")
 REACHED = 0.9
 STYLES: dict[str, dict[str, Any]] = {
     "original": {"linewidth": 3.0},

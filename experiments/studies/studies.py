@@ -1,13 +1,15 @@
 """The studies behind the figures: which network, which users, how much of it at each scale.
 
-`qmnist` and `writers` stand for MobileNetV2 on FEMNIST, `resnet50` and `mobilenet_v2` for personalised ImageNet.
-Without real data there is `writers` alone; at smoke scale one tiny study takes every place.
+`qmnist` and `writers` stand for MobileNetV2 on FEMNIST, which is `femnist` where its files are, `resnet50` and
+`mobilenet_v2` for personalised ImageNet. Without real data there is `writers` alone; at smoke scale one tiny study
+takes every place.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.data_partitions.errors import MissingDataError
 from persephonee.data_partitions.settings import DataSettings
 from persephonee.experiments.studies.imagenet_networks import NETWORKS, SOURCE, tiny_imagenet_classes, write_cut_weights
 from persephonee.multi_exit.settings import HeadKind, LossWeights
@@ -15,7 +17,7 @@ from persephonee.server.training.global_model_settings import GlobalModelSetting
 from persephonee.server.training.pretraining_settings import PretrainSettings
 
 SCALES = ("smoke", "quick", "full")
-STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
+STUDIES = ("resnet50", "mobilenet_v2", "femnist", "qmnist", "writers")
 PAPERS_SCHEMES = ("hard labels", "self-distillation", "self-supervision")
 """The paper's, as the paper has them: its schedule, and no class frequencies."""
 OUR_SCHEMES = ("frequencies", "frequencies, no labels", "frequencies, labels")
@@ -105,14 +107,15 @@ def studies_of(
 
     Args:
         scale: smoke, quick or full.
-        real_data: folder with `qmnist-by-writer`, `tiny-imagenet-200` and `weights`; None takes the built-in writers.
+        real_data: folder with `femnist`, `qmnist-by-writer`, and `tiny-imagenet-200` with `weights`, or some of them;
+            None takes the built-in writers.
         work: folder for cut weights.
         qmnist_model: model for `qmnist` that is there already.
         writers_model: model for `writers` that is there already.
 
     Raises:
         ClientSettingsError: the scale is unknown.
-        DataError: the real data is not there.
+        DataError: the real data is not there, or damaged.
     """
     if scale not in SCALES:
         raise ClientSettingsError(f"scale={scale} is unknown: use one of {', '.join(SCALES)}.")
@@ -122,8 +125,14 @@ def studies_of(
     studies = {"writers": writers if real_data is not None else _stand_in(writers)}
     if real_data is not None:
         real_data = real_data.resolve()
-        studies = {name: _photographs(name, scale, real_data, work) for name in NETWORKS} | studies
-        studies["qmnist"] = _qmnist(scale, real_data, qmnist_model)
+        if (real_data / "tiny-imagenet-200").is_dir():
+            studies |= {name: _photographs(name, scale, real_data, work) for name in NETWORKS}
+        if (real_data / "qmnist-by-writer").is_dir():
+            studies["qmnist"] = _qmnist(scale, real_data, qmnist_model)
+        if (real_data / "femnist").is_dir():
+            studies["femnist"] = _femnist(scale, real_data)
+        if len(studies) == 1:
+            raise MissingDataError(f"{real_data} holds no data of a study: fill it as docs/data.md says.")
     return {name: studies[name] for name in STUDIES if name in studies}
 
 
@@ -184,6 +193,19 @@ def _qmnist(scale: str, real_data: Path, model_folder: Path | None) -> Study:
         model=GlobalModelSettings(head=PAPERS_HEAD, users=UserFractions(personal_users=100), training=training),
         model_folder=model_folder.resolve() if model_folder else None,
         num_users=100,
+        calibration_users=CALIBRATION_USERS,
+    )
+
+
+def _femnist(scale: str, real_data: Path) -> Study:
+    full = scale == "full"
+    training = PretrainSettings(epochs=10 if full else 4, max_samples=None if full else 30_000)
+    return Study(
+        name="femnist",
+        title="FEMNIST, MobileNetV2 from scratch",
+        data=DataSettings(dataset="parquet", data_path=real_data / "femnist"),
+        model=GlobalModelSettings(head=PAPERS_HEAD, users=UserFractions(personal_users=250), training=training),
+        num_users=250,
         calibration_users=CALIBRATION_USERS,
     )
 

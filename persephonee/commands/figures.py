@@ -26,13 +26,15 @@ def figures(
     real_data: Annotated[
         Path | None,
         typer.Option(
-            help="quick, full: folder with qmnist-by-writer, tiny-imagenet-200 and weights; without it the built-in "
-            "writers stand in for all data."
+            help="quick, full: folder with femnist, qmnist-by-writer, tiny-imagenet-200 and weights, or some of them; "
+            "without it the built-in writers stand in for all data. docs/data.md makes them."
         ),
     ] = None,
     study: Annotated[
         list[str] | None,
-        typer.Option(help="Only this study: resnet50, mobilenet_v2, qmnist or writers; may be given several times."),
+        typer.Option(
+            help="Only this study: resnet50, mobilenet_v2, femnist, qmnist or writers; may be given several times."
+        ),
     ] = None,
     users: Annotated[
         int | None,

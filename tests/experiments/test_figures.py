@@ -10,7 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from persephonee.commands.application import app
+from persephonee.data_partitions.errors import MissingDataError
+from persephonee.data_partitions.sources.published_sets import FEMNIST_CLASSES
+from persephonee.data_partitions.synthetic.synthetic_writers import SyntheticWriters
+from persephonee.experiments import figures
 from persephonee.experiments.beyond.figure_width import popular_classes, variants
+from persephonee.experiments.data.hub_parquet import as_png, hub_schema, write_rows
 from persephonee.experiments.figures import NAMES, run_figures
 from persephonee.experiments.paper.figure_5 import factor_words
 from persephonee.experiments.studies.figure_results import judge
@@ -159,6 +164,36 @@ def test_users_measured_by_two_processes_have_the_tables_of_one(tmp_path):
     for name in ("exits", "policies", "sweeps"):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name))
     assert all((folder / "time.parquet").stat().st_size for folder in measured)
+
+
+def write_femnist(folder: Path, users: int) -> None:
+    """Write the first built-in writers as the hub writes FEMNIST."""
+    drawn = SyntheticWriters(num_writers=users)
+    samples = {f"f{number:04d}_00": drawn.load_partition(number) for number in range(users)}
+    rows = (
+        {"image": as_png(image[0]), "writer_id": writer, "hsf_id": 0, "character": int(label)}
+        for writer, known in samples.items()
+        for image, label in zip(known.images, known.labels, strict=True)
+    )
+    columns = {"image": "image", "writer_id": "string", "hsf_id": "int64", "character": FEMNIST_CLASSES}
+    (folder / "data").mkdir(parents=True)
+    write_rows(folder / "data" / "train-00000-of-00001.parquet", hub_schema(columns), rows, 1000, "zstd")
+
+
+def test_figure_3b_is_drawn_on_femnist_where_its_files_are(tmp_path, monkeypatch):
+    write_femnist(tmp_path / "data" / "femnist", users=24)
+    smoke = studies_of("smoke", None, tmp_path)["writers"]
+    study = studies_of("quick", tmp_path / "data", tmp_path)["femnist"]
+    small = replace(smoke, name=study.name, title=study.title, data=study.data, sample_counts=())
+    monkeypatch.setattr(figures, "studies_of", lambda *args, **options: {"femnist": small})
+    (picture,) = figures.run_figures(["3b"], "quick", tmp_path / "out", tmp_path / "data")
+    assert picture.name == "figure-3b-femnist.png"
+    assert "FEMNIST, MobileNetV2 from scratch" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_folder_without_data_of_a_study_is_refused(tmp_path):
+    with pytest.raises(MissingDataError, match=r"holds no data of a study: fill it as docs/data\.md says\."):
+        studies_of("quick", tmp_path, tmp_path)
 
 
 @contextmanager
