@@ -16,7 +16,13 @@ from persephonee.experiments.studies.figure_results import Claim
 PREFIX = "results-"
 """Of a copied picture's name."""
 
-NAMES = {"resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2", "qmnist": "QMNIST", "writers": "built-in writers"}
+NAMES = {
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "femnist": "FEMNIST",
+    "qmnist": "QMNIST",
+    "writers": "built-in writers",
+}
 """The studies' names in a table's head."""
 
 
