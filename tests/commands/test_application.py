@@ -36,7 +36,7 @@ def test_every_verb_explains_itself(words):
     assert result.exit_code == 0
     assert "Usage: persephonee" in result.output
     assert all(verb in result.output for verb in (VERBS if not words else ()))
-    draws = words[:1] in [(verb,) for verb in ("pretrain", "inspect", "simulate", "personalise", "figures")]
+    draws = words[:1] in [(verb,) for verb in ("pretrain", "inspect", "simulate", "personalise", "export", "figures")]
     assert ("--seed" in result.output) == (draws or words == ("device", "run"))
 
 

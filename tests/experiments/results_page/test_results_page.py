@@ -5,12 +5,14 @@ import pytest
 from typer.testing import CliRunner
 
 from persephonee.clients.errors import ClientSettingsError
+from persephonee.commands.terminal import program_of
 from persephonee.experiments.results_page import page_marks
 from persephonee.experiments.results_page.figures_section import read_claims
 from persephonee.experiments.results_page.page import BEGIN, END, SECTIONS, main, replace_part
 from persephonee.experiments.results_page.sharing_section import held_out_means
 from persephonee.experiments.results_page.sources import recognise
 from persephonee.experiments.studies.figure_results import Claim
+from tests.commands.command_line import refused
 
 CONFIG = {
     "dataset": "parquet",
@@ -91,11 +93,7 @@ def claim(name="fewer MACs", paper="3x", verdict="holds"):
 
 
 def run_page(*arguments):
-    import typer
-
-    app = typer.Typer()
-    app.command()(main)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(program_of(main), [str(argument) for argument in arguments])
 
 
 def test_a_page_holds_what_the_tables_say_and_names_what_is_missing(tmp_path):
@@ -219,8 +217,7 @@ def test_the_membership_table_is_taken_as_it_is(tmp_path):
 
 
 def test_what_cannot_be_used_is_one_sentence(tmp_path):
-    done = run_page(tmp_path, "--out", tmp_path / "results.md")
-    assert (done.exit_code, done.output.count("\n")) == (2, 1)
-    assert "holds no figures, no finished run" in done.output
+    said = refused(tmp_path, "--out", tmp_path / "results.md", program=program_of(main))
+    assert "holds no figures, no finished run" in said
     with pytest.raises(ClientSettingsError, match="needs the markers"):
         replace_part(f"{END} {BEGIN}", "new")

@@ -20,6 +20,7 @@ def test_two_runs_that_need_the_same_model_pretrain_it_once(tmp_path, monkeypatc
     monkeypatch.setattr(global_model, "make_global_model", make)
     monkeypatch.setattr(global_model, "open_partitions", lambda *args, **options: None)
     monkeypatch.setattr(held_out_pools, "calibrate_model", lambda *args, **options: None)
+    monkeypatch.setattr(held_out_pools, "check_held_out_users", lambda *args: None)
     threads = [threading.Thread(target=global_model.obtain_model, args=(AppSettings(), folder)) for _ in range(3)]
     for thread in threads:
         thread.start()
