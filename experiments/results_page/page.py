@@ -62,7 +62,7 @@ STAND_INS = """\
 | ResNet-50 with ImageNet weights | ResNet-50 v1 with its weights, classifier cut to 200 classes and fine-tuned until \
 it no longer improves; the weights have probably seen the users' images, which are a part of ImageNet |
 | personalised ImageNet, 250 users | users drawn in the same way; the width of their popularity, which the paper does \
-not print, is 5 of 200 classes: see "How personal the users are" |
+not print, is 5 of 200 classes |
 | exits that learn from ImageNet's 1,300 images a class | from 100 a class, and from the original's answers to them |
 | self-distillation at a temperature that the paper does not print | at 4 on photographs, at 1 on handwriting |
 | FEMNIST, 3,250 writers and 250 users | QMNIST (10 digits, real writers); built-in writers (62 characters, drawn) |
