@@ -11,18 +11,11 @@ from persephonee.experiments.studies.rule_outcomes import rule_outcomes
 from persephonee.server.report.figure_style import figure_style, new_figure
 
 TITLE = "Users helped and hurt"
-STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
 NOTE = """\
 Exits in force, with the guard, against the same exit before; the policy in force, by the rule `controlled` and with the
 drop counted against the last exit, against the original network.
 """
 STUDIES = ("resnet50", "mobilenet_v2", "qmnist", "writers")
-NOTE = """\
-A policy is chosen, and may hurt where every single exit helps: calibration takes the cheapest threshold and exits that
-stay within the tolerance on the calibration samples, a quarter of the training data, and among so few the cheapest is
-also the luckiest. The photographs' global exits are too weak to be chosen at all, so that the policy before is nearly
-the original; the policy after saves work, and pays for it. Fig. 7 shows it as crosses.
-"""
 SCHEME = "hard labels"
 HELPED, HURT = COLOURS[SCHEME], "#e69f00"
 
