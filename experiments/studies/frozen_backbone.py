@@ -21,13 +21,12 @@ from torch.nn import functional
 
 from persephonee.data_partitions.samples import Partitions, to_float
 from persephonee.multi_exit.atomic_files import write_json_atomically
-from persephonee.multi_exit.building import build_network
 from persephonee.multi_exit.losses import personalisation_loss
 from persephonee.multi_exit.network import MultiExitNetwork
 from persephonee.multi_exit.settings import LossWeights
 from persephonee.multi_exit.storage import ModelMetadata, save_network
 from persephonee.server.training.exit_calibration_fit import fit_calibration
-from persephonee.server.training.global_model import choose_training_users, division_of
+from persephonee.server.training.global_model import choose_training_users, division_of, untrained_network
 from persephonee.server.training.global_model_settings import GlobalModelSettings
 from persephonee.server.training.pretraining_settings import PretrainSettings
 from persephonee.server.training.training_samples import SampleTable, gather_samples
@@ -88,20 +87,7 @@ def make_frozen_model(
         weights: how much labels and the original's predictions count in each exit's loss; the paper uses labels alone.
     """
     training = settings.training
-    channels, side, _ = partitions.image_shape
-    network = build_network(
-        settings.backbone,
-        num_exits=settings.num_exits,
-        num_classes=partitions.num_classes,
-        in_channels=channels,
-        input_size=side,
-        head=settings.head,
-        weights=settings.weights,
-        mean=settings.mean,
-        std=settings.std,
-        allowed=settings.sources,
-        seed=training.seed,
-    ).freeze_backbone()
+    network = untrained_network(settings, partitions).freeze_backbone()
     train_ids, validation_ids = choose_training_users(partitions.client_ids, settings.users, training.seed)
     train = gather_samples(partitions, train_ids, training.max_samples, training.seed)
     validation = gather_samples(partitions, validation_ids, VALIDATION_SAMPLES, training.seed)

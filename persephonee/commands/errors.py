@@ -60,8 +60,10 @@ _MISUSE: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__
 Neither is exported, and click need not be installed."""
 
 
-class OneSentenceGroup(TyperGroup):
-    """The command line's top level: a user's error ends in one sentence, never in a traceback."""
+class _OneSentence:
+    """What a user's error ends in: one sentence, and never a traceback; of what typer calls a command."""
+
+    own_name: str | None = None
 
     def main(
         self,
@@ -72,26 +74,19 @@ class OneSentenceGroup(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a verb and exit with its status."""
-        run = super().main
-        _end(lambda: run(args, prog_name or "persephonee", complete_var, False, windows_expand_args, **extra))
+        """Run it and exit with its status."""
+        run: Callable[..., Any] = super().main  # type: ignore[misc]
+        _end(lambda: run(args, prog_name or self.own_name, complete_var, False, windows_expand_args, **extra))
 
 
-class OneSentenceCommand(TyperCommand):
-    """The same for a program that has no verbs."""
+class OneSentenceGroup(_OneSentence, TyperGroup):
+    """The command line's top level."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run the program and exit with its status."""
-        run = super().main
-        _end(lambda: run(args, prog_name, complete_var, False, windows_expand_args, **extra))
+    own_name = "persephonee"
+
+
+class OneSentenceCommand(_OneSentence, TyperCommand):
+    """A program that has no verbs."""
 
 
 def _end(run: Callable[[], Any]) -> NoReturn:
