@@ -1,10 +1,8 @@
 """The multi-exit network: stages of a frozen or trainable backbone, and an exit head behind each but the last."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Self
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from persephonee.multi_exit.costs import CostTable
 from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.exit_weights import exit_weights_of, load_exit_weights
 from persephonee.multi_exit.settings import NetworkSpec as NetworkSpec
-from persephonee.multi_exit.settings import SpecifiedNetwork
+from persephonee.multi_exit.settings import SpecifiedNetwork, fingerprint_of
 
 
 class MultiExitNetwork(SpecifiedNetwork, nn.Module):
@@ -111,9 +109,4 @@ class MultiExitNetwork(SpecifiedNetwork, nn.Module):
         return self._fingerprint(self.state_dict())
 
     def _fingerprint(self, state: dict[str, Tensor]) -> str:
-        digest = hashlib.sha256(self.spec.to_json().encode())
-        for name in sorted(state):
-            tensor = state[name].detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint_of(self.spec, ((name, state[name].detach().cpu().numpy()) for name in sorted(state)))

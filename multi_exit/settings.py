@@ -1,15 +1,18 @@
 """What a network consists of, and the settings of its losses. Without PyTorch: a device need not have it."""
 
+import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from persephonee.multi_exit.errors import ModelFileError, NoGPUError, SettingsError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 TORCHVISION = "torchvision"
 TIMM = "timm"
@@ -252,3 +255,33 @@ class SpecifiedNetwork:
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         return self.spec.input_shape
+
+
+class Fingerprint:
+    """SHA-256 over a specification and its network's arrays, one by one in the order of their names."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self._digest = hashlib.sha256(spec.to_json().encode())
+
+    def add(self, name: str, array: "NDArray[Any]") -> None:
+        """Take the next array in."""
+        # written as PyTorch names its types, with PyTorch and without
+        self._digest.update(f"{name} torch.{array.dtype} {array.shape}".encode())
+        self._digest.update(array.tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the fingerprint of the arrays so far."""
+        return self._digest.hexdigest()
+
+
+def fingerprint_of(spec: NetworkSpec, arrays: "Iterable[tuple[str, NDArray[Any]]]") -> str:
+    """Return the fingerprint of a network of these arrays.
+
+    Args:
+        spec: of the network.
+        arrays: with their names, by which they are sorted.
+    """
+    digest = Fingerprint(spec)
+    for name, array in arrays:
+        digest.add(name, array)
+    return digest.hexdigest()

@@ -3,11 +3,10 @@
 `network.json` is replaced last and names the weights, so a folder always holds the old model or the new one.
 """
 
-import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from persephonee.multi_exit.atomic_files import write_bytes_atomically
 from persephonee.multi_exit.checked_json import read_json_object, without_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_calibration import ExitCalibration
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, SpecifiedNetwork
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, SpecifiedNetwork, fingerprint_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,36 +94,6 @@ def save_arrays(
     backbone = {name.removeprefix(STAGES): array for name, array in arrays.items() if name.startswith(STAGES)}
     fingerprints = (fingerprint_of(spec, sorted(arrays.items())), fingerprint_of(spec, sorted(backbone.items())))
     _write(folder, safetensors.numpy.save(dict(arrays)), fingerprints, spec, metadata, graphs)
-
-
-class Fingerprint:
-    """What `MultiExitNetwork.fingerprint` is, array by array in the order of their names."""
-
-    def __init__(self, spec: NetworkSpec) -> None:
-        self._digest = hashlib.sha256(spec.to_json().encode())
-
-    def add(self, name: str, array: NDArray[Any]) -> None:
-        """Take the next array in."""
-        # it speaks of PyTorch's types
-        self._digest.update(f"{name} torch.{array.dtype} {array.shape}".encode())
-        self._digest.update(array.tobytes())
-
-    def hexdigest(self) -> str:
-        """Return the fingerprint of the arrays so far."""
-        return self._digest.hexdigest()
-
-
-def fingerprint_of(spec: NetworkSpec, arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
-    """Return what `MultiExitNetwork.fingerprint` is for a network of these arrays.
-
-    Args:
-        spec: of the network.
-        arrays: with their names, by which they are sorted; one at a time is enough.
-    """
-    digest = Fingerprint(spec)
-    for name, array in arrays:
-        digest.add(name, array)
-    return digest.hexdigest()
 
 
 def _write(

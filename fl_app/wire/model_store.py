@@ -21,10 +21,9 @@ from persephonee.multi_exit.exit_calibration import ExitCalibration
 from persephonee.multi_exit.graphs.checking import check_graph
 from persephonee.multi_exit.graphs.description import ModelGraphs, graphs_fingerprint
 from persephonee.multi_exit.graphs.network import load_graph_network
-from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, RuntimeSettings
+from persephonee.multi_exit.settings import DEFAULT_SOURCES, NetworkSpec, RuntimeSettings, fingerprint_of
 from persephonee.multi_exit.storage import (
     ModelMetadata,
-    fingerprint_of,
     load_network,
     load_tensors,
     read_description,

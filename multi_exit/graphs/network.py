@@ -22,8 +22,8 @@ from persephonee.multi_exit.exit_weights import (
 )
 from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT, LOGITS, ModelGraphs, int8_graphs
 from persephonee.multi_exit.graphs.sessions import open_session, run_session
-from persephonee.multi_exit.settings import GraphKind, NetworkSpec, SpecifiedNetwork
-from persephonee.multi_exit.storage import STAGES, Fingerprint, ModelMetadata, read_description, read_spec
+from persephonee.multi_exit.settings import Fingerprint, GraphKind, NetworkSpec, SpecifiedNetwork
+from persephonee.multi_exit.storage import STAGES, ModelMetadata, read_description, read_spec
 
 PIXELS_AT_ONCE = 6_272
 """In one run of a stage: 8 images of 28 px, or one of 224 px. More take more memory and, on one core, more time."""

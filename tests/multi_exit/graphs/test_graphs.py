@@ -21,8 +21,8 @@ from persephonee.multi_exit.graphs.description import EMBEDDING, FEATURES, INPUT
 from persephonee.multi_exit.graphs.network import load_graph_network
 from persephonee.multi_exit.graphs.sessions import open_session, require_providers
 from persephonee.multi_exit.graphs.writing import GraphError, to_onnx, write_graphs
-from persephonee.multi_exit.settings import RuntimeSettings
-from persephonee.multi_exit.storage import ModelMetadata, fingerprint_of, read_description, read_spec, save_network
+from persephonee.multi_exit.settings import RuntimeSettings, fingerprint_of
+from persephonee.multi_exit.storage import ModelMetadata, read_description, read_spec, save_network
 from tests.multi_exit.conftest import make_tiny_network
 
 
