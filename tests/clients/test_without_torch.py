@@ -1,6 +1,5 @@
 """A device without PyTorch: the same rounds on the graphs that a model carries, in a process that cannot import it."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from persephonee.clients.errors import ClientSettingsError, StoreError
@@ -24,10 +22,10 @@ from persephonee.data_partitions.user_splits import split_samples
 from persephonee.multi_exit.checked_json import read_with_digest, write_with_digest
 from persephonee.multi_exit.errors import ModelFileError
 from persephonee.multi_exit.exit_weights import as_arrays
-from persephonee.multi_exit.graphs.description import graph_file
 from persephonee.multi_exit.graphs.network import GraphNetwork, load_graph_network
 from persephonee.multi_exit.graphs.writing import write_graphs
 from persephonee.multi_exit.storage import ModelMetadata, read_description, save_network
+from tests.exchanged_graphs import exchange_a_graph
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FAST = PersonalisationSettings(schedule="fast")
@@ -37,14 +35,7 @@ ABSENT = ("torch", "torchvision", "pandas", "pyarrow", "onnx", "onnxscript", "sc
 
 def with_other_graphs(folder: Path) -> GraphNetwork:
     """Exchange a graph for one that differs in a word, as another version of the exporter might write it."""
-    description = read_description(folder)
-    stage = description["graphs"]["stages"][0]
-    model = onnx.load(folder / stage["file"])
-    model.producer_version = "another"
-    data = model.SerializeToString()
-    stage.update(file=graph_file(0, data), sha256=hashlib.sha256(data).hexdigest())
-    (folder / stage["file"]).write_bytes(data)
-    write_with_digest(folder / "network.json", description)
+    exchange_a_graph(folder)
     return load_graph_network(folder, threads=1)[0]
 
 

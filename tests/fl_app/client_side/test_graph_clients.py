@@ -1,22 +1,20 @@
 """A SuperNode without PyTorch beside one with it: the same figures, the same exits, and what is refused."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
-import onnx
 import pandas as pd
 import pytest
 
 from persephonee.fl_app.server_side.server_app import serve
 from persephonee.fl_app.settings.app_settings import AppSettings
 from persephonee.fl_app.wire import model_store
-from persephonee.multi_exit.checked_json import write_with_digest
-from persephonee.multi_exit.graphs.description import graph_file, graphs_fingerprint
+from persephonee.multi_exit.graphs.description import graphs_fingerprint
 from persephonee.multi_exit.graphs.network import GraphNetwork
 from persephonee.multi_exit.graphs.writing import write_graphs
 from persephonee.multi_exit.storage import load_network, read_description
+from tests.exchanged_graphs import exchange_a_graph
 from tests.fl_app.conftest import save_model
 from tests.tiny_cnn import SOURCE
 
@@ -87,18 +85,6 @@ def test_a_model_without_graphs_is_refused_in_a_sentence(settings, device_node, 
     status = run(make_grid([device_node("u0", 1, runtime="onnx"), device_node("u1", 2)], fast), fast).status
     assert status["u1"] == "ok"
     assert "carries no graphs" in status["u0"]
-
-
-def exchange_a_graph(folder: Path) -> None:
-    """Give a model one other graph, and nothing else: the weights and the fingerprint stay."""
-    description = read_description(folder)
-    stage = description["graphs"]["stages"][0]
-    model = onnx.load(folder / stage["file"])
-    model.producer_version = "another"
-    data = model.SerializeToString()
-    stage.update(file=graph_file(0, data), sha256=hashlib.sha256(data).hexdigest())
-    (folder / stage["file"]).write_bytes(data)
-    write_with_digest(folder / "network.json", description)
 
 
 def again(fast, tmp_path, name, **more) -> AppSettings:
